@@ -1,0 +1,192 @@
+"""Volumes from files and back: NIfTI-1/2, Analyze pairs and MGH/MGZ through nibabel.
+
+Inside the package a volume is float32 in RAS+ of the nearest axes (`orientation`), with the affine that keeps every voxel where the
+scanner saw it; no voxel is resampled by reading or writing. What cannot be used is refused with a VolumeError that says the way out;
+what is odd but usable is read with a note. Reading takes the data into memory (never a memory map, so a file may be replaced while its
+volume is in use), and gzip files are read to their last byte, so that a truncated or damaged one is noticed.
+"""
+
+import errno
+import os
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+from nibabel.spatialimages import SpatialImage
+
+from jaxsr.volume.decode import load_data, open_image
+from jaxsr.volume.errors import VolumeError
+from jaxsr.volume.geometry import Grid, resample_oblique, straight_grid
+from jaxsr.volume.header import check_affine, is_sheared, place
+from jaxsr.volume.orientation import codes_of, from_ras, to_ras, turn_from, turn_of
+
+__all__ = ["Volume", "VolumeError", "read_volume", "straighten", "write_volume"]
+
+SMALLEST_SIDE = 4  # voxels
+IN_PLANE_SIDE = 16  # voxels
+LARGEST = 1e15  # intensity; its square is a float32 too
+SUFFIXES = (".nii", ".nii.gz", ".mgh", ".mgz")
+
+_DIRECTIONS = ("left to right", "posterior to anterior", "inferior to superior")
+_NIFTI1_SIDE = 32767
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A volume in scanner space.
+
+    data: float32 `[X, Y, Z]`, axis 0 → right, 1 → anterior, 2 → superior (nearest axes).
+    affine: float64 `[4, 4]`, voxel index → scanner mm.
+    orientation: where the axes of the file point, as in ('L', 'P', 'S'); `write_volume` returns to it.
+    notes: what was odd about the file, one sentence each: to be shown and kept beside the result.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+    orientation: tuple[str, str, str] = ("R", "A", "S")
+    path: Path | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def grid(self) -> Grid:
+        x, y, z = self.data.shape
+        return Grid((x, y, z), self.affine)
+
+    @property
+    def voxel_size(self) -> tuple[float, float, float]:
+        """Millimetres along each axis."""
+        return self.grid.voxel_size
+
+
+def read_volume(path: str | Path, *, volume: int | None = None, nan: Literal["refuse", "zero"] = "refuse") -> Volume:
+    """Reads one volume, float32 in RAS+, with its exact affine.
+
+    Args:
+      volume: which one, from 0, of a file that holds several.
+      nan: 'zero' sets NaN and infinite voxels to 0 and notes how many; 'refuse' raises.
+
+    Raises:
+      VolumeError: one sentence with the way out, for everything that is not one usable volume; see the module's tests for the list.
+    """
+    path = Path(path)
+    image = open_image(path)
+    try:
+        _check_sides(image.shape)
+        affine, notes = place(image)
+        data, affine, orientation = _turned(load_data(image, volume), affine)
+        data, more = _check_values(data, nan)
+    except VolumeError as error:
+        raise VolumeError(f"{path}: {error}") from None
+    notes += more + tuple(
+        f"only {n} voxels from {name}: this axis does not serve as an in-plane axis"
+        for n, name in zip(data.shape, _DIRECTIONS, strict=True)
+        if n < IN_PLANE_SIDE
+    )
+    return Volume(data, affine, orientation, path, notes)
+
+
+def write_volume(path: str | Path, volume: Volume, *, description: str = "") -> None:
+    """Writes float32 in the volume's own orientation; the format goes by the suffix: .nii, .nii.gz, .mgh or .mgz.
+
+    NIfTI gets sform and qform, both with code 1 and equal, millimetres, slope 1 and intercept 0, and nothing of any earlier header but
+    `description` (79 characters). The file appears complete or not at all; missing folders are made.
+
+    A sheared affine is refused: neither a qform nor an MGH header can hold it, and programs that read them would place the voxels
+    elsewhere than programs that read the sform. `straighten` it first.
+    """
+    path = Path(path)
+    suffix = _suffix(path)
+    try:
+        if volume.data.ndim != 3:
+            raise VolumeError(f"expected data [X, Y, Z], got shape {volume.data.shape}")
+        check_affine(volume.affine, volume.data.shape)
+        if is_sheared(volume.affine):
+            raise VolumeError("a sheared affine cannot be written as a valid qform: resample the volume to a straight grid first")
+    except VolumeError as error:
+        raise VolumeError(f"{path}: {error}") from None
+
+    data, affine = from_ras(np.asarray(volume.data, np.float32), volume.affine, turn_from(volume.orientation))
+    image = nib.MGHImage(data, affine) if suffix in (".mgh", ".mgz") else _nifti(data, affine, description)
+    _write_whole(path, suffix, image)
+
+
+def straighten(volume: Volume) -> Volume:
+    """The volume itself, or a sheared one resampled (cubic) to the right-angled grid that covers it, which says so in its notes."""
+    if not is_sheared(volume.affine):
+        return volume
+    grid = straight_grid(volume.grid)
+    data = resample_oblique(volume.data, volume.grid, grid)
+    return replace(volume, data=data, affine=grid.affine, notes=(*volume.notes, "the sheared volume was resampled to a straight grid"))
+
+
+def _turned(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[str, str, str]]:
+    turn = turn_of(affine)
+    data, affine = to_ras(data, affine, turn)
+    return np.ascontiguousarray(data), affine, codes_of(turn)
+
+
+def _check_sides(shape: tuple[int, ...]) -> None:
+    if len(shape) < 3 or min(shape[:3]) < SMALLEST_SIDE:
+        sides = " × ".join(str(n) for n in shape[:3])
+        raise VolumeError(
+            f"a volume of {sides} voxels is too thin: every side must have at least {SMALLEST_SIDE}; give a whole volume, not a slice"
+        )
+
+
+def _check_values(data: np.ndarray, nan: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    notes: tuple[str, ...] = ()
+    finite = np.isfinite(data)
+    if not finite.all():
+        nans = int(np.isnan(data).sum())
+        found = f"{nans} NaN and {data.size - int(finite.sum()) - nans} infinite voxels of {data.size}"
+        if nan == "refuse":
+            raise VolumeError(f"{found}: repair the volume, or set them to 0 with --nan zero")
+        data[~finite] = 0
+        notes = (f"{found} set to 0",)
+    low, high = float(data.min()), float(data.max())
+    if low == high:
+        raise VolumeError(f"the volume has no contrast, every voxel is {low + 0:g}: check that it is the scan you mean")
+    if max(-low, high) > LARGEST:
+        raise VolumeError(f"intensities from {low:g} to {high:g} are no scanner's: the file is damaged; copy or convert it again")
+    return data, notes
+
+
+def _nifti(data: np.ndarray, affine: np.ndarray, description: str) -> nib.Nifti1Pair:
+    kind = nib.Nifti2Image if max(data.shape) > _NIFTI1_SIDE else nib.Nifti1Image
+    image = kind(data, affine)
+    image.header.set_data_dtype(np.float32)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description.encode("ascii", "replace")[:79]
+    return image
+
+
+def _write_whole(path: Path, suffix: str, image: SpatialImage) -> None:
+    """To a hidden file beside `path`, then renamed: nobody ever sees half of it."""
+    temporary = path.parent / f".{path.name.removesuffix(suffix)[:100]}.{uuid.uuid4().hex[:12]}.tmp{suffix}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(image, temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise VolumeError(f"{path}: the disk is full, nothing was written: free some space and run again") from error
+        raise VolumeError(f"{path}: cannot be written ({error.strerror or error}): choose another place") from error
+    finally:
+        with suppress(OSError):  # not there, as it should be, or its folder never was
+            temporary.unlink()
+
+
+def _suffix(path: Path) -> str:
+    # The longest first: '.nii.gz' does not end in '.nii', but a name of nothing but a suffix is no name.
+    for suffix in SUFFIXES:
+        if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
+            return path.name[-len(suffix) :]
+    raise VolumeError(f"{path}: the suffix does not name a format that is written: use one of {', '.join(SUFFIXES)}")
