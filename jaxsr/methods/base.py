@@ -1,0 +1,134 @@
+"""What a method is: one paper's recipe, as pure functions over arrays.
+
+A recipe knows no optimiser, no mesh, no file; the trainer and the upscaling engine know no paper. They meet in the types of this file.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol
+
+from jax import Array
+
+from jaxsr.config import Strict
+from jaxsr.diffusion.schedule import Schedule, make_schedule
+
+Variables = dict[str, Any]  # {"params": …, "stats": …}: what training changes, and running statistics
+
+
+class Condition(NamedTuple):
+    """What a method is given of a slice, on the target grid.
+
+    Attributes:
+      low: the low-resolution image, `[B, H, W, 1]`, its intensity window at -1…1.
+      reference: a second contrast of the same slice, `[B, H, W, 1]`.
+      bias: logarithm of the target's bias field, `[B, H, W, 1]`.
+      gradient: the target's gradient nonlinearity, displacement in mm `[B, H, W, 3]` or log-Jacobian `[B, H, W, 1]`.
+    """
+
+    low: Array
+    reference: Array | None = None
+    bias: Array | None = None
+    gradient: Array | None = None
+
+
+class Batch(NamedTuple):
+    """Training slices: a `Condition` and its answer.
+
+    Attributes:
+      high: the target, `[B, H, W, 1]`, in the window of `low`.
+      labels: tissue of each pixel, `[B, H, W]` uint8.
+      mask: pixels that count, `[B, H, W, 1]`.
+    """
+
+    high: Array
+    low: Array
+    reference: Array | None = None
+    bias: Array | None = None
+    gradient: Array | None = None
+    labels: Array | None = None
+    mask: Array | None = None
+
+    @property
+    def condition(self) -> Condition:
+        return Condition(self.low, self.reference, self.bias, self.gradient)
+
+
+class Request(NamedTuple):
+    """How to upscale: hashable, a static argument of the compiled program.
+
+    Attributes:
+      steps: sampling steps, S.
+      eta: 0 deterministic … 1 ancestral.
+      from_mm, to_mm: in-plane voxel size of the input and of the output.
+    """
+
+    steps: int
+    eta: float = 0.0
+    from_mm: float | None = None
+    to_mm: float | None = None
+
+
+class LossOutput(NamedTuple):
+    """A scalar to minimise, scalars to log, and the statistics after this batch."""
+
+    loss: Array
+    metrics: dict[str, Array]
+    stats: dict[str, Any]
+
+
+class UpscaleOutput(NamedTuple):
+    """The image `[B, H, W, 1]` in the window of the condition, and scalars to report."""
+
+    image: Array
+    metrics: dict[str, Array]
+
+
+class Part(NamedTuple):
+    """One network of a method, for counting: `apply(variables, *inputs)`, with the shapes that one evaluation of one slice has."""
+
+    apply: Callable[..., Any]
+    variables: Any
+    inputs: tuple[Any, ...]
+
+
+class Method(Protocol):
+    """A recipe. `batch` in `init` needs shapes only; `keys` are `[B]`, one a slice: results do not depend on how slices are batched."""
+
+    @property
+    def multiple(self) -> int:
+        """Slice sides are padded to a multiple of this."""
+        ...
+
+    @property
+    def default_request(self) -> Request: ...
+
+    def init(self, key: Array, batch: Batch) -> Variables: ...
+
+    def loss(self, variables: Variables, batch: Batch, keys: Array, step: Array) -> LossOutput: ...
+
+    def upscale(self, variables: Variables, condition: Condition, keys: Array, request: Request) -> UpscaleOutput: ...
+
+    def parts(self, size: int) -> dict[str, Part]: ...
+
+
+class ScheduleConfig(Strict):
+    """A noise schedule; see `jaxsr.diffusion.schedule.make_schedule`."""
+
+    kind: Literal["linear", "scaled_linear", "cosine"] = "linear"
+    steps: int = 2000
+    beta_start: float = 1e-6
+    beta_end: float = 1e-2
+    reference_steps: int = 2000
+    rescale: bool = True
+    zero_terminal_snr: bool = False
+
+    def build(self) -> Schedule:
+        cosine = self.kind == "cosine"
+        return make_schedule(
+            self.kind,
+            self.steps,
+            beta_start=None if cosine else self.beta_start,
+            beta_end=None if cosine else self.beta_end,
+            reference_steps=self.reference_steps,
+            rescale=self.rescale,
+            zero_terminal_snr=self.zero_terminal_snr,
+        )

@@ -1,0 +1,162 @@
+"""SR3: conditional diffusion in pixel space [Saharia et al. 2021; the baseline of teacher paper §IV-B].
+
+    train      ‖ε − ε_θ(√ᾱ x_0 + √(1 − ᾱ) ε, y, √ᾱ)‖₁,  √ᾱ uniform between the neighbours of a uniform t      [SR3, Eqs. 6–7, Alg. 1]
+    sample     from pure noise by posterior steps, x̂_0 kept in range at each                                   [SR3, Eqs. 8–11, Alg. 2]
+
+The published recipe diffuses the target x_0 itself. With `residual_std` s, what is diffused is (target − y) / s: the low-resolution
+image already holds nearly everything, and a small network need not learn to copy it. `prediction` x0 or v then make a few sampling
+steps, even one, useful, where ε-prediction from nearly pure noise is ill-conditioned.
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from pydantic import Field, model_validator
+
+from jaxsr.config import Strict
+from jaxsr.diffusion.process import Prediction, add_noise, target
+from jaxsr.diffusion.sampling import draw_noise, sample
+from jaxsr.diffusion.schedule import Level, continuous_level
+from jaxsr.losses import mean_absolute_error, mean_squared_error
+from jaxsr.methods.base import Batch, Condition, LossOutput, Part, Request, ScheduleConfig, UpscaleOutput, Variables
+from jaxsr.models.sr3 import Sr3UNet
+
+LOSSES = {"l1": mean_absolute_error, "l2": mean_squared_error}
+
+
+class Sr3NetworkConfig(Strict):
+    """Attributes of `jaxsr.models.sr3.Sr3UNet`; the defaults are the published network for one channel, 97,804,033 parameters."""
+
+    width: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 4, 8, 8)
+    blocks: int = 2
+    attention_at: tuple[int, ...] = (8,)
+    groups: int = 32
+    dropout: float = Field(0.2, ge=0, lt=1)
+    middle_attention: bool = True
+    patch: int = 1
+
+    @model_validator(mode="after")
+    def _norms_divide(self) -> "Sr3NetworkConfig":
+        if self.width < 1 or self.blocks < 1 or not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError("width, blocks and every multiplier must be at least 1")
+        if self.width % self.groups or self.width % 2:
+            raise ValueError(f"width must be even and a multiple of groups, got width {self.width} and groups {self.groups}")
+        levels = {2**i for i in range(len(self.multipliers))}
+        if not set(self.attention_at) <= levels:
+            raise ValueError(
+                f"attention_at names levels that this network lacks: {sorted(set(self.attention_at) - levels)}; it has {sorted(levels)}"
+            )
+        return self
+
+
+class Sr3Config(Strict):
+    """SR3's recipe.
+
+    Attributes:
+      residual_std: null diffuses the target (published); a number s diffuses (target − condition) / s.
+      loss: 'l1' (published) or 'l2', averaged over pixels, on what `prediction` names.
+      bound: x̂_0 is kept within ± this while sampling (1 is the published sampler); null leaves it free.
+      sampling_steps, eta: the default of `upscale`; 2000 and 1 are the published sampler.
+    """
+
+    kind: Literal["sr3"] = "sr3"
+    network: Sr3NetworkConfig = Sr3NetworkConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    prediction: Prediction = "eps"
+    loss: Literal["l1", "l2"] = "l1"
+    residual_std: float | None = Field(None, gt=0)
+    bound: float | None = Field(1.5, gt=0)
+    sampling_steps: int = 100
+    eta: float = 1.0
+
+    @model_validator(mode="after")
+    def _samples(self) -> "Sr3Config":
+        if not 1 <= self.sampling_steps <= self.schedule.steps:
+            raise ValueError(f"sampling_steps must be 1…{self.schedule.steps} (the schedule's steps), got {self.sampling_steps}")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be 0…1, got {self.eta}")
+        if self.schedule.zero_terminal_snr and self.prediction == "eps":
+            raise ValueError("zero_terminal_snr leaves no signal at t = T, from which prediction 'eps' cannot recover x0: use 'v' or 'x0'")
+        return self
+
+    @property
+    def multiple(self) -> int:
+        """Slice sides must be multiples of this: a patch, and one halving between levels."""
+        return self.network.patch * 2 ** (len(self.network.multipliers) - 1)
+
+    def build(self, dtype: jnp.dtype = jnp.float32) -> "Sr3":
+        return Sr3(self, dtype)
+
+
+class Sr3:
+    """The recipe of the equations above; a frozen config in, pure functions out."""
+
+    def __init__(self, config: Sr3Config, dtype: jnp.dtype = jnp.float32):
+        self.config = config
+        self.schedule = config.schedule.build()
+        self.network = Sr3UNet(**dict(config.network), dtype=dtype)
+        self.multiple = config.multiple
+        self.default_request = Request(config.sampling_steps, config.eta)
+
+    def init(self, key: Array, batch: Batch) -> Variables:
+        level = jnp.ones(batch.low.shape[0])
+        return {"params": self.network.init(key, batch.low, batch.low, level)["params"], "stats": {}}
+
+    def loss(self, variables: Variables, batch: Batch, keys: Array, step: Array) -> LossOutput:
+        draw = {name: jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i, name in enumerate(("time", "between", "noise", "dropout"))}
+        t = jax.vmap(lambda key: jax.random.randint(key, (), 1, self.schedule.steps + 1))(draw["time"])
+        level = continuous_level(self.schedule, t, jax.vmap(jax.random.uniform)(draw["between"]))
+
+        x0 = self._to_diffused(batch.high, batch.low)
+        noise = draw_noise(draw["noise"], 0, x0.shape[1:])
+        output = self._denoise(variables, batch.low, add_noise(x0, noise, level), level, dropout=draw["dropout"])
+        loss = LOSSES[self.config.loss](output, target(self.config.prediction, x0, noise, level))
+        return LossOutput(loss, {}, variables["stats"])
+
+    def upscale(self, variables: Variables, condition: Condition, keys: Array, request: Request) -> UpscaleOutput:
+        low = condition.low
+        samples = sample(
+            self.schedule,
+            functools.partial(self._denoise, variables, low),
+            keys,
+            low.shape[1:],
+            steps=request.steps,
+            prediction=self.config.prediction,
+            eta=request.eta,
+            bounds=functools.partial(self._bounded, self.config.bound, low) if self.config.bound else None,
+        )
+        return UpscaleOutput(self._to_image(samples.x0, low), {"clipped": samples.clipped})
+
+    def parts(self, size: int) -> dict[str, Part]:
+        image, level = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+        variables = jax.eval_shape(self.network.init, jax.random.key(0), image, image, level)
+        return {"denoiser": Part(self.network.apply, variables, (image, image, level))}
+
+    def _denoise(self, variables: Variables, low: Array, x_t: Array, level: Level, dropout: Array | None = None) -> Array:
+        """What the network says of `x_t`; with `dropout` (keys `[B]`, training) each slice has masks of its own."""
+        params = {"params": variables["params"]}
+        if dropout is None or not self.config.network.dropout:
+            return jnp.asarray(self.network.apply(params, x_t, low, level.signal))
+
+        def one(x_t: Array, low: Array, signal: Array, key: Array) -> Array:
+            return jnp.asarray(self.network.apply(params, x_t[None], low[None], signal[None], train=True, rngs={"dropout": key}))[0]
+
+        return jax.vmap(one)(x_t, low, level.signal, dropout)
+
+    def _to_diffused(self, high: Array, low: Array) -> Array:
+        std = self.config.residual_std
+        return high if std is None else (high - low) / std
+
+    def _to_image(self, x0: Array, low: Array) -> Array:
+        std = self.config.residual_std
+        return x0 if std is None else low + std * x0
+
+    def _bounded(self, bound: float, low: Array, x0: Array) -> Array:
+        """x̂_0 such that the image it stands for lies within the bound; where the condition itself does not, the image may go as far."""
+        limit = jnp.maximum(bound, jnp.abs(low)) if self.config.residual_std else jnp.full_like(low, bound)
+        # The limits are brought to x̂_0, not x̂_0 to the limits and back: what is within them keeps every bit.
+        return jnp.clip(x0, self._to_diffused(-limit, low), self._to_diffused(limit, low))

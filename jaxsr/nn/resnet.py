@@ -1,0 +1,79 @@
+"""The residual block of the SR3 family, and changes of resolution by two [SR3, Fig. A.1; Ho et al. 2020, App. B].
+
+h = conv(swish(norm(x))) + W e        e: embedding of the noise level
+y = conv(dropout(swish(norm(h)))) + skip(x)
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsr.nn.convolution import conv, dense, group_norm
+
+
+class ResnetBlock(nn.Module):
+    """`x` `[B, H, W, C]`, `embedding` `[B, E]` → `[B, H, W, features]`.
+
+    Attributes:
+      features: output channels; a 1×1 convolution brings the skip to them where the input has others.
+      groups: of both normalisations; must divide input and output channels.
+      dropout: before the second convolution.
+    """
+
+    features: int
+    groups: int = 32
+    dropout: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, embedding: Array, *, train: bool = False) -> Array:
+        h = nn.swish(group_norm(self.groups, dtype=self.dtype, name="norm1")(x))
+        h = conv(self.features, dtype=self.dtype, name="conv1")(h)
+        h += dense(self.features, dtype=self.dtype, name="embedding")(embedding)[:, None, None, :]
+        h = nn.swish(group_norm(self.groups, dtype=self.dtype, name="norm2")(h))
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = conv(self.features, dtype=self.dtype, name="conv2")(h)
+        skip = x if x.shape[-1] == self.features else conv(self.features, 1, dtype=self.dtype, name="skip")(x)
+        return h + skip
+
+
+class Downsample(nn.Module):
+    """Half the resolution by a convolution of stride 2: `[B, H, W, C]` → `[B, H/2, W/2, C]`."""
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return conv(x.shape[-1], stride=2, dtype=self.dtype, name="conv")(x)
+
+
+class Upsample(nn.Module):
+    """Twice the resolution, nearest neighbour then a convolution: `[B, H, W, C]` → `[B, 2H, 2W, C]`."""
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        batch, height, width, channels = x.shape
+        x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels)).reshape(batch, 2 * height, 2 * width, channels)
+        return conv(channels, dtype=self.dtype, name="conv")(x)
+
+
+def space_to_depth(x: Array, block: int) -> Array:
+    """Blocks of pixels as channels: `[B, H, W, C]` → `[B, H/block, W/block, block² C]`."""
+    if block == 1:
+        return x
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // block, block, width // block, block, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // block, width // block, block**2 * channels)
+
+
+def depth_to_space(x: Array, block: int) -> Array:
+    """The inverse of `space_to_depth`."""
+    if block == 1:
+        return x
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, block, block, channels // block**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * block, width * block, channels // block**2)

@@ -1,0 +1,192 @@
+"""Laws of SR3's recipe. A network that knows the answer shows what the recipe does with it."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxsr.config import ConfigError, from_dict
+from jaxsr.diffusion.process import target
+from jaxsr.diffusion.schedule import Level
+from jaxsr.methods.base import Batch, Condition, Request
+from jaxsr.methods.sr3 import Sr3, Sr3Config
+
+NETWORK = {"width": 8, "multipliers": (1,), "blocks": 1, "attention_at": (), "groups": 4, "dropout": 0.0, "middle_attention": False}
+SIDE = 8
+
+
+def recipe(dropout=0.0, **settings):
+    return Sr3(Sr3Config(network={**NETWORK, "dropout": dropout}, **{"sampling_steps": 4, **settings}))
+
+
+def batch(n=4, seed=0):
+    high, error = jax.random.normal(jax.random.key(seed), (2, n, SIDE, SIDE, 1))
+    return Batch(high=jnp.tanh(high), low=jnp.tanh(high) + 0.1 * error)
+
+
+def keys_of(n, seed=7):
+    return jax.random.split(jax.random.key(seed), n)
+
+
+def weights(method, scale=0.3):
+    """Random weights without compiling the initialisers."""
+    rng = np.random.default_rng(0)
+    shapes = nn.meta.unbox(jax.eval_shape(method.init, jax.random.key(0), batch()))
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * scale, jnp.float32), shapes)
+
+
+def let_it_know(method, high):
+    """Replaces the network by one that solves Eq. 4 for the noise, given what is really diffused."""
+
+    class Oracle:
+        @staticmethod
+        def apply(variables, x_t, low, signal, **_):
+            x0 = method._to_diffused(high, low)
+            signal = signal[:, None, None, None]
+            sigma = jnp.sqrt(1 - signal**2)
+            return target(method.config.prediction, x0, (x_t - signal * x0) / sigma, Level(signal[:, 0, 0, 0], sigma[:, 0, 0, 0], signal))
+
+    method.network = Oracle()
+    return {"params": {}, "stats": {}}
+
+
+COARSE = {"kind": "linear", "steps": 100, "beta_start": 1e-3, "beta_end": 0.1, "reference_steps": 100}  # far from where float32 hurts
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2"])
+@pytest.mark.parametrize("residual_std", [None, 0.1])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_whoever_knows_the_noise_has_no_loss(prediction, residual_std, loss):
+    """SR3, Eqs. 6–7: what is asked for is the noise (or x_0, or v) of the very x_t that the network is shown."""
+    method = recipe(prediction=prediction, residual_std=residual_std, loss=loss, schedule=COARSE)
+    variables = let_it_know(method, batch().high)
+    assert float(method.loss(variables, batch(), keys_of(4), jnp.int32(0)).loss) < 1e-3
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("residual_std", [None, 0.1])
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_a_perfect_denoiser_gives_the_target(prediction, residual_std, eta):
+    """SR3, Eqs. 8–11, whatever the noise it starts from; nothing is counted as clipped."""
+    method = recipe(prediction=prediction, residual_std=residual_std, schedule=COARSE)
+    variables = let_it_know(method, batch().high)
+    output = method.upscale(variables, batch().condition, keys_of(4), Request(steps=4, eta=eta))
+    np.testing.assert_allclose(output.image, batch().high, atol=2e-4)
+    assert float(output.metrics["clipped"]) == 0
+
+
+def test_without_a_residual_nothing_but_the_target_is_diffused():
+    method = recipe()
+    np.testing.assert_array_equal(method._to_diffused(batch().high, batch().low), batch().high)
+
+
+def test_the_residual_is_undone_exactly_where_it_was_made():
+    method = recipe(residual_std=0.1)
+    back = method._to_image(method._to_diffused(batch().high, batch().low), batch().low)
+    np.testing.assert_allclose(back, batch().high, atol=1e-6)
+
+
+@pytest.mark.parametrize("residual_std", [None, 0.1])
+def test_the_image_stays_within_the_bound_and_what_is_clipped_is_counted(residual_std):
+    """Algorithm 2 with x̂_0 kept in range: an oracle whose truth lies outside is held at the bound."""
+    method = recipe(prediction="x0", bound=0.5, residual_std=residual_std)
+    low = jnp.clip(batch().low, -0.4, 0.4)
+    high = jnp.where(batch().high > 0, 2.0, 0.1)
+    variables = let_it_know(method, high)
+    output = method.upscale(variables, Condition(low), keys_of(4), Request(steps=4))
+    np.testing.assert_allclose(output.image, jnp.minimum(high, 0.5), atol=1e-5)
+    assert float(output.metrics["clipped"]) == pytest.approx(float((high > 1).mean()), abs=1e-6)
+
+
+def test_with_a_residual_the_bound_gives_way_to_a_condition_beyond_it():
+    method = recipe(prediction="x0", bound=0.5, residual_std=0.1)
+    low = jnp.full((1, SIDE, SIDE, 1), 0.9)
+    output = method.upscale(let_it_know(method, low), Condition(low), keys_of(1), Request(steps=2))
+    np.testing.assert_allclose(output.image, low, atol=1e-6)
+
+
+def test_the_noise_level_is_uniform_between_neighbours_of_a_uniform_t():
+    """SR3, Alg. 1 and WaveGrad: the network's √ᾱ has, over many slices, the distribution of the schedule's mixture of intervals."""
+    method = recipe(schedule=COARSE)
+    seen = []
+
+    class Listener:
+        @staticmethod
+        def apply(variables, x_t, low, signal, **_):
+            seen.append(signal)
+            return x_t
+
+    method.network = Listener()
+    many = Batch(high=jnp.zeros((4000, 1, 1, 1)), low=jnp.zeros((4000, 1, 1, 1)))
+    method.loss({"params": {}, "stats": {}}, many, keys_of(4000), jnp.int32(0))
+    edges = np.append(1.0, np.asarray(method.schedule.signal))[::-1]  # √ᾱ_T … √ᾱ_0
+    place = np.interp(np.sort(np.asarray(seen[0])), edges, np.linspace(0, 1, len(edges)))  # uniform in 0…1 if the law holds
+    assert np.abs(place - (np.arange(4000) + 0.5) / 4000).max() < 1.63 / np.sqrt(4000)  # Kolmogorov–Smirnov, 1 %
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_loss_of_a_batch_is_the_mean_of_its_slices_losses(dropout):
+    """Each slice has its own key, for dropout too: accumulation over parts of a batch is the batch."""
+    method, all_of, keys = recipe(dropout), batch(), keys_of(4)
+    variables = weights(method)
+    loss = jax.jit(lambda b, k: method.loss(variables, b, k, jnp.int32(0)).loss)
+    alone = [loss(jax.tree.map(lambda x, i=i: x[i : i + 1], all_of), keys[i : i + 1]) for i in range(4)]
+    np.testing.assert_allclose(loss(all_of, keys), np.mean(alone), rtol=1e-5)
+
+
+def test_dropout_changes_the_loss_and_not_the_upscaled_image():
+    with_, without = recipe(0.5), recipe()
+    variables = weights(with_)
+    losses = [float(m.loss(variables, batch(), keys_of(4), jnp.int32(0)).loss) for m in (with_, without)]
+    assert losses[0] != losses[1]
+    images = [m.upscale(variables, batch().condition, keys_of(4), Request(steps=1)).image for m in (with_, without)]
+    np.testing.assert_array_equal(*images)
+
+
+def test_a_slice_is_upscaled_alike_in_whatever_company():
+    method, condition, keys = recipe(residual_std=0.1, prediction="v"), batch().condition, keys_of(4)
+    variables = weights(method)
+    upscale = jax.jit(lambda low, k: method.upscale(variables, Condition(low), k, Request(steps=3, eta=1.0)).image)
+    together = upscale(condition.low, keys)
+    turned = upscale(condition.low[::-1], keys[::-1])
+    np.testing.assert_allclose(turned[::-1], together, atol=1e-5)
+    np.testing.assert_allclose(upscale(condition.low[1:2], keys[1:2]), together[1:2], atol=1e-5)
+    assert not np.allclose(upscale(condition.low, keys_of(4, seed=8)), together, atol=1e-3)
+
+
+def test_a_small_network_overfits_one_batch():
+    method = recipe(residual_std=0.1, prediction="v", loss="l2")
+    variables = weights(method, 0.1)
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def step(params, opt, i):
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys_of(4), i)
+        loss, grads = jax.value_and_grad(lambda p: method.loss({"params": p, "stats": {}}, batch(), keys, i).loss)(params)
+        updates, opt = optimizer.update(grads, opt)
+        return optax.apply_updates(params, updates), opt, loss
+
+    params, opt = variables["params"], optimizer.init(variables["params"])
+    losses = []
+    for i in range(60):
+        params, opt, loss = step(params, opt, i)
+        losses.append(float(loss))
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ({"bound": 0.0}, "bound"),
+    ({"residual_std": -1.0}, "residual_std"),
+    ({"sampling_steps": 2001}, "2001"),
+    ({"eta": 1.5}, "1.5"),
+    ({"schedule": {"zero_terminal_snr": True}}, "zero_terminal_snr"),
+    ({"network": {"width": 60}}, "width 60 and groups 32"),
+    ({"network": {"attention_at": [3]}}, "attention_at names levels"),
+    ({"network": {"dropout": 1.0}}, "dropout"),
+])  # fmt: skip
+def test_wrong_settings_are_refused_by_name(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict(wrong, Sr3Config)

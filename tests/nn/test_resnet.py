@@ -1,0 +1,61 @@
+"""Laws of the residual block and of changes of resolution."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsr.nn.resnet import Downsample, ResnetBlock, Upsample, depth_to_space, space_to_depth
+
+
+def image(shape=(2, 8, 8, 8), seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def init(module, *inputs):
+    return nn.meta.unbox(module.init(jax.random.key(1), *inputs))
+
+
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_depth_to_space_undoes_space_to_depth(block):
+    x = image((2, 8, 12, 3))
+    deep = space_to_depth(x, block)
+    assert deep.shape == (2, 8 // block, 12 // block, 3 * block**2)
+    np.testing.assert_array_equal(depth_to_space(deep, block), x)
+
+
+def test_the_channels_of_a_block_are_its_pixels_row_by_row():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(space_to_depth(x, 2)[0, 0, 1], [2, 3, 6, 7])
+
+
+def test_a_block_with_a_zero_last_convolution_is_its_skip():
+    x, embedding = image(), image((2, 16))
+    block = ResnetBlock(8, groups=4)
+    variables = init(block, x, embedding)
+    variables["params"]["conv2"]["kernel"] *= 0
+    np.testing.assert_array_equal(block.apply(variables, x, embedding), x)
+
+
+def test_dropout_acts_in_training_only():
+    x, embedding = image(), image((2, 16))
+    block = ResnetBlock(8, groups=4, dropout=0.5)
+    variables = init(block, x, embedding)
+    quiet = block.apply(variables, x, embedding)
+    noisy = block.apply(variables, x, embedding, train=True, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_array_equal(block.apply(variables, x, embedding), quiet)
+    assert not np.allclose(noisy, quiet)
+
+
+@pytest.mark.parametrize("module, side", [(Downsample(), 4), (Upsample(), 16)])
+def test_resolution_changes_by_two_and_channels_stay(module, side):
+    x = image()
+    assert module.apply(init(module, x), x).shape == (2, side, side, 8)
+
+
+def test_upsampling_with_an_identity_convolution_repeats_pixels():
+    x = image()
+    variables = init(Upsample(), x)
+    variables["params"]["conv"]["kernel"] = jnp.zeros((3, 3, 8, 8)).at[1, 1].set(jnp.eye(8))
+    np.testing.assert_allclose(Upsample().apply(variables, x), x.repeat(2, 1).repeat(2, 2), atol=1e-6)
