@@ -1,0 +1,189 @@
+"""Subjects: where pairs of volumes come from, and who may learn from whom.
+
+A subject is one person, however many volumes of them there are. A `Subjects` collection yields pairs on one grid:
+
+    high   the truth, at the voxel size that the run is about
+    low    what an acquisition made of it, brought back to that grid by the same interpolation that `upscale` uses
+
+both in the intensity window of the *acquired* volume, because that is all there is to go by when upscaling.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import nibabel as nib
+import numpy as np
+
+from jaxsr.data.anatomy import render, tissue_maps
+from jaxsr.physics.acquisition import Acquisition, acquire
+from jaxsr.volume.geometry import Grid, Kind, resample, target_grid
+from jaxsr.volume.intensity import fit_window
+from jaxsr.volume.io import SUFFIXES, Volume, VolumeError, read_volume, straighten
+
+Split = Literal["train", "validation", "test"]
+SPLITS: dict[Split, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}  # 8:1:1, as the papers
+
+COARSER = 1.25  # a volume whose voxels are larger than this times the target's is no truth for it
+
+
+class Pair(NamedTuple):
+    """`high` and `low` float32 `[X, Y, Z]` in the window of the acquired volume, about -1…1, on one grid."""
+
+    high: np.ndarray
+    low: np.ndarray
+    grid: Grid
+
+
+class Subjects(Protocol):
+    """A finite collection; `load(index, visit)` is a pure function, and `visit` draws another acquisition of the same person."""
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+
+    def load(self, index: int, visit: int = 0) -> Pair: ...
+
+
+class AnatomySubjects:
+    """The embedded set: heads rendered from tissue maps. Splits differ in the seeds of their deformations and contrasts."""
+
+    def __init__(
+        self,
+        count: int,
+        split: Split,
+        *,
+        voxel_size: float,
+        acquisition: Acquisition,
+        seed: int = 0,
+        contrast: str = "random",
+        interpolation: Kind = "cubic",
+    ):
+        # Heads and acquisitions have keys of their own: were one folded from the other, a visit could draw the noise that shaped the head.
+        place = list(SPLITS).index(split)
+        self._key, self._acquisition_key = (jax.random.fold_in(jax.random.key(seed), i) for i in (place, len(SPLITS) + place))
+        self.ids = [f"anatomy-{split}-{i:04d}" for i in range(count)]
+        self._voxel_size, self._acquisition, self._contrast, self._interpolation = voxel_size, acquisition, contrast, interpolation
+        self.grid = target_grid(template_grid(), voxel_size)
+
+    def truth(self, index: int) -> Volume:
+        """The head itself, signal about 0…1."""
+        head = render(jax.random.fold_in(self._key, index), self.grid.shape, self._voxel_size, self._contrast)
+        return Volume(np.asarray(head.image), self.grid.affine)
+
+    def labels(self, index: int) -> Volume:
+        """Indices of `jaxsr.data.anatomy.TISSUES`, as float32."""
+        head = render(jax.random.fold_in(self._key, index), self.grid.shape, self._voxel_size, self._contrast)
+        return Volume(np.asarray(head.labels, np.float32), self.grid.affine)
+
+    def load(self, index: int, visit: int = 0) -> Pair:
+        key = jax.random.fold_in(jax.random.fold_in(self._acquisition_key, index), visit)
+        return make_pair(self.truth(index), self._acquisition, key, self._interpolation)
+
+
+class FolderSubjects:
+    """High-resolution volumes in a folder, of any orientation, size and voxel size; the low-resolution side is simulated."""
+
+    def __init__(self, paths: Sequence[Path], *, voxel_size: float, acquisition: Acquisition, seed: int = 0, interpolation: Kind = "cubic"):
+        if not paths:
+            raise VolumeError("no volumes to train on: the folder's split is empty")
+        self.paths = list(paths)
+        self.ids = [subject_id(p) for p in paths]
+        self._key, self._voxel_size, self._acquisition = jax.random.key(seed), voxel_size, acquisition
+        self._interpolation = interpolation
+
+    def load(self, index: int, visit: int = 0) -> Pair:
+        volume = straighten(read_volume(self.paths[index]))
+        source = volume.grid
+        grid = target_grid(source, self._voxel_size)
+        data = np.maximum(resample(volume.data, source, grid), 0)  # magnitudes; interpolation may leave a little below zero
+        key = jax.random.fold_in(jax.random.fold_in(self._key, _stable_hash("/".join(self.paths[index].parts[-2:]))), visit)
+        return make_pair(Volume(data, grid.affine), self._acquisition, key, self._interpolation)
+
+
+def template_grid() -> Grid:
+    """The field of view of the embedded tissue maps."""
+    maps = tissue_maps()
+    affine = np.diag([maps.spacing, maps.spacing, maps.spacing, 1.0])
+    affine[:3, 3] = maps.origin
+    return Grid((maps.logits.shape[1], maps.logits.shape[2], maps.logits.shape[3]), affine)
+
+
+def simulate(truth: Volume, acquisition: Acquisition, key: jax.Array) -> Volume:
+    """`truth` as `acquisition` would have measured it, on the acquired grid, in the same units."""
+    source = truth.grid
+    low = np.asarray(acquire(key, jnp.asarray(truth.data), source.voxel_size, acquisition))
+    stretched = tuple(n * v / m for n, v, m in zip(source.shape, source.voxel_size, low.shape, strict=True))
+    return Volume(low, target_grid(source, stretched).affine)
+
+
+def make_pair(truth: Volume, acquisition: Acquisition, key: jax.Array, interpolation: Kind = "cubic") -> Pair:
+    """`truth` and its simulated acquisition on one grid, in one window."""
+    acquired = simulate(truth, acquisition, key)
+    window = fit_window(acquired.data)
+    low = resample(acquired.data, acquired.grid, truth.grid, interpolation)
+    return Pair(window.forward(truth.data), window.forward(low), truth.grid)
+
+
+def find_volumes(folder: Path, voxel_size: float) -> tuple[list[Path], list[str]]:
+    """Volumes under `folder` that can be a truth at `voxel_size` mm, sorted, and a sentence for each that cannot.
+
+    Raises:
+      VolumeError: where there is no such folder or nothing usable in it.
+    """
+    if not folder.is_dir():
+        raise VolumeError(f"{folder} is not a folder: data.volumes names a folder of volumes ({', '.join(SUFFIXES)})")
+    found = sorted(p for p in folder.rglob("*") if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+    usable, left_out = [], []
+    for path in found:
+        try:
+            image: Any = nib.load(path)  # the header only: a large set must start quickly
+            size, count = image.header.get_zooms()[:3], int(np.prod(image.shape[3:]))
+        except (nib.filebasedimages.ImageFileError, OSError, ValueError) as error:
+            left_out.append(f"{path}: cannot be read ({error})")
+            continue
+        if count != 1 or len(size) < 3:
+            left_out.append(f"{path}: an array of {' × '.join(map(str, image.shape))} is not one volume")
+        elif max(size) > COARSER * voxel_size:
+            left_out.append(f"{path}: voxels of {' × '.join(f'{v:g}' for v in size)} mm are no truth at data.voxel_size={voxel_size:g} mm")
+        else:
+            usable.append(path)
+    if not usable:
+        reasons = "\n  ".join(left_out) or f"no file ends in {', '.join(SUFFIXES)}"
+        raise VolumeError(f"{folder}: no volume can serve as a truth at data.voxel_size={voxel_size:g} mm:\n  {reasons}")
+    return usable, left_out
+
+
+def subject_id(path: Path) -> str:
+    """The person in `path`: its BIDS `sub-…` entity, else the file's own name."""
+    for part in (path.name, *reversed(path.parts[:-1])):
+        if part.startswith("sub-"):
+            return part.split("_")[0].split(".")[0]
+    return path.name.split(".")[0]
+
+
+def split_by_subject(paths: Sequence[Path], root: Path, split: Split, seed: int = 0) -> list[Path]:
+    """The `paths` of one split, 8:1:1 by person, in an order drawn from `seed`: nobody is in two. Few people all go to the train split."""
+    people = sorted({_person(p, root) for p in paths}, key=lambda name: _stable_hash(f"{seed}/{name}"))
+    counts = {"validation": round(len(people) * SPLITS["validation"]), "test": round(len(people) * SPLITS["test"])}
+    edges = {
+        "validation": (0, counts["validation"]),
+        "test": (counts["validation"], sum(counts.values())),
+        "train": (sum(counts.values()), None),
+    }
+    chosen = set(people[slice(*edges[split])])
+    return [p for p in paths if _person(p, root) in chosen]
+
+
+def _person(path: Path, root: Path) -> str:
+    """As `subject_id`, but without BIDS names the volumes of one subfolder of `root` are one person."""
+    inside = path.relative_to(root)  # what lies above the root says nothing of who is who, even if it is called sub-…
+    own = subject_id(inside)
+    return own if own.startswith("sub-") or len(inside.parts) == 1 else inside.parts[0]
+
+
+def _stable_hash(text: str) -> int:
+    """31 bits that do not change between runs, machines or Python versions."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
