@@ -1,0 +1,115 @@
+"""The root of every config: what an experiment is, in five parts. `configs/*.yaml` are instances; `jaxsr config show` prints one whole."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from jaxsr.config import Strict, load
+from jaxsr.methods import MethodConfig
+
+
+class DataConfig(Strict):
+    """Where slices come from.
+
+    Attributes:
+      volumes: a folder of high-resolution volumes (NIfTI or MGH, any size), or null: the embedded anatomy.
+      voxel_size: mm of the target, isotropic.
+      acquisition: what the low-resolution side is simulated as: 1.5T (2.0 mm) or 3T (1.5 mm).
+      interpolation: that brings a low-resolution volume to the target grid, in training and in `upscale`: linear, cubic, or kspace (zero
+        filling; best for three-dimensional acquisitions, rings between thick slices).
+      crop: side of the training slices in pixels.
+      subjects: heads of the embedded set to train on.
+      contrast: of the embedded set: random, T1w, T2w or PDw.
+      draws: slices taken of a subject each time it is visited.
+      window: subjects mixed at a time; memory holds two more.
+      augment: flip slices at random.
+      threads: that prepare batches.
+    """
+
+    volumes: Path | None = None
+    voxel_size: float = pydantic.Field(1.0, gt=0)
+    acquisition: Literal["1.5T", "3T"] = "1.5T"
+    interpolation: Literal["linear", "cubic", "kspace"] = "cubic"
+    crop: int = pydantic.Field(128, ge=8)
+    subjects: int = pydantic.Field(1000, ge=1)
+    contrast: Literal["random", "T1w", "T2w", "PDw"] = "random"
+    draws: int = pydantic.Field(256, ge=1)
+    window: int = pydantic.Field(4, ge=1)
+    augment: bool = True
+    threads: int = pydantic.Field(2, ge=0)
+
+    @pydantic.model_validator(mode="after")
+    def _shares(self) -> "DataConfig":
+        if self.draws % self.window:
+            raise ValueError(f"draws must be a multiple of window, got {self.draws} and {self.window}")
+        return self
+
+
+class OptimizerConfig(Strict):
+    """AdamW with linear warm-up, then constant or falling as half a cosine to `final` times the rate."""
+
+    learning_rate: float = pydantic.Field(1e-4, gt=0)
+    warmup_steps: int = pydantic.Field(100, ge=0)
+    decay: Literal["constant", "cosine"] = "constant"
+    final: float = pydantic.Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = pydantic.Field(0.0, ge=0)
+    clip_norm: float | None = 1.0
+
+
+class TrainConfig(Strict):
+    """How long and how often. `batch_size` is over all devices; `accumulate` splits it into that many passes."""
+
+    steps: int = pydantic.Field(100_000, ge=1)
+    batch_size: int = pydantic.Field(16, ge=1)
+    accumulate: int = pydantic.Field(1, ge=1)
+    ema: float = pydantic.Field(0.999, ge=0, lt=1)
+    log_every: int = pydantic.Field(50, ge=1)
+    checkpoint_every: int = pydantic.Field(1000, ge=1)
+    keep_checkpoints: int = pydantic.Field(3, ge=1)
+
+    @pydantic.model_validator(mode="after")
+    def _divides(self) -> "TrainConfig":
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size must be a multiple of accumulate, got {self.batch_size} and {self.accumulate}")
+        return self
+
+
+class MeshConfig(Strict):
+    """Devices along each axis; -1 takes what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    expert: int = 1
+
+
+class Experiment(Strict):
+    """Attributes: see each part; `precision` is that of the computation, parameters are float32 always."""
+
+    method: MethodConfig
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+    precision: Literal["f32", "bf16"] = "f32"
+    seed: int = pydantic.Field(0, ge=0)
+
+    @pydantic.model_validator(mode="after")
+    def _crop_fits(self) -> "Experiment":
+        multiple = self.method.multiple
+        if self.data.crop % multiple:
+            raise ValueError(f"data.crop must be a multiple of {multiple} for this network, got {self.data.crop}")
+        return self
+
+
+# What may change between the parts of one run without making it another experiment; the number of steps only if no rate depends on it.
+FREE_ON_RESUME = ("train.steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "mesh.", "data.threads")
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment in the YAML file `path`, with `a.b=c` overrides on top; ConfigError with everything that is wrong."""
+    return load(path, overrides, Experiment)

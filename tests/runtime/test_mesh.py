@@ -1,0 +1,118 @@
+"""Laws of laying arrays over devices; those of many devices run on four made of one processor, in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from jaxsr.runtime.mesh import AXES, FSDP_FLOOR, LOGICAL_AXES, _spec, make_mesh, variable_shardings
+
+
+def mesh_of(**sizes):
+    """A mesh of shapes alone."""
+    return AbstractMesh(tuple(sizes.get(a, 1) for a in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+CONV = ("kernel_height", "kernel_width", "conv_in", "conv_out")
+
+
+def test_a_logical_axis_that_is_not_in_the_table_is_refused_by_name():
+    boxed = {"kernel": nn.LogicallyPartitioned(jax.ShapeDtypeStruct((4, 4), np.float32), ("conv_inn", "conv_out"))}
+    with pytest.raises(ValueError, match=r"conv_inn.*conv_out"):
+        variable_shardings(make_mesh(), boxed)
+
+
+@pytest.mark.parametrize("sizes, message", [
+    ({"data": 3 * jax.device_count()}, "does not cover"),
+    ({"data": -1, "fsdp": jax.device_count() + 1}, f"does not cover {jax.device_count()} devices"),
+    ({"data": -1, "fsdp": -1}, "one of them may be -1"),
+    ({"data": 0}, "must be positive"),
+    ({"data": -2}, "must be positive"),
+])  # fmt: skip
+def test_a_mesh_that_does_not_cover_the_devices_is_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(**sizes)
+
+
+def test_every_name_in_the_table_lies_on_an_axis_of_the_mesh_or_none():
+    assert {axis for axis in LOGICAL_AXES.values() if axis} <= set(AXES)
+
+
+def test_one_device_keeps_everything_whole():
+    assert _spec(mesh_of(), (3, 3, 512, 512), CONV) == PartitionSpec(None, None, None, None)
+
+
+@pytest.mark.parametrize("shape, expected", [
+    ((3, 3, 128, 256), (None, None, None, "fsdp")),
+    ((3, 3, 512, 256), (None, None, "fsdp", None)),
+    ((3, 3, 258, 256), (None, None, None, "fsdp")),  # 258 is larger, but 4 does not divide it
+    ((3, 3, 129, 257), (None, None, None, None)),
+    ((3, 3, 8, 8), (None, None, None, None)),  # below the floor
+])  # fmt: skip
+def test_fsdp_takes_the_largest_dimension_that_divides_above_a_floor(shape, expected):
+    assert (np.prod(shape) >= FSDP_FLOOR) == (shape[-1] > 8)
+    assert _spec(mesh_of(fsdp=4), shape, CONV) == PartitionSpec(*expected)
+
+
+def test_fsdp_leaves_what_tensor_parallelism_has_taken():
+    assert _spec(mesh_of(fsdp=2, tensor=2), (3, 3, 128, 256), CONV) == PartitionSpec(None, None, "fsdp", "tensor")
+
+
+def test_a_dimension_that_tensor_parallelism_does_not_divide_stays_whole():
+    assert _spec(mesh_of(tensor=4), (3, 3, 128, 6), CONV) == PartitionSpec(None, None, None, None)
+
+
+FOUR_DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from jaxsr.experiment import OptimizerConfig
+from jaxsr.methods.base import Batch
+from jaxsr.methods.sr3 import Sr3, Sr3Config
+import jaxsr.runtime.mesh as meshes
+from jaxsr.train.state import init_state, make_optimizer
+from jaxsr.train.step import make_step
+
+assert jax.device_count() == 4
+meshes.FSDP_FLOOR = 256  # so that a network this small is split
+network = dict(width=8, multipliers=(1,), blocks=1, attention_at=(), groups=4, dropout=0.3, middle_attention=False)
+method = Sr3(Sr3Config(network=network, prediction="v", residual_std=0.1))
+optimizer = make_optimizer(OptimizerConfig(), 10)
+high, error = jax.random.normal(jax.random.key(1), (2, 8, 8, 8, 1))
+batch = Batch(high=high, low=high + 0.1 * error)
+
+def one_step(mesh):
+    state, shardings = init_state(method, optimizer, batch, jax.random.key(0), mesh)
+    placed = jax.device_put(batch, meshes.batch_sharding(mesh))
+    step = make_step(method, optimizer, ema=0.9, accumulate=2)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
+    new, metrics = step(state, placed, jax.random.key(2))
+    split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(new.params))
+    return jax.device_get(new), jax.device_get(metrics), split
+
+axes = (meshes.AxisType.Auto,) * 4
+alone = one_step(jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), meshes.AXES, axis_types=axes))
+together = one_step(meshes.make_mesh(data=-1, fsdp=2))
+assert alone[2] == 0 and together[2] > 0, (alone[2], together[2])
+np.testing.assert_allclose(together[1]["loss"], alone[1]["loss"], rtol=1e-5)
+np.testing.assert_allclose(together[1]["gradient_norm"], alone[1]["gradient_norm"], rtol=1e-4)
+moments = [[leaf for leaf in jax.tree.leaves(state.opt) if leaf.ndim] for state in (alone[0], together[0])]
+largest = max(np.abs(leaf).max() for leaf in moments[0])
+for a, b in zip(*moments, strict=True):
+    np.testing.assert_allclose(b, a, atol=1e-5 * largest)
+print("the same on 1 and on 4")
+"""
+
+
+FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"  # compiling is most of the time
+
+
+def test_a_step_on_four_devices_is_the_step_on_one():
+    """Weights drawn, dropout, noise, gradients: to float32 rounding, with parameters split over `fsdp` and slices over all."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
+    done = subprocess.run([sys.executable, "-c", FOUR_DEVICES], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "the same on 1 and on 4"
