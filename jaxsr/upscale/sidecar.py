@@ -1,0 +1,79 @@
+"""The sidecar: a JSON file beside every output that says it is synthetic and how it was made."""
+
+import datetime
+import json
+import os
+import platform
+import uuid
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import jaxsr
+from jaxsr.methods.base import Request
+from jaxsr.upscale.engine import Upscaled
+from jaxsr.upscale.model import Model
+from jaxsr.volume.io import VolumeError
+
+WARNING = "Synthetic: upscaled by a generative model. Structures may be invented or lost. For research only, not for diagnosis."
+
+
+def sidecar_path(output: Path) -> Path:
+    """`scan.nii.gz` → `scan.json`."""
+    name = output.name.removesuffix(".gz")
+    return output.with_name(name[: name.rfind(".")] + ".json")
+
+
+def read_sidecar(output: Path) -> dict[str, Any] | None:
+    """What `describe` wrote beside `output`, or None where there is nothing of ours."""
+    try:
+        facts = json.loads(sidecar_path(output).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) and "JaxSR" in facts else None
+
+
+def check_sidecar(output: Path) -> None:
+    """Raises VolumeError where the sidecar would replace a file that is not ours."""
+    path = sidecar_path(output)
+    if path.exists() and read_sidecar(output) is None:
+        raise VolumeError(f"{path} exists and was not written by jaxsr: choose another -o, whose sidecar does not replace it")
+
+
+def describe(model: Model, source: Path, output: Path, result: Upscaled, request: Request, **settings: Any) -> dict[str, Any]:
+    """BIDS-derivatives keys where BIDS has them, ours under `JaxSR`."""
+    size = result.volume.voxel_size
+    return {
+        "Description": WARNING,
+        "Sources": [os.path.relpath(source.resolve(), output.resolve().parent)],
+        "Resolution": f"{' × '.join(f'{v:g}' for v in size)} mm",
+        "JaxSR": {
+            "Version": jaxsr.__version__,
+            "Model": model.name,
+            "Method": model.experiment.method.kind,
+            "Checkpoint": model.step,
+            "WeightsSHA256": model.sha256,
+            "SamplingSteps": request.steps,
+            "Eta": request.eta,
+            "IntensityWindow": [result.window.low, result.window.high],
+            "Axes": list(result.plan.axes),
+            "Notes": [*result.volume.notes, *result.plan.left_out],
+            **result.metrics,
+            **settings,
+            "Made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "Jax": jax.__version__,
+            "Device": jax.devices()[0].device_kind,
+            "Platform": platform.platform(),
+        },
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes whole or not at all."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
