@@ -1,0 +1,126 @@
+"""Which file is compared with which, and files that appear whole or not at all."""
+
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxsr.volume.io import SUFFIXES
+
+_DERIVED = ("desc", "res", "rec", "space", "den")  # BIDS entities in which a derivative differs from its source
+_NOT_IMAGES = ("mask", "dseg", "probseg")
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """`matched`: subject → (reference, partner); `missing`: references without a partner; `extra`: partners without a reference."""
+
+    matched: dict[str, tuple[Path, Path]]
+    missing: tuple[Path, ...]
+    extra: tuple[Path, ...]
+
+
+def pair_files(references: Path, others: Path, *, masks: bool = False) -> Pairing:
+    """Partners of `references` among `others`. Two files are a pair whatever they are called; in folders, searched with all their
+    subfolders, names decide.
+
+    Tried in turn, each only where it leaves no choice: the same path below the folder; the same name; the same BIDS name without desc-,
+    res-, rec-, space-, den-; the same subject, session, run and suffix; the same subject and session; a name that goes on after the
+    reference's ('head01_sr' for 'head01').
+    """
+    if references.is_file() and others.is_file():
+        return Pairing({subject_name(references): (references, others)}, (), ())
+    left = {p: _relative(p, references) for p in volume_files(references, masks=False)}
+    right = {p: _relative(p, others) for p in volume_files(others, masks=masks)}
+    pairs: dict[Path, Path] = {}
+    for key in (lambda p, relative: relative, lambda p, relative: stem(p), _bids_name, _bids_image, _bids_subject):
+        for reference, partner in _unique_matches(left, right, key):
+            pairs[reference] = partner
+            del left[reference], right[partner]
+    for reference in list(left):
+        longer = [p for p in right if re.match(re.escape(stem(reference)) + r"[^0-9A-Za-z]", stem(p))]
+        if len(longer) == 1:
+            pairs[reference] = longer[0]
+            del left[reference], right[longer[0]]
+    names = _subject_names(sorted(pairs), references)
+    return Pairing({names[r]: (r, pairs[r]) for r in sorted(pairs)}, tuple(sorted(left)), tuple(sorted(right)))
+
+
+def volume_files(path: Path, *, masks: bool = False) -> list[Path]:
+    """The volume itself, or every volume below a folder but hidden ones and, unless asked for, masks and segmentations."""
+    if path.is_file():
+        return [path]
+    found = (p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES) and not p.name.startswith(".") and p.is_file())
+    return sorted(p for p in found if masks or not stem(p).endswith(_NOT_IMAGES))
+
+
+def stem(path: Path) -> str:
+    """The name without what says its format."""
+    name = path.name
+    for suffix in sorted(SUFFIXES, key=len, reverse=True):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return path.stem
+
+
+def sidecar(path: Path) -> Path:
+    """The JSON file that belongs to a volume."""
+    return path.with_name(stem(path) + ".json")
+
+
+def subject_name(path: Path) -> str:
+    """'sub-01' or 'sub-01_ses-2' for BIDS names, otherwise the name without its suffix."""
+    return _bids_subject(path, "") or stem(path)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
+    """`write` into a hidden file beside `path`, then rename; missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _unique_matches(left: dict[Path, str], right: dict[Path, str], key: Callable[[Path, str], str]) -> Iterable[tuple[Path, Path]]:
+    mine, theirs = _by_key(left, key), _by_key(right, key)
+    return [(mine[k][0], theirs[k][0]) for k in mine if k and len(mine[k]) == 1 and len(theirs.get(k, ())) == 1]
+
+
+def _by_key(files: dict[Path, str], key: Callable[[Path, str], str]) -> dict[str, list[Path]]:
+    grouped: dict[str, list[Path]] = {}
+    for path, relative in files.items():
+        grouped.setdefault(key(path, relative), []).append(path)
+    return grouped
+
+
+def _relative(path: Path, root: Path) -> str:
+    return stem(path) if path == root else (path.relative_to(root).parent / stem(path)).as_posix()
+
+
+def _bids_name(path: Path, _: str) -> str:
+    return "_".join(part for part in stem(path).split("_") if not part.startswith(tuple(f"{entity}-" for entity in _DERIVED)))
+
+
+def _bids_image(path: Path, _: str) -> str:
+    parts = stem(path).split("_")
+    return "_".join([p for p in parts[:-1] if p.startswith(("sub-", "ses-", "run-"))] + parts[-1:]) if parts[0].startswith("sub-") else ""
+
+
+def _bids_subject(path: Path, _: str) -> str:
+    parts = stem(path).split("_")
+    return "_".join(p for p in parts if p.startswith(("sub-", "ses-"))) if parts[0].startswith("sub-") else ""
+
+
+def _subject_names(references: list[Path], root: Path) -> dict[Path, str]:
+    """The shortest of subject, name and path that tells all references apart."""
+    for name in (subject_name, stem, lambda p: _relative(p, root)):
+        names = {p: name(p) for p in references}
+        if len(set(names.values())) == len(names):
+            return names
+    return {p: p.as_posix() for p in references}

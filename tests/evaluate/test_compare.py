@@ -1,0 +1,187 @@
+"""An evaluation compares like with like, keeps every number, and says why when it cannot."""
+
+import csv
+import json
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from jaxsr.evaluate.compare import EvaluationError, compare_files, compare_volumes
+from jaxsr.evaluate.interpolation import INTERPOLATIONS
+from jaxsr.volume.geometry import resample, target_grid
+from jaxsr.volume.intensity import fit_window
+from jaxsr.volume.io import Volume, write_volume
+
+
+def head(seed=0, shape=(22, 24, 20)):
+    """A textured ball at 1 mm in the dark, the field of view around scanner zero."""
+    rng = np.random.default_rng(seed)
+    radius = np.sqrt(sum(np.linspace(-1.2, 1.2, n).reshape([-1 if a == i else 1 for i in range(3)]) ** 2 for a, n in enumerate(shape)))
+    affine = np.eye(4)
+    affine[:3, 3] = -(np.array(shape) - 1) / 2
+    return Volume((np.where(radius < 1, 100 + 20 * rng.random(shape), 0)).astype(np.float32), affine)
+
+
+def shift(mm):
+    affine = np.eye(4)
+    affine[0, 3] = mm
+    return affine
+
+
+def noisy(volume, amount=2.0):
+    return replace(volume, data=volume.data + amount * np.random.default_rng(9).standard_normal(volume.data.shape).astype(np.float32))
+
+
+def lowered(volume):
+    grid = target_grid(volume.grid, 2.0)
+    return Volume(resample(volume.data, volume.grid, grid, "linear"), grid.affine)
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Two subjects: references, outputs and inputs."""
+    for seed, subject in enumerate(("sub-01", "sub-02")):
+        high = head(seed)
+        write_volume(tmp_path / "ref" / f"{subject}_T1w.nii.gz", high)
+        write_volume(tmp_path / "out" / f"{subject}_desc-sr_T1w.nii.gz", noisy(high))
+        write_volume(tmp_path / "low" / f"{subject}_T1w.nii.gz", lowered(high))
+    return tmp_path
+
+
+def test_rows_hold_both_regions_at_one_data_range():
+    reference = head()
+    rows = compare_volumes(reference, {"a": noisy(reference), "b": noisy(reference, 4.0)}, subject="s")
+    assert [(r.subject, r.method, r.region) for r in rows] == [("s", m, w) for m in "ab" for w in ("image", "foreground")]
+    assert len({r.data_range for r in rows}) == 1
+    assert rows[0].voxels == reference.data.size > rows[1].voxels
+    assert rows[0].values["psnr"] == pytest.approx(20 * np.log10(rows[0].data_range / rows[0].values["rmse"]), rel=1e-5)
+    assert rows[0].values["psnr"] > rows[2].values["psnr"]
+
+
+def test_the_data_range_is_the_references_robust_range_inside_the_mask():
+    reference = head()
+    mask = reference.data > 110
+    window = fit_window(reference.data, mask=mask)
+    assert compare_volumes(reference, {"a": reference}, mask)[0].data_range == window.high - window.low
+
+
+def test_intensities_are_not_rescaled():
+    reference = head()
+    twice = replace(reference, data=2 * reference.data)
+    assert compare_volumes(reference, {"a": twice})[0].values["mae"] == pytest.approx(reference.data.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda v: replace(v, data=v.data[1:]), r"21 × 24 × 20 voxels.*22 × 24 × 20.*--to-mm"),
+        (lambda v: replace(v, affine=shift(0.5) @ v.affine), "up to 0.5 mm"),
+    ],
+)
+def test_another_grid_is_refused_before_anything_is_compared(change, message):
+    with pytest.raises(EvaluationError, match=message):
+        compare_volumes(head(), {"a": change(head())})
+
+
+@pytest.mark.parametrize("mask, message", [(np.zeros((22, 24, 20), bool), "empty"), (np.ones((3, 3, 3), bool), r"\(3, 3, 3\)")])
+def test_a_useless_mask_is_refused(mask, message):
+    with pytest.raises(EvaluationError, match=message):
+        compare_volumes(head(), {"a": head()}, mask)
+
+
+def test_the_orientation_a_file_is_stored_in_does_not_matter(tmp_path):
+    write_volume(tmp_path / "ref.nii.gz", head())
+    write_volume(tmp_path / "out.nii.gz", replace(head(), orientation=("P", "S", "L")))
+    assert nib.load(tmp_path / "out.nii.gz").shape == (24, 20, 22)
+    comparison = compare_files({"out": tmp_path / "out.nii.gz"}, tmp_path / "ref.nii.gz", tmp_path / "e", montage=False)
+    assert comparison.rows[0].values["rmse"] == 0
+
+
+def test_every_interpolation_stands_beside_the_result(study):
+    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", low=study / "low", montage=False)
+    assert list(dict.fromkeys(r.method for r in comparison.rows)) == [*INTERPOLATIONS, "sr3"]
+    assert {r.subject for r in comparison.rows} == {"sub-01", "sub-02"}
+    assert not comparison.notes
+
+
+def test_the_input_is_found_in_the_sidecar(study):
+    (study / "out" / "sub-01_desc-sr_T1w.json").write_text(json.dumps({"Sources": ["../low/sub-01_T1w.nii.gz"]}))
+    (study / "out" / "sub-02_desc-sr_T1w.json").write_text(json.dumps({"Sources": ["../low/gone.nii.gz"]}))
+    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", montage=False)
+    assert {r.subject for r in comparison.rows if r.method == "tricubic"} == {"sub-01"}
+    assert len(comparison.notes) == 1
+    assert "gone.nii.gz" in comparison.notes[0]
+
+
+def test_csv_and_json_hold_every_row_and_do_not_change_when_written_again(study):
+    def run(folder):
+        compare_files({"sr3": study / "out"}, study / "ref", folder, low=study / "low", montage=False)
+        return [(folder / name).read_bytes() for name in ("metrics.csv", "metrics.json")]
+
+    first = run(study / "e")
+    assert run(study / "f") == first
+    table = list(csv.DictReader(first[0].decode().splitlines()))
+    document = json.loads(first[1])
+    assert len(table) == len(document["rows"]) == 2 * 5 * 2
+    assert float(table[0]["psnr"]) == document["rows"][0]["values"]["psnr"]
+    assert {"data_range", "ssim", "psnr"} <= set(document["conventions"])
+
+
+def test_the_summary_is_that_of_the_subjects(study):
+    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", montage=False)
+    values = [r.values["psnr"] for r in comparison.rows if r.region == "foreground"]
+    found = next(s for s in comparison.summary if (s.region, s.metric) == ("foreground", "psnr"))
+    assert (found.n, found.mean, found.sd, found.median) == pytest.approx((2, np.mean(values), np.std(values, ddof=1), np.median(values)))
+    assert comparison.table("foreground")[0]["PSNR (dB)"] == f"{found.mean:.2f} ± {found.sd:.2f}"
+
+
+def test_equal_volumes_make_valid_json(tmp_path):
+    write_volume(tmp_path / "ref.nii.gz", head())
+    compare_files({"same": tmp_path / "ref.nii.gz"}, tmp_path / "ref.nii.gz", tmp_path / "e", montage=False)
+    row = json.loads((tmp_path / "e" / "metrics.json").read_text(), parse_constant=pytest.fail)["rows"][0]
+    assert row["values"]["psnr"] == "inf"
+
+
+def test_a_stack_too_thin_for_the_window_has_no_ssim():
+    reference = head(shape=(22, 24, 6))
+    row = compare_volumes(reference, {"a": noisy(reference)})[0]
+    assert np.isnan(row.values["ssim"])
+    assert np.isfinite(row.values["psnr"])
+
+
+def test_one_bad_subject_does_not_stop_the_others(study):
+    write_volume(study / "out" / "sub-02_desc-sr_T1w.nii.gz", lowered(head(1)))
+    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", montage=False)
+    assert {r.subject for r in comparison.rows} == {"sub-01"}
+    assert "11 × 12 × 10" in comparison.failures["sub-02"]
+
+
+def test_missing_and_extra_files_are_told(study):
+    (study / "out" / "sub-02_desc-sr_T1w.nii.gz").rename(study / "out" / "sub-03_desc-sr_T1w.nii.gz")
+    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", montage=False)
+    assert any("no output for sub-02_T1w" in note for note in comparison.notes)
+    assert any("no reference for sub-03_desc-sr" in note for note in comparison.notes)
+
+
+def test_nothing_in_common_is_an_error_with_a_way_out(study):
+    write_volume(study / "other" / "x.nii.gz", head())
+    with pytest.raises(EvaluationError, match="name them alike"):
+        compare_files({"sr3": study / "other"}, study / "ref", study / "e")
+
+
+def test_a_mask_file_must_lie_on_the_reference(study):
+    write_volume(study / "mask.nii.gz", lowered(head()))
+    files = {"sr3": study / "out" / "sub-01_desc-sr_T1w.nii.gz"}, study / "ref" / "sub-01_T1w.nii.gz", study / "e"
+    with pytest.raises(EvaluationError, match="the mask"):
+        compare_files(*files, mask=study / "mask.nii.gz")
+
+
+def test_a_mask_file_names_its_region_and_the_montage_is_written(study):
+    write_volume(study / "mask.nii.gz", replace(head(), data=(head().data > 105).astype(np.float32)))
+    files = {"sr3": study / "out" / "sub-01_desc-sr_T1w.nii.gz"}, study / "ref" / "sub-01_T1w.nii.gz", study / "e"
+    comparison = compare_files(*files, mask=study / "mask.nii.gz")
+    assert {r.region for r in comparison.rows} == {"image", "mask"}
+    assert sorted(p.name for p in comparison.files) == ["metrics.csv", "metrics.json", "montage.png"]
+    assert all(p.is_file() for p in comparison.files)

@@ -1,0 +1,80 @@
+"""Files find their partners by name, and say so when they do not."""
+
+from pathlib import Path
+
+import pytest
+
+from jaxsr.evaluate.files import pair_files, stem, write_whole
+
+
+def folder(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def names(pairing):
+    return {subject: (r.name, p.name) for subject, (r, p) in pairing.matched.items()}
+
+
+@pytest.mark.parametrize(
+    "reference, output, subject",
+    [
+        ("a.nii.gz", "a.nii", "a"),
+        ("sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_desc-sr_T1w.nii.gz", "sub-01"),
+        ("sub-01_ses-2_acq-hi_T1w.nii.gz", "sub-01_ses-2_acq-lo_res-07mm_T1w.nii.gz", "sub-01_ses-2"),
+        ("head01.nii.gz", "head01_sr.nii.gz", "head01"),
+        ("s1/t1.nii.gz", "s1/t1.nii.gz", "t1"),
+    ],
+)
+def test_names_that_mean_the_same_image_match(tmp_path, reference, output, subject):
+    pairing = pair_files(folder(tmp_path / "r", reference), folder(tmp_path / "o", output))
+    assert names(pairing) == {subject: (Path(reference).name, Path(output).name)}
+
+
+def test_one_number_is_not_the_beginning_of_another(tmp_path):
+    pairing = pair_files(folder(tmp_path / "r", "head1.nii.gz"), folder(tmp_path / "o", "head10.nii.gz"))
+    assert not pairing.matched
+
+
+def test_two_files_are_a_pair_whatever_their_names(tmp_path):
+    folder(tmp_path, "x.nii.gz", "y.mgz")
+    assert names(pair_files(tmp_path / "x.nii.gz", tmp_path / "y.mgz")) == {"x": ("x.nii.gz", "y.mgz")}
+
+
+def test_what_is_missing_or_too_many_is_named(tmp_path):
+    pairing = pair_files(folder(tmp_path / "r", "a.nii", "b.nii"), folder(tmp_path / "o", "b.nii", "c.nii"))
+    assert ([p.name for p in pairing.missing], [p.name for p in pairing.extra]) == (["a.nii"], ["c.nii"])
+
+
+def test_a_choice_is_not_made_silently(tmp_path):
+    pairing = pair_files(folder(tmp_path / "r", "sub-1_T1w.nii"), folder(tmp_path / "o", "sub-1_desc-a_T1w.nii", "sub-1_desc-b_T1w.nii"))
+    assert not pairing.matched
+    assert len(pairing.extra) == 2
+
+
+def test_two_images_of_one_subject_keep_their_names(tmp_path):
+    both = ("sub-1_T1w.nii", "sub-1_T2w.nii")
+    assert set(names(pair_files(folder(tmp_path / "r", *both), folder(tmp_path / "o", *both)))) == {"sub-1_T1w", "sub-1_T2w"}
+
+
+def test_masks_are_no_outputs_but_find_their_reference(tmp_path):
+    root = folder(tmp_path / "m", "sub-1_desc-brain_mask.nii")
+    references = folder(tmp_path / "r", "sub-1_T1w.nii")
+    assert not pair_files(references, root).matched
+    assert names(pair_files(references, root, masks=True)) == {"sub-1": ("sub-1_T1w.nii", "sub-1_desc-brain_mask.nii")}
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path):
+    def fail(path):
+        path.write_text("half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_whole(tmp_path / "a.csv", fail)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stem_has_no_format():
+    assert [stem(Path(p)) for p in ("a.nii.gz", "b.c.MGZ", "d.nii")] == ["a", "b.c", "d"]
