@@ -1,0 +1,108 @@
+"""How fast training steps are: the trainer's own program, fed one synthetic batch that lies on the devices: no disk and no reader counts.
+
+Multiply-adds of a step are three times those of the forward pass over the batch (the pass itself, gradients of activations, gradients of
+weights), the convention of model-FLOP utilisation: work done twice to save memory is not counted [PaLM, App. B].
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsr.bench.count import multiply_adds, quantity
+from jaxsr.bench.measure import (
+    circumstances,
+    compiled,
+    describe_rates,
+    describe_times,
+    peak_memory,
+    program_memory,
+    rates,
+    step_times,
+    summary,
+)
+from jaxsr.bench.synthetic import synthetic_batch, synthetic_variables
+from jaxsr.experiment import Experiment
+from jaxsr.methods.base import Batch, Method, Variables
+from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated
+from jaxsr.train.loop import abstract_batch, build_method
+from jaxsr.train.state import State, abstract_state, make_optimizer, state_shardings
+from jaxsr.train.step import make_step
+
+
+def bench_train(experiment: Experiment, steps: int = 20, warmup: int = 3) -> dict[str, Any]:
+    """Times `steps` steps after `warmup` others, as JSON can hold it."""
+    config = experiment.train
+    mesh = make_mesh(**dict(experiment.mesh))
+    method = build_method(experiment)
+    optimizer = make_optimizer(experiment.optimizer, config.steps)
+    shape = abstract_batch(experiment)
+    shardings = state_shardings(method, optimizer, shape, mesh)
+    state = synthetic_state(method, optimizer, shape, shardings, experiment.seed)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+    step_fn = jax.jit(
+        make_step(method, optimizer, ema=config.ema, accumulate=config.accumulate),
+        donate_argnums=0,
+        out_shardings=(shardings, replicated(mesh)),
+    )
+    batch = jax.device_put(synthetic_batch(shape, experiment.seed), batch_sharding(mesh))
+    root = jax.device_put(jax.random.key(2), replicated(mesh))
+    program, compilation = compiled(step_fn, state, batch, root)
+
+    def dispatch() -> Any:
+        nonlocal state
+        state, metrics = program(state, batch, root)
+        return metrics
+
+    times = summary(step_times(dispatch, steps, warmup))
+    memory = peak_memory()  # before the matrix product of `rates` adds its own
+    forward = forward_multiply_adds(method, experiment)
+    work = forward and 3 * forward
+    return {
+        "batch_size": config.batch_size,
+        "size": experiment.data.crop,
+        "seconds_per_step": times["median"],
+        "steps_per_second": 1 / times["median"],
+        "slices_per_second": config.batch_size / times["median"],
+        **compilation,
+        "parameters": parameters,
+        "multiply_adds": work,
+        **rates(work, times["median"], experiment.precision),
+        **memory,
+        "program_memory_bytes": program_memory(program),
+        "step_seconds": times,
+        **circumstances(experiment),
+    }
+
+
+def synthetic_state(method: Method, optimizer: optax.GradientTransformation, batch: Batch, shardings: State, seed: int) -> State:
+    """A state as `init_state` makes it, where it makes it, but for the values."""
+
+    def new(variables: Variables) -> State:
+        params = variables["params"]
+        return State(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params), variables["stats"])
+
+    return jax.jit(new, out_shardings=shardings)(synthetic_variables(method, batch, seed))  # type: ignore[no-any-return]
+
+
+def forward_multiply_adds(method: Method, experiment: Experiment) -> int | None:
+    """Of the loss of one batch, whatever networks it evaluates; None where shapes do not tell."""
+    batch = abstract_batch(experiment)
+    state = abstract_state(method, make_optimizer(experiment.optimizer, experiment.train.steps), batch)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), experiment.train.batch_size))
+    return multiply_adds(method.loss, {"params": state.params, "stats": state.stats}, batch, keys, state.step)
+
+
+def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows of a table for people."""
+    return [
+        ("one step of", f"{result['batch_size']} slices of {result['size']} × {result['size']}"),
+        ("seconds a step", describe_times(result["step_seconds"])),
+        ("steps/s", f"{result['steps_per_second']:.4g}"),
+        ("slices/s", f"{result['slices_per_second']:.4g}"),
+        ("compilation", f"{result['compile_seconds']:.1f} s{', from the cache' if result['compile_cached'] else ''}"),
+        ("multiply-adds a step", quantity(result["multiply_adds"])),
+        *describe_rates(result),
+    ]

@@ -1,0 +1,59 @@
+"""The command line: the only door. One function a subcommand; nothing heavy is imported before a command runs.
+
+0 done    1 some inputs failed    2 usage, config or input    3 nothing to do    4 no model    5 out of memory    6 diverged
+130 interrupted    143 stopped by SIGTERM
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from jaxsr import __version__
+from jaxsr.cli import inspect, models, volumes
+from jaxsr.cli.status import run
+
+app = typer.Typer(
+    name="jaxsr",
+    help="Brain MRI super-resolution by diffusion models. Research use only: outputs are synthetic.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(name="config", help="Look at configurations, and check them.", no_args_is_help=True)
+bench_app = typer.Typer(name="bench", help="Measure: parameters and multiply-adds, training, upscaling.", no_args_is_help=True)
+
+for command in (models.demo, models.train, volumes.upscale, volumes.evaluate, inspect.doctor):
+    app.command()(command)
+app.add_typer(config_app)
+config_app.command("show")(inspect.config_show)
+config_app.command("validate")(inspect.config_validate)
+app.add_typer(bench_app)
+bench_app.command("count")(inspect.bench_count)
+bench_app.command("train")(inspect.bench_train)
+bench_app.command("upscale")(inspect.bench_upscale)
+
+CITATION = """\
+jaxsr {version}, software, 2026.
+Wang et al. Distillation-Driven Diffusion Model for Multi-Scale MRI Super-Resolution: Make 1.5T MRI Great Again. 2025.
+Saharia et al. Image Super-Resolution via Iterative Refinement. IEEE TPAMI, 2023."""
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    cite: Annotated[bool, typer.Option("--cite", help="Print what to cite.")] = False,
+) -> None:
+    if version:
+        print(f"jaxsr {__version__}")
+        raise typer.Exit
+    if cite:
+        print(CITATION.format(version=__version__))
+        raise typer.Exit
+
+
+def main() -> None:
+    """The console script: runs a command, turns errors that are the user's into one sentence and an exit status."""
+    sys.exit(run(lambda: app(standalone_mode=False)))

@@ -1,0 +1,58 @@
+"""From exceptions to exit statuses: which errors are the user's, and what a command ends with.
+
+Exceptions are matched by name along their ancestry, so that a command that never imported JAX need not import it to fail.
+"""
+
+import signal
+import sys
+from collections.abc import Callable
+
+import typer
+
+STATUS = {
+    "ConfigError": 2,
+    "VolumeError": 2,
+    "EvaluationError": 2,
+    "CheckpointError": 2,
+    "MeshError": 2,
+    "ModelError": 4,
+    "TrainingDiverged": 6,
+    "FloatingPointError": 6,
+    "Stopped": 143,
+}
+
+
+class Exit(Exception):
+    """Ends a command with `status` after saying `sentence`."""
+
+    def __init__(self, status: int, sentence: str):
+        super().__init__(sentence)
+        self.status = status
+
+
+def run(command: Callable[[], object]) -> int:
+    """Runs `command` and returns its exit status; users see one sentence, tracebacks are for our mistakes."""
+    try:
+        result = command()
+        return result if isinstance(result, int) else 0
+    except typer.Exit as done:
+        return done.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _say(128 + signal.SIGINT, "interrupted; run the same command again to go on")
+    except typer.TyperException as error:  # wrong usage, which knows how to show itself
+        error.show()  # type: ignore[attr-defined]
+        return 2
+    except Exit as error:
+        return _say(error.status, str(error))
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
+            return _say(5, f"out of memory: try a smaller --batch-size, or train.batch_size\n{str(error).splitlines()[0]}")
+        for ancestor in type(error).__mro__:
+            if ancestor.__name__ in STATUS:
+                return _say(STATUS[ancestor.__name__], str(error))
+        raise
+
+
+def _say(status: int, sentence: str) -> int:
+    print(f"jaxsr: {sentence}", file=sys.stderr)
+    return status

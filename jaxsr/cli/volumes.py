@@ -1,0 +1,145 @@
+"""Commands that work on volumes: upscale, evaluate."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxsr.cli.options import AsJson, BatchSize, Device, bare, choice, choices, select_device, slices_at_a_time
+from jaxsr.cli.output import open_console, print_table, progress
+from jaxsr.cli.status import Exit
+
+
+def upscale(
+    source: Annotated[Path, bare("--input", "-i", help="A volume (.nii, .nii.gz, .mgz), a folder of them, or a .txt list.")],
+    output: Annotated[Path, bare("--output", "-o", help="A file for a file, a folder for several.")],
+    model: Annotated[Path | None, bare("--model", "-m", help="A run directory made by `jaxsr train` or `jaxsr demo`.")] = None,
+    to_mm: Annotated[float | None, bare(help="Voxel size of the output. [default: what the model was trained for]")] = None,
+    steps: Annotated[int | None, bare(min=1, help="Sampling steps. [default: the model's]")] = None,
+    eta: Annotated[float | None, bare(min=0, max=1, help="0 deterministic … 1 ancestral. [default: the model's]")] = None,
+    axes: Annotated[str, typer.Option(help="all, or some of sagittal,coronal,axial: results are averaged.")] = "all",
+    slice_map: Annotated[
+        str, typer.Option("--slices", help="pad keeps voxels; resize brings slices to 256 × 256, as the papers do.")
+    ] = "pad",
+    volume: Annotated[int | None, bare(help="Which volume of a 4-D file, from 0.")] = None,
+    nan: Annotated[str, typer.Option(help="refuse, or zero: what to do with NaN and Inf.")] = "refuse",
+    batch_size: BatchSize = "auto",
+    precision: Annotated[str | None, bare(help="f32 or bf16. [default: the model's]")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    device: Device = "auto",
+    picture: Annotated[bool, typer.Option("--montage/--no-montage", help="Write a PNG beside each output.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo what is done already.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More to read.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
+) -> None:
+    """Upscale volumes. Each output gets a JSON sidecar that says it is synthetic and how it was made.
+
+    Outputs that exist are skipped. Orientation, units of intensity and the place in the scanner stay as they were.
+
+    Examples:
+
+        jaxsr upscale -i scan.nii.gz -o scan_sr.nii.gz --model demo/run
+
+        jaxsr upscale -i scans/ -o upscaled/ --model runs/sr3 --to-mm 0.7 --steps 50 --device gpu
+    """
+    axis_names = choices("--axes", axes, ("sagittal", "coronal", "axial"))
+    choice("--slices", slice_map, ("pad", "resize"))
+    choice("--nan", nan, ("refuse", "zero"))
+    if precision is not None:
+        choice("--precision", precision, ("f32", "bf16"))
+    if batch_size != "auto" and not (batch_size.isdigit() and int(batch_size) > 0):
+        raise typer.BadParameter(f"'{batch_size}' is neither auto nor a positive number", param_hint="--batch-size")
+    if to_mm is not None and not 0.1 <= to_mm <= 10:
+        raise typer.BadParameter(f"{to_mm:g} is not a voxel size between 0.1 and 10 mm", param_hint="--to-mm")
+    if model is None:
+        raise Exit(4, "no model named: pass --model RUN, a run directory made by `jaxsr demo` (demo/run) or `jaxsr train`")
+
+    select_device(device)
+    from jaxsr.upscale.files import Settings, find_jobs, is_done, make_engine, montage, read_input, upscale_file
+
+    jobs = find_jobs(source, output)
+    terminal = open_console(quiet=quiet)
+    if not jobs:
+        raise Exit(3, f"{source}: no volumes to upscale (.nii, .nii.gz, .mgz, .mgh)")
+    todo = jobs if overwrite else [job for job in jobs if not is_done(job)]
+    if len(todo) < len(jobs):
+        terminal.print(f"{len(jobs) - len(todo)} done already, whatever made them (redo with --overwrite)")
+    if not todo:
+        return
+
+    from jaxsr.upscale.model import load_model
+    from jaxsr.upscale.sidecar import sidecar_path
+
+    loaded = load_model(model, precision=precision)
+    default, target = loaded.method.default_request, to_mm or loaded.experiment.data.voxel_size
+    request = default._replace(steps=steps or default.steps, eta=default.eta if eta is None else eta, to_mm=target)
+    settings = Settings(target, request, axis_names, seed, volume, nan)  # type: ignore[arg-type]
+    engine = make_engine(loaded, batch_size=slices_at_a_time(batch_size), slice_map=slice_map)  # type: ignore[arg-type]
+    if verbose:
+        import jax
+
+        terminal.print(f"{loaded.name}, step {loaded.step}, on {jax.devices()[0].device_kind}, {request.steps} sampling steps")
+
+    failures: list[tuple[Path, str]] = []
+    for job in todo:
+        try:
+            if dry_run:
+                plan = engine.plan(read_input(job.source, settings), settings.to_mm, axis_names)
+                shapes = ", ".join(f"{axis} {h}×{w}" for axis, (h, w) in zip(plan.axes, plan.shapes, strict=True))
+                terminal.print(f"{job.source} → {job.output}: {plan.slices} slices ({shapes}), {request.steps} sampling steps each")
+                continue
+            with progress(terminal, job.source.name, None) as (advance, note):
+                result = upscale_file(engine, loaded, job, settings, progress=lambda done, total: advance(done, "slices", total), note=note)
+            if picture:
+                montage(sidecar_path(job.output).with_suffix(".png"), job.source, result, settings)
+            terminal.print(f"wrote {job.output}")
+        except (ValueError, OSError, FloatingPointError) as error:
+            if len(todo) == 1:
+                raise
+            failures.append((job.source, str(error)))
+    if failures:
+        raise Exit(1, "\n".join([f"{len(failures)} of {len(todo)} failed:"] + [f"  {path}: {why}" for path, why in failures]))
+
+
+def evaluate(
+    outputs: Annotated[list[str], bare("--input", "-i", help="Output file or folder; NAME=PATH to name a method; repeatable.")],
+    reference: Annotated[Path, bare("--reference", "-r", help="The truth: a file, or a folder with the same names.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where tables and pictures go.")] = Path("evaluation"),
+    low: Annotated[Path | None, bare("--low", "-l", help="The low-resolution input. [default: what the sidecar names]")] = None,
+    mask: Annotated[Path | None, bare("--mask", help="Voxels that count. [default: the reference's foreground]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare outputs with a reference: RMSE, PSNR, SSIM beside four interpolations, as CSV, JSON and a picture.
+
+    Examples:
+
+        jaxsr evaluate -i out.nii.gz -r truth.nii.gz
+
+        jaxsr evaluate -i sr3=a/ -i student=b/ -r truth/ -l low/ -o comparison
+    """
+    select_device("cpu")
+    from jaxsr.evaluate.compare import compare_files
+
+    named = [_named(text) for text in outputs]
+    methods = dict(named)
+    if len(methods) < len(named):
+        raise typer.BadParameter("several inputs of one name: give each its own, as in -i sr3=a/ -i student=b/", param_hint="--input")
+    comparison = compare_files(methods, reference, out, low=low, mask=mask)
+    if as_json:
+        print(json.dumps(comparison.table(), indent=2, ensure_ascii=False))
+    else:
+        terminal = open_console()
+        print_table(terminal, comparison.table())
+        for sentence in comparison.notes:
+            terminal.print(f"note: {sentence}")
+        terminal.print(f"wrote {', '.join(str(path) for path in [*comparison.files, *comparison.montages])}")
+    if comparison.failures:
+        raise Exit(1, "\n".join(["some subjects failed:", *(f"  {name}: {why}" for name, why in comparison.failures.items())]))
+
+
+def _named(text: str) -> tuple[str, Path]:
+    """`NAME=PATH`, or a path that goes by the name 'output'."""
+    name, equals, path = text.partition("=")
+    return (name, Path(path)) if equals and not Path(text).exists() else ("output", Path(text))

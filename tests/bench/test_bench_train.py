@@ -1,0 +1,63 @@
+"""The training benchmark runs the trainer's step and counts its work."""
+
+import json
+
+import jax
+import pytest
+
+from jaxsr.bench.count import count, multiply_adds
+from jaxsr.bench.train import bench_train, describe, synthetic_state
+from jaxsr.experiment import DataConfig, Experiment, TrainConfig
+from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
+from jaxsr.runtime.mesh import make_mesh
+from jaxsr.train.loop import abstract_batch, build_method
+from jaxsr.train.state import abstract_state, make_optimizer, state_shardings
+from jaxsr.train.step import make_step
+
+NETWORK = Sr3NetworkConfig(width=8, multipliers=(1,), blocks=1, attention_at=(), groups=4, dropout=0.0, middle_attention=False)
+
+
+def tiny(**train) -> Experiment:
+    return Experiment(method=Sr3Config(network=NETWORK), data=DataConfig(crop=16), train=TrainConfig(**{"batch_size": 4, **train}))
+
+
+@pytest.fixture(scope="module")
+def result():
+    return bench_train(tiny(), steps=2, warmup=1)
+
+
+def test_the_result_is_json_and_has_a_table(result):
+    assert json.loads(json.dumps(result)) == result
+    assert dict(describe(result))["one step of"] == "4 slices of 16 × 16"
+
+
+def test_rates_follow_from_the_median(result):
+    assert result["seconds_per_step"] == result["step_seconds"]["median"] > 0
+    assert result["slices_per_second"] == pytest.approx(4 * result["steps_per_second"])
+    assert result["flops_per_second"] == pytest.approx(2 * result["multiply_adds"] / result["seconds_per_step"])
+
+
+def test_a_step_is_three_forward_passes_over_the_batch(result):
+    one = count(tiny())
+    assert result["multiply_adds"] == 3 * 4 * one["multiply_adds"]
+    assert result["parameters"] == one["parameters"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_three_forward_passes_are_what_the_compiled_step_multiplies(accumulate):
+    """But for the gradient of the network's input, which nobody asks for."""
+    experiment = tiny(accumulate=accumulate)
+    method, optimizer, batch = build_method(experiment), make_optimizer(experiment.optimizer, 1), abstract_batch(experiment)
+    step = make_step(method, optimizer, ema=0.9, accumulate=accumulate)
+    traced = multiply_adds(step, abstract_state(method, optimizer, batch), batch, jax.random.key(0))
+    assert traced == pytest.approx(3 * 4 * count(experiment)["multiply_adds"], rel=0.1)
+
+
+def test_a_synthetic_state_is_the_trainers_but_for_its_values():
+    experiment, mesh = tiny(), make_mesh()
+    method, optimizer, batch = build_method(experiment), make_optimizer(experiment.optimizer, 1), abstract_batch(experiment)
+    shardings = state_shardings(method, optimizer, batch, mesh)
+    state = synthetic_state(method, optimizer, batch, shardings, seed=0)
+    expected = abstract_state(method, optimizer, batch, shardings)
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding), state, expected))
