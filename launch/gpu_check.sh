@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# What only a CUDA machine can tell, in under 8 minutes:
+#   launch/gpu_check.sh OUT
+# Runs the GPU tests, the doctor and the benchmarks at the small and the real size. OUT gets results.jsonl (one benchmark a line), table.md
+# (ready for BENCHMARKS.md), doctor.json and log.txt. A step that fails or outlasts its time is named at the end and does not stop the others.
+# Needs no installation: from a checkout, with the dependencies importable. PYTHON names the interpreter (default python3).
+set -uo pipefail
+[[ $# == 1 && $1 != -* ]] || { sed -n '2,6s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+mkdir -p "$1" || exit 2
+out=$(cd "$1" && pwd)
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+source launch/environment.sh
+
+python=${PYTHON:-python3}
+small=configs/demo.yaml
+real=configs/sr3.yaml
+log=$out/log.txt results=$out/results.jsonl
+answer=$(mktemp)
+trap 'rm -f "$answer"' EXIT
+: >"$log" >"$results"
+failed=()
+
+# step NAME SECONDS ARGUMENTS…: runs python with the arguments; its standard output goes to $answer, and with everything else to the log.
+step() {
+  local name=$1 limit=$2 start=$SECONDS status=0
+  shift 2
+  printf '\n== %s: python %s\n' "$name" "$*" | tee -a "$log"
+  timeout --kill-after=5 "$limit" "$python" "$@" >"$answer" 2>>"$log" || status=$?
+  cat "$answer" >>"$log"
+  case $status in
+    0) echo "-- ok ($((SECONDS - start)) s)" && return ;;
+    124 | 137) failed+=("$name: not done after $limit s") ;;
+    *) failed+=("$name: status $status") && tail -n 20 "$log" ;;
+  esac
+  echo "-- FAILED ($((SECONDS - start)) s)"
+  return 1
+}
+
+# benchmark NAME SECONDS ARGUMENTS…: a step whose answer, JSON, becomes a line of the results.
+benchmark() {
+  local name=$1
+  step "$1" "$2" -m jaxsr bench "${@:3}" --json || return
+  "$python" -c '
+import json, sys
+answer, name, command = open(sys.argv[1]).read(), sys.argv[2], " ".join(sys.argv[3:])
+print(json.dumps({"benchmark": name, "command": f"jaxsr bench {command} --json", **json.loads(answer)}))
+' "$answer" "$name" "${@:3}" >>"$results" 2>>"$log" || failed+=("$name: its answer is not a JSON object")
+}
+
+# The limits add up to 470 s.
+step "GPU tests" 150 -m pytest -q -m gpu tests
+tail -n 3 "$answer"
+step "doctor" 40 -m jaxsr doctor --json && cp "$answer" "$out/doctor.json"
+benchmark "count, small" 15 count $small
+benchmark "count, real" 25 count $real
+benchmark "train, small" 40 train $small --steps 50 --warmup 5
+benchmark "upscale, small" 40 upscale $small --shape 192,192,192
+benchmark "train, real, bf16" 80 train $real precision=bf16 --steps 20 --warmup 3
+benchmark "upscale, real, bf16" 80 upscale $real precision=bf16 --shape 128,128,64 --sampling-steps 10
+
+# One row a benchmark, one column a figure; what is nested stays in results.jsonl.
+"$python" -c '
+import datetime, json, sys
+rows = [json.loads(line) for line in open(sys.argv[1])]
+scalars = [{key: value for key, value in row.items() if isinstance(value, str | int | float)} for row in rows]
+columns = list(dict.fromkeys(key for row in scalars for key in row if key != "command"))
+def cell(value): return f"{value:.4g}" if isinstance(value, float) else str(value)
+print(f"Measured {datetime.date.today()} on {sys.argv[2]} at commit {sys.argv[3]}.\n")
+for line in (columns, ["---"] * len(columns), *([cell(row.get(key, "")) for key in columns] for row in scalars)):
+    print("|", " | ".join(line), "|")
+print("", *(f"- {row['"'benchmark'"']}: `{row['"'command'"']}`" for row in scalars), sep="\n")
+' "$results" "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1)" \
+  "$(git rev-parse --short HEAD 2>/dev/null)" >"$out/table.md" 2>>"$log" || failed+=("table")
+
+echo
+cat "$out/table.md"
+if ((${#failed[@]})); then
+  printf '\nFAILED after %s s:\n' "$SECONDS"
+  printf '  %s\n' "${failed[@]}"
+  exit 1
+fi
+echo "all done after $SECONDS s: $out"

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# N processes of jaxsr on this machine, one GPU each where there are GPUs:
+#   launch/local.sh N train CONFIG [key=value …] --run-dir DIR
+# The first process talks; what the others say goes to a temporary folder, which is kept and named if one fails.
+set -euo pipefail
+[[ ${1:-} =~ ^[1-9][0-9]*$ && $# -ge 2 ]] || { sed -n '2,4s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+export JAXSR_PROCESSES=$1
+shift
+python=${PYTHON:-python3}
+port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
+export JAXSR_COORDINATOR=localhost:$port
+visible=${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd, || true)}
+IFS=, read -ra gpus <<<"$visible"
+logs=$(mktemp -d)
+
+stop() { kill -TERM $(jobs -rp) 2>/dev/null || true; }
+trap stop INT TERM
+for ((i = 0; i < JAXSR_PROCESSES; i++)); do
+  export JAXSR_PROCESS=$i
+  if ((${#gpus[@]})); then export CUDA_VISIBLE_DEVICES=${gpus[i % ${#gpus[@]}]}; fi
+  if ((i == 0)); then "$python" -m jaxsr "$@" & else "$python" -m jaxsr "$@" >"$logs/$i.log" 2>&1 & fi
+done
+
+# One that fails takes the others with it, since they would wait for it for ever; so does a signal, on which each saves and leaves.
+status=0
+while code=0 && { wait -n || code=$?; } && { ((code != 127)) || [[ -n $(jobs -rp) ]]; }; do
+  if ((code && !status)); then
+    status=$code
+    stop
+  fi
+done
+if ((status)); then
+  echo "one of $JAXSR_PROCESSES processes ended with status $status; what all but the first said is in $logs" >&2
+else
+  rm -r "$logs"
+fi
+exit "$status"
