@@ -29,7 +29,7 @@ Denoiser = Callable[[Array, Level], Array]  # x_t [B, H, W, C], level [B] → wh
 
 class Samples(NamedTuple):
     x0: Array  # [B, H, W, C] float32
-    clipped: Array  # scalar: fraction of the entries of x̂_0 that `bounds` changed, over all sampling steps
+    clipped: Array  # [B]: fraction of the entries of x̂_0 that `bounds` changed, over all sampling steps
     trajectory: Array | None = None  # [S, B, H, W, C], x̂_0 (bounded) of every step; the last is x0
 
 
@@ -78,17 +78,17 @@ def sample(
         output = denoise(x_t, level).astype(jnp.float32)
         x0 = to_x0(prediction, output, x_t, level)
         if bounds is None:
-            eps, clipped = to_eps(prediction, output, x_t, level), jnp.zeros(())
+            eps, clipped = to_eps(prediction, output, x_t, level), jnp.zeros(keys.shape)
         else:
             free, x0 = x0, bounds(x0)
-            eps, clipped = eps_from_x0(x0, x_t, level), jnp.mean(x0 != free, dtype=jnp.float32)
+            eps, clipped = eps_from_x0(x0, x_t, level), jnp.mean(x0 != free, axis=tuple(range(1, x0.ndim)), dtype=jnp.float32)
         x_s = at.signal * x0 + at.direction * eps
         if eta > 0:
             x_s = x_s + at.noise * draw_noise(keys, at.draw, shape)
         return x_s, (clipped, x0 if trajectory else None)
 
     x0, (clipped, x0s) = jax.lax.scan(step, draw_noise(keys, 0, shape), _coefficients(schedule, times, eta))
-    return Samples(x0, clipped.mean(), x0s)
+    return Samples(x0, clipped.mean(0), x0s)
 
 
 def sampling_times(total: int, steps: int, spacing: Spacing) -> np.ndarray:

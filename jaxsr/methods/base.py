@@ -76,7 +76,7 @@ class LossOutput(NamedTuple):
 
 
 class UpscaleOutput(NamedTuple):
-    """The image `[B, H, W, 1]` in the window of the condition, and scalars to report."""
+    """The image `[B, H, W, 1]` in the window of the condition, and values to report, `[B]` each: one a slice, so fillers do not count."""
 
     image: Array
     metrics: dict[str, Array]

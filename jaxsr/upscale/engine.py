@@ -7,7 +7,7 @@ resized) to sides that the method takes, upscaled in batches of one size, so tha
 Noise is keyed by (seed, sample, axis, slice): the result depends neither on batch size nor on devices.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -80,8 +80,7 @@ class Engine:
         self._method, self._slice_map, self._interpolation = method, slice_map, interpolation
         self._batch_sharding = batch_sharding(mesh)
         self._variables = jax.device_put(variables, replicated(mesh))
-        everywhere = UpscaleOutput(self._batch_sharding, replicated(mesh))  # type: ignore[arg-type]
-        self._program = jax.jit(self._upscale_batch, static_argnums=(4,), out_shardings=everywhere)
+        self._program = jax.jit(self._upscale_batch, static_argnums=(4,), out_shardings=self._batch_sharding)
 
     @property
     def compilations(self) -> int:
@@ -119,28 +118,38 @@ class Engine:
         window = fit_window(volume.data)
         grid = target_grid(volume.grid, to_mm) if to_mm else volume.grid
         low = window.forward(resample(volume.data, volume.grid, grid, self._interpolation))
-        root = jax.random.fold_in(jax.random.key(seed), sample)
+        key = jax.random.fold_in(jax.random.key(seed), sample)
+        image, metrics = self.fuse(low, plan.axes, key, request, lambda done: progress(done, plan.slices))
+        result = Volume(window.inverse(image), grid.affine, volume.orientation, volume.path, volume.notes)
+        return Upscaled(result, window, metrics, plan, self.compilations - before)
 
-        total = np.zeros(grid.shape, np.float64)
-        metrics: dict[str, list[tuple[int, float]]] = {}
+    def fuse(
+        self, low: np.ndarray, axes: Sequence[str], key: jax.Array, request: Request, progress: Callable[[int], None] = lambda done: None
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """The mean over `axes` of the stacked slices, float32 `[X, Y, Z]`, summed in float64; and the metrics' means over all slices.
+
+        Args:
+          low: `[X, Y, Z]` on the target grid, in the window -1…1.
+        """
+        total = np.zeros(low.shape, np.float64)
+        metrics: dict[str, list[np.ndarray]] = {}
         done = 0
-        for axis in plan.axes:
-            key = jax.random.fold_in(root, AXES[axis])
-            sums = take_slices(total, AXES[axis])
-            for start, images, facts in self._slices(take_slices(low, AXES[axis]), self._map(grid.shape, AXES[axis]), key, request):
+        for axis in axes:
+            sums = take_slices(total, axis)
+            slice_map = self._map(low.shape, AXES[axis])
+            for start, images, facts in self._slices(take_slices(low, axis), slice_map, jax.random.fold_in(key, AXES[axis]), request):
                 sums[start : start + len(images)] += images
-                for name, value in facts.items():
-                    metrics.setdefault(name, []).append((len(images), value))
+                for name, values in facts.items():
+                    metrics.setdefault(name, []).append(values)
                 done += len(images)
-                progress(done, plan.slices)
-        total /= len(plan.axes)
-        data = window.inverse(total.astype(np.float32))
-        means = {name: float(np.average([v for _, v in values], weights=[n for n, _ in values])) for name, values in metrics.items()}
-        result = Volume(data, grid.affine, volume.orientation, volume.path, volume.notes)
-        return Upscaled(result, window, means, plan, self.compilations - before)
+                progress(done)
+        total /= len(axes)
+        return total.astype(np.float32), {name: float(np.concatenate(values).mean()) for name, values in metrics.items()}
 
-    def _slices(self, slices: np.ndarray, slice_map: SliceMap, key: jax.Array, request: Request):  # type: ignore[no-untyped-def]
-        """Yields (first slice, images [n, H, W], metrics), one batch behind the device, which so never waits for the host."""
+    def _slices(
+        self, slices: np.ndarray, slice_map: SliceMap, key: jax.Array, request: Request
+    ) -> Iterator[tuple[int, np.ndarray, dict[str, np.ndarray]]]:
+        """Yields (first slice, images [n, H, W], metrics [n]), one batch behind the device, which so never waits for the host."""
         pending = None
         for start in range(0, len(slices), self.batch_size):
             part = slices[start : start + self.batch_size]
@@ -154,15 +163,17 @@ class Engine:
         if pending:
             yield self._fetch(slice_map, *pending)
 
-    def _fetch(self, slice_map: SliceMap, start: int, count: int, dispatched: UpscaleOutput) -> tuple[int, np.ndarray, dict[str, float]]:
+    def _fetch(
+        self, slice_map: SliceMap, start: int, count: int, dispatched: UpscaleOutput
+    ) -> tuple[int, np.ndarray, dict[str, np.ndarray]]:
         images, metrics = dispatched
-        return start, slice_map.inverse(np.asarray(images)[:count, ..., 0]), {name: float(value) for name, value in metrics.items()}
+        return start, slice_map.inverse(np.asarray(images)[:count, ..., 0]), {name: np.asarray(v)[:count] for name, v in metrics.items()}
 
     def _upscale_batch(self, variables: Variables, low: jax.Array, key: jax.Array, index: jax.Array, request: Request) -> UpscaleOutput:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
         return self._method.upscale(variables, Condition(low), keys, request)
 
-    def _map(self, shape: tuple[int, int, int], axis: int) -> SliceMap:
+    def _map(self, shape: tuple[int, ...], axis: int) -> SliceMap:
         height, width = (n for a, n in enumerate(shape) if a != axis)
         multiple = int(np.lcm(self._method.multiple, BUCKET)) if self._slice_map == "pad" else self._method.multiple
         return make_map(self._slice_map, (height, width), multiple)

@@ -1,4 +1,4 @@
-"""Volumes as stacks of slices along three axes, slices as a model's planes, and volumes fused again [teacher, Algorithm 2].
+"""Volumes as stacks of slices along three axes, and slices as a model's planes [teacher, Algorithm 2].
 
 A slice map brings a slice's H × W to sides that a method accepts, and back:
 
@@ -6,7 +6,6 @@ A slice map brings a slice's H × W to sides that a method accepts, and back:
     resize   to a fixed square, by the spline matrices of `geometry`, anti-aliased where it shrinks: the paper's way, not quite invertible.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol
@@ -23,11 +22,6 @@ Shape = tuple[int, int]
 def take_slices(data: np.ndarray, axis: str | int) -> np.ndarray:
     """All slices across `axis` ('sagittal', 'coronal', 'axial' or 0, 1, 2) of `data [X, Y, Z]`: a view `[n, H, W]`."""
     return np.moveaxis(data, _axis(axis), 0)
-
-
-def stack_slices(slices: np.ndarray, axis: str | int) -> np.ndarray:
-    """The inverse of `take_slices`: `[n, H, W]` → a view `[X, Y, Z]`."""
-    return np.moveaxis(slices, 0, _axis(axis))
 
 
 class SliceMap(Protocol):
@@ -96,38 +90,6 @@ def make_map(kind: Literal["pad", "resize"], shape: Shape, multiple: int, size: 
             return ResizeMap(shape, (size, size))
         case _:
             raise ValueError(f"unknown slice map {kind!r}, expected 'pad' or 'resize'")
-
-
-class Fusion:
-    """The mean of volumes, one at a time: a float64 sum is all that is held. The mean of equal volumes is that volume, exactly."""
-
-    def __init__(self) -> None:
-        self._sum: np.ndarray | None = None
-        self._count = 0
-
-    def add(self, volume: np.ndarray) -> None:
-        """Adds `volume [X, Y, Z]`, of the shape of those before it."""
-        if self._sum is None:
-            self._sum = np.array(volume, np.float64)
-        elif volume.shape != self._sum.shape:
-            raise ValueError(f"volumes of shapes {self._sum.shape} and {volume.shape} cannot be averaged")
-        else:
-            self._sum += volume
-        self._count += 1
-
-    def result(self) -> np.ndarray:
-        """The mean of all volumes added so far, float32 `[X, Y, Z]`."""
-        if self._sum is None:
-            raise ValueError("nothing to average: no volume has been added")
-        return (self._sum / self._count).astype(np.float32)
-
-
-def fuse(volumes: Iterable[np.ndarray]) -> np.ndarray:
-    """The mean of `volumes`, each `[X, Y, Z]`, accumulated in float64 as they come; float32."""
-    fusion = Fusion()
-    for volume in volumes:
-        fusion.add(volume)
-    return fusion.result()
 
 
 def _axis(axis: str | int) -> int:

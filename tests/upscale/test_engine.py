@@ -13,6 +13,7 @@ from jaxsr.runtime.mesh import make_mesh
 from jaxsr.upscale.engine import Engine
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import Volume
+from jaxsr.volume.slices import AXES
 
 ONE_STEP = Request(steps=1)
 OBLIQUE = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0.2, -0.1) @ np.diag([2.0, 2.0, 2.0]), [-30.0, 12.0, 7.0])
@@ -52,6 +53,29 @@ def sr3():
 
 def identity_engine(**options):
     return Engine(Identity(), {}, make_mesh(), batch_size=8, **options)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("shape", [(17, 30, 23), (32, 16, 48)])
+def test_slicing_padding_batching_and_fusing_return_the_input_exactly(shape, batch_size):
+    data = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    engine = Engine(Identity(), {}, make_mesh(), batch_size=batch_size)
+    fused, _ = engine.fuse(data, tuple(AXES), jax.random.key(0), ONE_STEP)
+    assert fused.dtype == np.float32
+    np.testing.assert_array_equal(fused, data)
+
+
+def test_metrics_are_means_over_slices_whatever_fills_the_last_batch():
+    """5 + 6 + 7 slices in batches of 4: what a filler slice reports is not counted."""
+
+    class Counting(Identity):
+        def upscale(self, variables, condition, keys, request):
+            return UpscaleOutput(condition.low, {"filled": (condition.low[:, 0, 0, 0] > 6).astype(jnp.float32)})
+
+    fused = Engine(Counting(), {}, make_mesh(), batch_size=4, slice_map="resize").fuse(
+        np.full((5, 6, 7), 7, np.float32), tuple(AXES), jax.random.key(0), ONE_STEP
+    )
+    assert fused[1] == {"filled": 1.0}
 
 
 def test_a_method_that_changes_nothing_returns_the_volume(head):

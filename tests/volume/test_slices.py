@@ -1,21 +1,19 @@
-"""Laws of slices, of the maps between their planes and a model's, and of fusion."""
+"""Laws of slices and of the maps between their planes and a model's."""
 
 import numpy as np
 import pytest
 
-from jaxsr.volume.slices import AXES, Fusion, fuse, make_map, stack_slices, take_slices
+from jaxsr.volume.slices import AXES, make_map, take_slices
 
 RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("axis", [*AXES, 0, 1, 2])
-def test_stacking_undoes_slicing_and_both_are_views(axis):
+def test_slices_are_views(axis):
     data = RNG.random((5, 6, 7), np.float32)
     slices = take_slices(data, axis)
     assert slices.shape[0] == data.shape[AXES.get(axis, axis)]
     assert np.shares_memory(slices, data)
-    assert np.shares_memory(stack_slices(slices, axis), data)
-    assert (stack_slices(slices, axis) == data).all()
 
 
 def test_a_slice_is_the_plane_across_its_axis():
@@ -72,41 +70,3 @@ def test_slices_of_another_shape_are_refused(kind):
 def test_maps_that_cannot_be_are_refused_by_name(wrong, message):
     with pytest.raises(ValueError, match=message):
         make_map(**{"kind": "pad", "shape": (20, 20), "multiple": 16, **wrong})
-
-
-def test_fusing_equal_volumes_gives_that_volume_exactly():
-    data = (RNG.random((6, 5, 4), np.float32) - 0.5) * 1e4
-    assert (fuse([data] * 3) == data).all()
-
-
-def test_fusion_is_the_mean_rounded_once():
-    volumes = [RNG.normal(size=(4, 5, 6)).astype(np.float32) * 10**k for k in range(3)]
-    fused = fuse(iter(volumes))
-    assert fused.dtype == np.float32
-    assert (fused == np.mean(np.stack(volumes).astype(np.float64), 0).astype(np.float32)).all()
-
-
-def test_adding_one_by_one_is_fusing():
-    volumes = RNG.random((3, 4, 4, 4), np.float32)
-    fusion = Fusion()
-    for volume in volumes:
-        fusion.add(volume)
-    assert (fusion.result() == fuse(volumes)).all()
-    assert (volumes[0] == fuse(volumes[:1])).all()
-
-
-def test_fusing_nothing_or_unlike_volumes_is_refused():
-    with pytest.raises(ValueError, match="nothing to average"):
-        fuse([])
-    with pytest.raises(ValueError, match="averaged"):
-        fuse([np.zeros((2, 2, 2)), np.zeros((2, 2, 3))])
-
-
-def test_an_identity_model_through_slicing_padding_and_fusion_returns_the_input_exactly():
-    data = RNG.normal(size=(17, 30, 23)).astype(np.float32)
-    fusion = Fusion()
-    for axis in AXES:
-        slices = take_slices(data, axis)
-        pad = make_map("pad", slices.shape[1:], 16)
-        fusion.add(stack_slices(pad.inverse(pad.forward(slices)), axis))
-    assert (fusion.result() == data).all()
