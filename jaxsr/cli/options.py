@@ -60,7 +60,8 @@ def failed(failures: list[tuple[Path, str]], total: int) -> str:
     """What a command that goes on after a failure says last."""
     from jaxsr.files import shown
 
-    lines = [why if why.startswith(shown(path)) else f"{shown(path)}: {why}" for path, why in failures]
+    said = [(shown(path), " ".join(why.split())) for path, why in failures]
+    lines = [why if why.startswith(name) else f"{name}: {why}" for name, why in said]
     return "\n".join([f"{len(failures)} of {total} failed:", *(f"  {line}" for line in lines)])
 
 

@@ -129,6 +129,7 @@ def evaluate(
     """
     select_device("cpu")
     from jaxsr.evaluate.compare import compare_files
+    from jaxsr.files import shown
 
     named = [_named(text) for text in outputs]
     methods = dict(named)
@@ -142,7 +143,7 @@ def evaluate(
         print_table(terminal, comparison.table())
         for sentence in comparison.notes:
             terminal.print(f"note: {sentence}")
-        terminal.print(f"wrote {', '.join(str(path) for path in [*comparison.files, *comparison.montages])}")
+        terminal.print(f"wrote {', '.join(shown(path) for path in [*comparison.files, *comparison.montages])}")
     if comparison.failures:
         raise Exit(1, "\n".join(["some subjects failed:", *(f"  {name}: {why}" for name, why in comparison.failures.items())]))
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxsr.files import shown
 from jaxsr.volume.io import SUFFIXES
 
 _DERIVED = ("desc", "res", "rec", "space", "den")  # BIDS entities in which a derivative differs from its source
@@ -29,7 +30,7 @@ def pair_files(references: Path, others: Path, *, masks: bool = False) -> Pairin
     reference's ('head01_sr' for 'head01').
     """
     if references.is_file() and others.is_file():
-        return Pairing({subject_name(references): (references, others)}, (), ())
+        return Pairing({shown(subject_name(references)): (references, others)}, (), ())
     left = {p: _relative(p, references) for p in volume_files(references, masks=False)}
     right = {p: _relative(p, others) for p in volume_files(others, masks=masks)}
     pairs: dict[Path, Path] = {}
@@ -106,7 +107,7 @@ def _bids_subject(path: Path, _: str) -> str:
 def _subject_names(references: list[Path], root: Path) -> dict[Path, str]:
     """The shortest of subject, name and path that tells all references apart."""
     for name in (subject_name, stem, lambda p: _relative(p, root)):
-        names = {p: name(p) for p in references}
+        names = {p: shown(name(p)) for p in references}
         if len(set(names.values())) == len(names):
             return names
-    return {p: p.as_posix() for p in references}
+    return {p: shown(p) for p in references}

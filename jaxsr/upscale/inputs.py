@@ -20,6 +20,7 @@ from jaxsr.volume.slices import AXES
 
 BYTES_PER_VOXEL = 40  # of the output, on the host: 16 were measured while slices are upscaled, 36 while the picture is drawn
 _READ = (*SUFFIXES, ".hdr", ".img", ".hdr.gz", ".img.gz", ".nii.bz2", ".nii.zst")
+_NOT_WRITTEN = (".hdr", ".img", ".gz", ".bz2", ".zst", ".nrrd", ".mha", ".mhd", ".mnc", ".mif", ".dcm", ".json", ".png", ".txt")
 _LONGEST_LIST = 1 << 24  # bytes
 
 
@@ -43,6 +44,8 @@ def find_jobs(source: Path, output: Path) -> list[Job]:
         jobs = [Job(path, output / _output_name(path)) for path in paths]
     else:
         jobs = [Job(path, output) for path in paths]
+    if not several and not output.is_dir() and output.suffix.lower() in _NOT_WRITTEN and not output.name.lower().endswith(SUFFIXES):
+        raise VolumeError(f"{shown(output)}: the suffix names no format that is written; use one of {', '.join(SUFFIXES)}, or a folder")
     for job in jobs:
         if _exists(job.output) and _exists(job.source) and job.output.samefile(job.source):
             raise VolumeError(f"{shown(job.output)}: the output is the input; choose another -o")

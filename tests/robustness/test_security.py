@@ -209,7 +209,7 @@ def test_a_link_at_the_output_is_replaced_and_what_it_leads_to_is_not_written(ca
 
 NASTY = [
     *("line\nbreak.nii", "\x1b[31mred\x1b[0m.nii", "bell\x07.nii", "right\u202eto-left.nii"),
-    *(os.fsdecode(b"latin\xe9.nii"), "sp ace [bold]x.nii"),
+    *(os.fsdecode(b"latin\xe9.nii"), "sp ace [bold]x.nii", "pri$ce_{$.nii"),
 ]
 
 
