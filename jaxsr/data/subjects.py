@@ -114,7 +114,8 @@ def template_grid() -> Grid:
 def simulate(truth: Volume, acquisition: Acquisition, key: jax.Array) -> Volume:
     """`truth` as `acquisition` would have measured it, on the acquired grid, in the same units."""
     source = truth.grid
-    low = np.asarray(acquire(key, jnp.asarray(truth.data), source.voxel_size, acquisition))
+    voxel_size = tuple(round(v, 4) for v in source.voxel_size)  # static: one program a shape, not one for each rounding of an affine
+    low = np.asarray(acquire(key, jnp.asarray(truth.data), voxel_size, acquisition))  # type: ignore[arg-type]
     stretched = tuple(n * v / m for n, v, m in zip(source.shape, source.voxel_size, low.shape, strict=True))
     return Volume(low, target_grid(source, stretched).affine)
 
