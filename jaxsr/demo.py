@@ -26,7 +26,8 @@ from jaxsr.evaluate.tables import Comparison
 from jaxsr.experiment import load_experiment
 from jaxsr.physics.acquisition import Acquisition, named_acquisition
 from jaxsr.train.loop import train
-from jaxsr.upscale.files import Job, Settings, is_done, make_engine, upscale_file
+from jaxsr.upscale.files import Settings, make_engine, upscale_file
+from jaxsr.upscale.inputs import Job, is_done
 from jaxsr.upscale.model import load_model
 from jaxsr.upscale.sidecar import read_sidecar
 from jaxsr.volume.geometry import resample, target_grid

@@ -9,9 +9,12 @@ from collections.abc import Callable
 
 import typer
 
+from jaxsr.files import shown
+
 STATUS = {
     "ConfigError": 2,
     "VolumeError": 2,
+    "FileError": 2,
     "EvaluationError": 2,
     "CheckpointError": 2,
     "MeshError": 2,
@@ -50,9 +53,12 @@ def run(command: Callable[[], object]) -> int:
         for ancestor in type(error).__mro__:
             if ancestor.__name__ in STATUS:
                 return _say(STATUS[ancestor.__name__], str(error))
+        if isinstance(error, OSError) and error.filename is not None:  # the machine's, not ours: a folder without permission, a full disk
+            return _say(2, f"{shown(str(error.filename))}: {error.strerror}; check the path, its permissions and the disk")
         raise
 
 
 def _say(status: int, sentence: str) -> int:
-    print(f"jaxsr: {sentence}", file=sys.stderr)
+    text = "\n".join(shown(line) for line in sentence.split("\n"))  # names may hold what a terminal obeys
+    print(f"jaxsr: {text}", file=sys.stderr)
     return status

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jaxsr.cli.options import AsJson, BatchSize, Device, bare, choice, choices, select_device, slices_at_a_time
+from jaxsr.cli.options import AsJson, BatchSize, Device, bare, check_voxel_size, choice, choices, failed, select_device, slices_at_a_time
 from jaxsr.cli.output import open_console, print_table, progress
 from jaxsr.cli.status import Exit
 
@@ -51,26 +51,31 @@ def upscale(
         choice("--precision", precision, ("f32", "bf16"))
     if batch_size != "auto" and not (batch_size.isdigit() and int(batch_size) > 0):
         raise typer.BadParameter(f"'{batch_size}' is neither auto nor a positive number", param_hint="--batch-size")
-    if to_mm is not None and not 0.1 <= to_mm <= 10:
-        raise typer.BadParameter(f"{to_mm:g} is not a voxel size between 0.1 and 10 mm", param_hint="--to-mm")
+    check_voxel_size(to_mm)
     if model is None:
         raise Exit(4, "no model named: pass --model RUN, a run directory made by `jaxsr demo` (demo/run) or `jaxsr train`")
 
-    select_device(device)
-    from jaxsr.upscale.files import Settings, find_jobs, is_done, make_engine, montage, read_input, upscale_file
+    from jaxsr.files import shown
+    from jaxsr.upscale.inputs import find_jobs, is_done, read_input
+    from jaxsr.upscale.sidecar import check_sidecar, sidecar_path
 
     jobs = find_jobs(source, output)
     terminal = open_console(quiet=quiet)
     if not jobs:
-        raise Exit(3, f"{source}: no volumes to upscale (.nii, .nii.gz, .mgz, .mgh)")
+        raise Exit(3, f"{shown(source)}: no volumes to upscale (.nii, .nii.gz, .mgz, .mgh)")
     todo = jobs if overwrite else [job for job in jobs if not is_done(job)]
     if len(todo) < len(jobs):
         terminal.print(f"{len(jobs) - len(todo)} done already, whatever made them (redo with --overwrite)")
     if not todo:
         return
 
+    single = None
+    if len(todo) == 1:  # what cannot be used is said before JAX and the model are loaded
+        check_sidecar(todo[0].output)
+        single = read_input(todo[0].source, to_mm=to_mm, axes=axis_names, volume=volume, nan=nan, note=terminal.print)  # type: ignore[arg-type]
+    select_device(device)
+    from jaxsr.upscale.files import Settings, make_engine, montage, read_source, upscale_file
     from jaxsr.upscale.model import load_model
-    from jaxsr.upscale.sidecar import sidecar_path
 
     loaded = load_model(model, precision=precision)
     default, target = loaded.method.default_request, to_mm or loaded.experiment.data.voxel_size
@@ -86,21 +91,24 @@ def upscale(
     for job in todo:
         try:
             if dry_run:
-                plan = engine.plan(read_input(job.source, settings), settings.to_mm, axis_names)
+                plan = engine.plan(single or read_source(job.source, settings), settings.to_mm, axis_names)
+                names = f"{shown(job.source)} → {shown(job.output)}"
                 shapes = ", ".join(f"{axis} {h}×{w}" for axis, (h, w) in zip(plan.axes, plan.shapes, strict=True))
-                terminal.print(f"{job.source} → {job.output}: {plan.slices} slices ({shapes}), {request.steps} sampling steps each")
+                terminal.print(f"{names}: {plan.slices} slices ({shapes}), {request.steps} sampling steps each")
                 continue
-            with progress(terminal, job.source.name, None) as (advance, note):
-                result = upscale_file(engine, loaded, job, settings, progress=lambda done, total: advance(done, "slices", total), note=note)
+            with progress(terminal, shown(job.source.name), None) as (advance, note):
+                result = upscale_file(
+                    engine, loaded, job, settings, volume=single, progress=lambda done, total: advance(done, "slices", total), note=note
+                )
             if picture:
                 montage(sidecar_path(job.output).with_suffix(".png"), job.source, result, settings)
-            terminal.print(f"wrote {job.output}")
-        except (ValueError, OSError, FloatingPointError) as error:
+            terminal.print(f"wrote {shown(job.output)}")
+        except (ValueError, OSError, FloatingPointError, MemoryError) as error:
             if len(todo) == 1:
                 raise
             failures.append((job.source, str(error)))
     if failures:
-        raise Exit(1, "\n".join([f"{len(failures)} of {len(todo)} failed:"] + [f"  {path}: {why}" for path, why in failures]))
+        raise Exit(1, failed(failures, len(todo)))
 
 
 def evaluate(

@@ -15,11 +15,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import nibabel as nib
 import numpy as np
 
 from jaxsr.data.anatomy import render, tissue_maps
 from jaxsr.physics.acquisition import Acquisition, acquire
+from jaxsr.volume.decode import open_image
 from jaxsr.volume.geometry import Grid, Kind, resample, target_grid
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import SUFFIXES, Volume, VolumeError, read_volume, straighten
@@ -140,9 +140,9 @@ def find_volumes(folder: Path, voxel_size: float) -> tuple[list[Path], list[str]
     usable, left_out = [], []
     for path in found:
         try:
-            image: Any = nib.load(path)  # the header only: a large set must start quickly
+            image: Any = open_image(path)  # the header only: a large set must start quickly
             size, count = image.header.get_zooms()[:3], int(np.prod(image.shape[3:]))
-        except (nib.filebasedimages.ImageFileError, OSError, ValueError) as error:
+        except VolumeError as error:
             left_out.append(f"{path}: cannot be read ({error})")
             continue
         if count != 1 or len(size) < 3:

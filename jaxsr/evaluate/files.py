@@ -1,8 +1,6 @@
-"""Which file is compared with which, and files that appear whole or not at all."""
+"""Which file is compared with which."""
 
-import os
 import re
-import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,18 +71,6 @@ def sidecar(path: Path) -> Path:
 def subject_name(path: Path) -> str:
     """'sub-01' or 'sub-01_ses-2' for BIDS names, otherwise the name without its suffix."""
     return _bids_subject(path, "") or stem(path)
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """`write` into a hidden file beside `path`, then rename; missing folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def _unique_matches(left: dict[Path, str], right: dict[Path, str], key: Callable[[Path, str], str]) -> Iterable[tuple[Path, Path]]:

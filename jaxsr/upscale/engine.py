@@ -8,6 +8,7 @@ Noise is keyed by (seed, sample, axis, slice): the result depends neither on bat
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import jax
@@ -17,13 +18,13 @@ from jax.sharding import Mesh
 
 from jaxsr.methods.base import Condition, Method, Request, UpscaleOutput, Variables
 from jaxsr.runtime.mesh import batch_sharding, replicated
+from jaxsr.upscale.inputs import serving_axes
 from jaxsr.volume.geometry import Kind, resample, target_grid
 from jaxsr.volume.intensity import Window, fit_window
-from jaxsr.volume.io import Volume, VolumeError
+from jaxsr.volume.io import Volume
 from jaxsr.volume.slices import AXES, SliceMap, make_map, take_slices
 
 BUCKET = 16  # sides are padded to multiples of at least this, so that heads of about one size share their compiled programs
-LEAST_IN_PLANE = 16  # voxels of the input; an axis with fewer is never within a slice
 
 Progress = Callable[[int, int], None]  # slices done, slices in all
 
@@ -88,9 +89,9 @@ class Engine:
         return int(self._program._cache_size())  # type: ignore[attr-defined]
 
     def plan(self, volume: Volume, to_mm: float | None, axes: Sequence[str]) -> Plan:
-        """What `upscale` would do, without doing it."""
+        """What `upscale` would do, without doing it. Raises VolumeError where no axis of `axes` serves."""
         grid = target_grid(volume.grid, to_mm) if to_mm else volume.grid
-        serving, left_out = _serving_axes(volume.data.shape, axes)
+        serving, left_out = serving_axes(volume.data.shape, axes)
         maps = [self._map(grid.shape, AXES[a]) for a in serving]
         shapes = tuple(m.shape for m in maps)
         return Plan(serving, shapes, sum(grid.shape[AXES[a]] for a in serving), len(set(shapes)), left_out)
@@ -113,14 +114,12 @@ class Engine:
         """
         before = self.compilations
         plan = self.plan(volume, to_mm, axes)
-        if not plan.axes:
-            raise VolumeError(f"no axis of {', '.join(axes)} can be upscaled: {'; '.join(plan.left_out)}")
         window = fit_window(volume.data)
         grid = target_grid(volume.grid, to_mm) if to_mm else volume.grid
         low = window.forward(resample(volume.data, volume.grid, grid, self._interpolation))
         key = jax.random.fold_in(jax.random.key(seed), sample)
         image, metrics = self.fuse(low, plan.axes, key, request, lambda done: progress(done, plan.slices))
-        result = Volume(window.inverse(image), grid.affine, volume.orientation, volume.path, volume.notes)
+        result = replace(volume, data=window.inverse(image), affine=grid.affine)
         return Upscaled(result, window, metrics, plan, self.compilations - before)
 
     def fuse(
@@ -177,12 +176,3 @@ class Engine:
         height, width = (n for a, n in enumerate(shape) if a != axis)
         multiple = int(np.lcm(self._method.multiple, BUCKET)) if self._slice_map == "pad" else self._method.multiple
         return make_map(self._slice_map, (height, width), multiple)
-
-
-def _serving_axes(shape: tuple[int, ...], axes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    thin = {a for a, n in enumerate(shape) if n < LEAST_IN_PLANE}
-    serving = tuple(name for name in axes if not thin - {AXES[name]})
-    left_out = tuple(
-        f"{name} slices would be only {min(shape[a] for a in thin - {AXES[name]})} voxels wide" for name in axes if name not in serving
-    )
-    return serving, left_out

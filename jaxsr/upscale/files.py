@@ -1,4 +1,4 @@
-"""Files in, files out: what `jaxsr upscale` does with its arguments."""
+"""Files in, files out: what `jaxsr upscale` does with a file once it is read."""
 
 import time
 from collections.abc import Callable
@@ -7,23 +7,16 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jaxsr.files import shown
 from jaxsr.methods.base import Request
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.upscale.engine import Engine, Progress
+from jaxsr.upscale.inputs import Job, check_target, read_input
 from jaxsr.upscale.model import Model
-from jaxsr.upscale.sidecar import check_sidecar, describe, sidecar_path, write_json
+from jaxsr.upscale.sidecar import check_sidecar, describe, json_writer, sidecar_path
 from jaxsr.volume.geometry import Grid
-from jaxsr.volume.io import SUFFIXES, Volume, VolumeError, read_volume, straighten, write_volume
+from jaxsr.volume.io import Volume, write_volume
 from jaxsr.volume.slices import AXES
-
-MOST_VOXELS = 2**31
-
-
-class Job(NamedTuple):
-    """One input and where its output goes."""
-
-    source: Path
-    output: Path
 
 
 class Settings(NamedTuple):
@@ -37,39 +30,6 @@ class Settings(NamedTuple):
     nan: Literal["refuse", "zero"] = "refuse"
 
 
-def find_jobs(source: Path, output: Path) -> list[Job]:
-    """Inputs and outputs: a file to a file, a folder (its volumes, not those of folders in it) to a folder, a `.txt` list to a folder.
-
-    Raises:
-      VolumeError: for inputs that are not there, an output that is an input, or a folder without volumes.
-    """
-    if source.suffix == ".txt" and source.is_file():
-        lines = [line.strip() for line in source.read_text().splitlines()]
-        paths = [Path(line) if Path(line).is_absolute() else source.parent / line for line in lines if line and not line.startswith("#")]
-        jobs = [Job(path, output / path.name) for path in paths]
-    elif source.is_dir():
-        jobs = [Job(path, output / path.name) for path in _volumes_in(source)]
-    else:
-        into = output.is_dir() or not output.name.endswith(SUFFIXES)
-        jobs = [Job(source, output / source.name if into else output)]
-    for job in jobs:
-        if job.output.exists() and job.source.exists() and job.output.samefile(job.source):
-            raise VolumeError(f"{job.output}: the output is the input; choose another -o")
-    repeated = {job.output for job in jobs if sum(other.output == job.output for other in jobs) > 1}
-    if repeated:
-        raise VolumeError(f"several inputs would be written to {sorted(map(str, repeated))}: give them different names")
-    return jobs
-
-
-def _volumes_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
-
-
-def is_done(job: Job) -> bool:
-    """The output is there: it is written whole or not at all, after its sidecar; and what is there is never ours to replace unasked."""
-    return job.output.exists()
-
-
 def make_engine(model: Model, *, batch_size: int, slice_map: Literal["pad", "resize"] = "pad") -> Engine:
     return Engine(
         model.method,
@@ -81,19 +41,9 @@ def make_engine(model: Model, *, batch_size: int, slice_map: Literal["pad", "res
     )
 
 
-def read_input(path: Path, settings: Settings, note: Callable[[str], None] = lambda text: None) -> Volume:
-    """The volume, on right-angled axes, with everything checked that can be before anything is computed.
-
-    Raises:
-      VolumeError: as `read_volume`, and where the target grid is out of proportion.
-    """
-    volume = straighten(read_volume(path, volume=settings.volume, nan=settings.nan))
-    for sentence in volume.notes:
-        note(f"{path.name}: {sentence}")
-    voxels = float(np.prod(np.array(volume.data.shape) * volume.voxel_size)) / settings.to_mm**3
-    if voxels > MOST_VOXELS:
-        raise VolumeError(f"{path}: at {settings.to_mm:g} mm the volume would have {voxels:.2g} voxels; choose a larger --to-mm")
-    return volume
+def read_source(path: Path, settings: Settings, note: Callable[[str], None] = lambda text: None) -> Volume:
+    """`read_input` with these settings."""
+    return read_input(path, to_mm=settings.to_mm, axes=settings.axes, volume=settings.volume, nan=settings.nan, note=note)
 
 
 def upscale_file(
@@ -102,18 +52,20 @@ def upscale_file(
     job: Job,
     settings: Settings,
     *,
+    volume: Volume | None = None,
     progress: Progress = lambda done, total: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Volume:
-    """Reads, upscales, writes the volume and its sidecar; returns the result."""
+    """Reads (unless `volume` is what `read_input` made of the source), upscales, writes the volume and its sidecar; returns the result."""
     check_sidecar(job.output)
-    volume = read_input(job.source, settings, note)
+    if volume is None:
+        volume = read_source(job.source, settings, note)
+    else:
+        check_target(volume, settings.to_mm)
     started = time.monotonic()
     result = engine.upscale(volume, settings.request, to_mm=settings.to_mm, axes=settings.axes, seed=settings.seed, progress=progress)
-    for sentence in result.plan.left_out:
-        note(f"{job.source.name}: {sentence}, so that axis is left out")
     if not np.isfinite(result.volume.data).all():
-        raise FloatingPointError(f"{job.source}: the model returned NaN or Inf; try --precision f32")
+        raise FloatingPointError(f"{shown(job.source)}: the model returned NaN or Inf; try --precision f32")
     facts = describe(
         model,
         job.source,
@@ -125,9 +77,7 @@ def upscale_file(
         Compilations=result.compilations,
         Seconds=round(time.monotonic() - started, 2),
     )
-    job.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(sidecar_path(job.output), facts)
-    write_volume(job.output, result.volume, description="jaxsr: synthetic")
+    write_volume(job.output, result.volume, description="jaxsr: synthetic", before={sidecar_path(job.output): json_writer(facts)})
     return result.volume
 
 
@@ -136,7 +86,7 @@ def montage(path: Path, source: Path, output: Volume, settings: Settings) -> Non
     from jaxsr.evaluate.interpolation import interpolate
     from jaxsr.evaluate.montage import save_montage
 
-    low = straighten(read_volume(source, volume=settings.volume, nan=settings.nan))
+    low = read_source(source, settings)
     grid = Grid(output.data.shape, output.affine)  # type: ignore[arg-type]
     views = {"input": interpolate(low, grid, "nearest").data, "cubic": interpolate(low, grid, "tricubic").data, "output": output.data}
-    save_montage(path, views, voxel_size=output.voxel_size, title=f"{source.name} at {settings.to_mm:g} mm (synthetic)")
+    save_montage(path, views, voxel_size=output.voxel_size, title=f"{shown(source.name)} at {settings.to_mm:g} mm (synthetic)")

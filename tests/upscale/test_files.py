@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxsr.upscale.files import Job, find_jobs, is_done
+from jaxsr.upscale.inputs import Job, find_jobs, is_done
 from jaxsr.upscale.sidecar import check_sidecar, sidecar_path, write_json
 from jaxsr.volume.io import Volume, VolumeError, write_volume
 
