@@ -22,6 +22,10 @@ STATUS = {
 }
 
 
+class Terminated(BaseException):
+    """SIGTERM came where nobody else looks after it."""
+
+
 class Exit(Exception):
     """Ends a command with `status` after saying `sentence`."""
 
@@ -37,8 +41,10 @@ def run(command: Callable[[], object]) -> int:
         return result if isinstance(result, int) else 0
     except typer.Exit as done:
         return done.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        return _say(128 + signal.SIGINT, "interrupted; run the same command again to go on")
+    except (KeyboardInterrupt, typer.Abort) as error:
+        return _say(128 + signal.SIGINT, str(error) or "interrupted; run the same command again to go on")
+    except Terminated:
+        return _say(128 + signal.SIGTERM, "stopped by SIGTERM; run the same command again to go on")
     except typer.TyperException as error:  # wrong usage, which knows how to show itself
         error.show()  # type: ignore[attr-defined]
         return 2
@@ -51,6 +57,11 @@ def run(command: Callable[[], object]) -> int:
             if ancestor.__name__ in STATUS:
                 return _say(STATUS[ancestor.__name__], str(error))
         raise
+
+
+def terminate(signum: int, frame: object) -> None:
+    """A handler: SIGTERM unwinds like an exception, so that nothing temporary is left behind."""
+    raise Terminated
 
 
 def _say(status: int, sentence: str) -> int:
