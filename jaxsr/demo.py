@@ -80,7 +80,7 @@ def run_demo(
     for index, (path, truth_of) in enumerate(truths.items()):
         _simulate(path, truth_of, acquisition, jax.random.fold_in(jax.random.key(experiment.seed), SCANS + index))
 
-    model = load_model(out / "run")
+    model = load_model(out / "run", note=console.print)
     engine = make_engine(model, batch_size=8)
     settings = Settings(data.voxel_size, model.method.default_request)
     say(f"3  upscaling to {data.voxel_size:g} mm, sampling steps a slice: {settings.request.steps}, three axes")

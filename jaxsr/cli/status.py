@@ -25,6 +25,10 @@ STATUS = {
 }
 
 
+class Terminated(BaseException):
+    """SIGTERM came where nobody else looks after it."""
+
+
 class Exit(Exception):
     """Ends a command with `status` after saying `sentence`."""
 
@@ -40,8 +44,10 @@ def run(command: Callable[[], object]) -> int:
         return result if isinstance(result, int) else 0
     except typer.Exit as done:
         return done.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        return _say(128 + signal.SIGINT, "interrupted; run the same command again to go on")
+    except (KeyboardInterrupt, typer.Abort) as error:
+        return _say(128 + signal.SIGINT, str(error) or "interrupted; run the same command again to go on")
+    except Terminated:
+        return _say(128 + signal.SIGTERM, "stopped by SIGTERM; run the same command again to go on")
     except typer.TyperException as error:  # wrong usage, which knows how to show itself
         error.show()  # type: ignore[attr-defined]
         return 2
@@ -56,6 +62,11 @@ def run(command: Callable[[], object]) -> int:
         if isinstance(error, OSError) and error.filename is not None:  # the machine's, not ours: a folder without permission, a full disk
             return _say(2, f"{shown(str(error.filename))}: {error.strerror}; check the path, its permissions and the disk")
         raise
+
+
+def terminate(signum: int, frame: object) -> None:
+    """A handler: SIGTERM unwinds like an exception, so that nothing temporary is left behind."""
+    raise Terminated
 
 
 def _say(status: int, sentence: str) -> int:

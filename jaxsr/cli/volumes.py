@@ -77,7 +77,7 @@ def upscale(
     from jaxsr.upscale.files import Settings, make_engine, montage, read_source, upscale_file
     from jaxsr.upscale.model import load_model
 
-    loaded = load_model(model, precision=precision)
+    loaded = load_model(model, precision=precision, note=terminal.print)
     default, target = loaded.method.default_request, to_mm or loaded.experiment.data.voxel_size
     request = default._replace(steps=steps or default.steps, eta=default.eta if eta is None else eta, to_mm=target)
     settings = Settings(target, request, axis_names, seed, volume, nan)  # type: ignore[arg-type]
