@@ -49,7 +49,7 @@ class Found(NamedTuple):
 
 def run_demo(
     out: Path,
-    say: Callable[[str], object],
+    say: Callable[[str], None],
     progress: Callable[[str, int | None], AbstractContextManager[tuple[Callable[..., None], Callable[[str], None]]]],
     *,
     overrides: Sequence[str] = (),
@@ -80,7 +80,7 @@ def run_demo(
     for index, (path, truth_of) in enumerate(truths.items()):
         _simulate(path, truth_of, acquisition, jax.random.fold_in(jax.random.key(experiment.seed), SCANS + index))
 
-    model = load_model(out / "run", note=console.print)
+    model = load_model(out / "run", note=say)
     engine = make_engine(model, batch_size=8)
     settings = Settings(data.voxel_size, model.method.default_request)
     say(f"3  upscaling to {data.voxel_size:g} mm, sampling steps a slice: {settings.request.steps}, three axes")
