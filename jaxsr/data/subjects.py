@@ -154,10 +154,6 @@ def find_volumes(folder: Path, voxel_size: float) -> tuple[list[Path], list[str]
     for path in found:  # headers only: a large set must start quickly
         try:
             image = open_image(path)
-        except VolumeError as error:
-            left_out.append(str(error))
-            continue
-        try:
             size = np.linalg.norm(place(image).affine[:3, :3], axis=0)
         except VolumeError as error:
             left_out.append(f"{path}: {error}")

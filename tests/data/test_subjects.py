@@ -176,7 +176,7 @@ def test_a_folder_without_a_truth_is_refused_with_every_reason(tmp_path):
     with pytest.raises(VolumeError, match="no file ends in"):
         find_volumes(tmp_path, 1.0)
     folder_of(tmp_path, ["coarse.nii"], voxel_size=3.0)
-    with pytest.raises(VolumeError, match=r"coarse\.nii: voxels of 3 × 3 × 3 mm"):
+    with pytest.raises(VolumeError, match=r"would serve with data.voxel_size=3:\n.*coarse\.nii: voxels of 3 × 3 × 3 mm"):
         find_volumes(tmp_path, 1.0)
     with pytest.raises(VolumeError, match="is not a folder"):
         find_volumes(tmp_path / "absent", 1.0)
