@@ -26,7 +26,6 @@ from jaxsr.runtime.distributed import is_first
 HOW = "train with `jaxsr train CONFIG --run-dir DIR` first"
 SUMS = "SHA256SUMS"
 
-_DAMAGE = (OSError, ValueError, KeyError, TypeError)  # what Orbax raises for damaged files
 _REWRITTEN = "_CHECKPOINT_METADATA"  # by Orbax at the moment of renaming: times only
 
 Note = Callable[[str], None]
@@ -88,20 +87,11 @@ class Checkpoints:
           CheckpointError: as `restore`, and whatever `check` raises.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                if damage := self._damage(step):
-                    raise OSError(damage)
-                about = self.about(step)
-            except _DAMAGE as error:
-                self._set_aside(step, error, note)
-                continue
-            check(about)
-            try:
+            if damage := self._damage(step):
+                self._set_aside(step, damage, note)
+            else:
+                check(self.about(step))
                 return step, self.restore(step, abstract_state)
-            except CheckpointError:
-                raise
-            except _DAMAGE as error:
-                self._set_aside(step, error, note)
         return None
 
     def restore(self, step: int, abstract_state: Any) -> Any:
@@ -132,7 +122,7 @@ class Checkpoints:
             return damage or "damaged"
         return damage
 
-    def _set_aside(self, step: int, error: Exception, note: Note) -> None:
+    def _set_aside(self, step: int, damage: str, note: Note) -> None:
         damaged = self._folder / str(step)
         aside = next(p for n in range(1, 1000) if not (p := damaged.with_name(f"{step}.corrupt{'' if n == 1 else f'-{n}'}")).exists())
         if is_first():
@@ -140,24 +130,20 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoint set aside")
         self._manager.reload()
-        note(f"checkpoint {damaged} cannot be read and is skipped ({_first_line(error)}); it is now {aside.name}")
+        note(f"checkpoint {damaged} is damaged and is skipped ({damage}); it is now {aside.name}")
 
 
 def find_damage(checkpoint: Path) -> str:
-    """What is wrong with the files of `checkpoint`, by their checksums; empty where nothing is, or where none were written."""
-    if not (checkpoint / SUMS).exists():
-        return ""
-    lines = (checkpoint / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
-    if not lines:
-        return f"{SUMS} is empty"
-    for line in lines:
-        saved, _, name = line.partition("  ")
-        path = checkpoint / name
-        if not name or not path.is_file():
-            return f"{name or SUMS} is missing or cut off"
-        if _sha256(path) != saved:
-            return f"{name} is not what was written: its SHA-256 differs"
-    return ""
+    """What is wrong with the files of `checkpoint`, by their checksums; empty where nothing is."""
+    try:
+        lines = (checkpoint / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines:
+            saved, _, name = line.partition("  ")
+            if not name or _sha256(checkpoint / name) != saved:
+                return f"{name or SUMS} is not what was written: its SHA-256 differs"
+        return "" if lines else f"{SUMS} is empty"
+    except OSError as error:
+        return f"{Path(error.filename or SUMS).name}: {error.strerror}"
 
 
 def read_checkpoint(folder: Path, abstract: Any, note: Note = lambda text: None) -> tuple[int, Any]:
@@ -173,29 +159,21 @@ def read_checkpoint(folder: Path, abstract: Any, note: Note = lambda text: None)
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
     with ocp.CheckpointManager(folder.resolve(), item_handlers=handlers) as manager:
         for step in sorted(manager.all_steps(), reverse=True):
-            try:
-                if damage := find_damage(folder / str(step)):
-                    raise OSError(damage)
-                saved = manager.item_metadata(step)["state"]
-                _check(step, {name: saved[name] for name in abstract}, abstract)
-                restore = ocp.args.PyTreeRestore(
-                    item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
-                )
-                return step, manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
-            except CheckpointError:
-                raise
-            except _DAMAGE as error:
-                note(f"checkpoint {folder / str(step)} cannot be read and is skipped ({_first_line(error)})")
+            if damage := find_damage(folder / str(step)):
+                note(f"checkpoint {folder / str(step)} is damaged and is skipped ({damage})")
+                continue
+            saved = manager.item_metadata(step)["state"]
+            _check(step, {name: saved[name] for name in abstract}, abstract)
+            restore = ocp.args.PyTreeRestore(
+                item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
+            )
+            return step, manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
     raise NoCheckpoint(f"{folder} holds no checkpoint that can be read: {HOW}")
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _handlers() -> Any:
