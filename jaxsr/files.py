@@ -66,4 +66,5 @@ def shown(name: str | os.PathLike[str]) -> str:
 
 def _suffix(path: Path) -> str:
     """What writers tell the format by; '.nii.gz' is one."""
-    return "".join(path.suffixes[-2:]) if path.suffix.lower() == ".gz" else path.suffix
+    suffix = "".join(path.suffixes[-2:]) if path.suffix.lower() == ".gz" else path.suffix
+    return suffix if len(suffix) < _KEPT else ""

@@ -9,6 +9,7 @@ import gzip
 import logging
 import math
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +20,10 @@ import nibabel as nib
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
+from nibabel.freesurfer.mghformat import MGHError
 from nibabel.imageglobals import logger
 from nibabel.spatialimages import HeaderDataError, SpatialImage
+from nibabel.tripwire import TripWireError
 
 from jaxsr.files import shown
 from jaxsr.volume.errors import VolumeError
@@ -35,7 +38,7 @@ _DRAIN = 1 << 20  # bytes read at a time in search of the checksum
 _TRAILING = 1 << 26  # bytes after the voxels; far more than the tags that MGH files have there
 _PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".mgz": gzip.open, ".bz2": bz2.open}
 # What nibabel lets through when the bytes make no sense. AttributeError and NameError are left out: those would be ours.
-_FOREIGN = (OSError, ValueError, TypeError, LookupError, ArithmeticError, struct.error, RuntimeError, HeaderDataError)
+_FOREIGN = (OSError, ValueError, TypeError, LookupError, ArithmeticError, struct.error, RuntimeError, HeaderDataError, MGHError)
 
 
 def open_image(path: Path) -> SpatialImage:
@@ -50,7 +53,9 @@ def open_image(path: Path) -> SpatialImage:
     except ImageFileError as error:
         raise VolumeError(f"not a volume in a format that is read ({FORMATS}): {_first_line(error, path)}") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise VolumeError(f"{_damaged(error)}") from error
+        raise VolumeError(_damaged(error)) from error
+    except TripWireError as error:  # a package for reading it is not there
+        raise VolumeError(f"packed in a way that is not read here ({FORMATS} are): unpack it first") from error
     except _FOREIGN as error:
         if "w2 should be positive" in str(error):
             raise VolumeError("the qform's quaternion is no rotation and there is no sform: convert the scan again") from error
@@ -201,7 +206,8 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)

@@ -1,10 +1,24 @@
 """The command line as users meet it, and one tiny model for all."""
 
+import contextlib
+import io
 import os
+import signal
 import subprocess
 import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
+
+from jaxsr.cli import app
+from jaxsr.cli.status import run
+from jaxsr.config import load
+from jaxsr.experiment import Experiment
+from jaxsr.methods.base import Request, UpscaleOutput
+from jaxsr.upscale.model import Model
+
+SECONDS = 20  # of one command in this process
 
 TINY = """
 method:
@@ -32,10 +46,64 @@ def jaxsr():
 
 
 @pytest.fixture(scope="session")
-def run_dir(tmp_path_factory, jaxsr):
+def call():
+    """`call(*words)` runs the command in this process: status, stdout, stderr, warnings. A traceback would be raised; so is a hang."""
+
+    def command(*words):
+        out, err = io.StringIO(), io.StringIO()
+        before = signal.signal(signal.SIGALRM, _hang)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
+                status = run(lambda: app(list(map(str, words)), standalone_mode=False))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        seen = [str(w.message) for w in warned if w.category is not ResourceWarning]  # which Python does not show
+        return SimpleNamespace(status=status, out=out.getvalue(), err=err.getvalue(), warned=seen)
+
+    return command
+
+
+class Hang(BaseException):
+    """No `except Exception` in what hangs stops it."""
+
+
+def _hang(*_):
+    raise Hang(f"no end after {SECONDS} s")
+
+
+class Identity:
+    """A method that changes nothing."""
+
+    multiple = 8
+    default_request = Request(steps=1)
+
+    def upscale(self, variables, condition, keys, request):
+        return UpscaleOutput(condition.low, {})
+
+
+@pytest.fixture
+def identity(monkeypatch, tiny):
+    """A --model that changes nothing and is there at once, for `call`; its target is 6 mm."""
+    model = Model("identity", 1, load(tiny, (), Experiment), Identity(), {}, "0" * 64)
+    monkeypatch.setattr("jaxsr.upscale.model.load_model", lambda *_, **__: model)
+    monkeypatch.setattr("jaxsr.cli.volumes.select_device", lambda device: None)
+    return "identity"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiny") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def run_dir(tiny, jaxsr):
     """A model trained for one step, whose target is 6 mm."""
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "tiny.yaml").write_text(TINY)
+    folder = tiny.parent
     done = jaxsr("train", "tiny.yaml", "--run-dir", "run", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "run"
