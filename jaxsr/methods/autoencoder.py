@@ -2,16 +2,17 @@
 
     L = mean (x − D(z))² + w · KL(q(z | x) ‖ N(0, I)) / |x|,      z ~ q(z | x) = E_1(x)          w: `kl_weight`; |x|: numbers in an image
 
-The first term is Eq. 1. The paper gives the second no weight. The original (`ldm`) sums both over a slice and weighs the divergence by 1e-6;
-here both are divided by |x|, which keeps that balance, and the loss does not depend on the size of an image. (A sum of divergences against a
-*mean* of squares, as some codes have it, weighs it |x| ≈ 200,000 times more at 256² × 3, and brings latents to a deviation of 1, for which
-the paper's scale of 0.2 would be wrong.) The paper's reconstruction loss is this alone; the original's has perceptual and adversarial terms.
+The first term is Eq. 1. The paper gives the second no weight. The original (`ldm`) sums both over a slice and weighs the divergence by
+1e-6; here both are divided by |x|, which keeps that balance and makes the loss independent of an image's size. (A sum of divergences beside
+a *mean* of squares, as some codes have it, weighs them |x| times more, 196,608 at 256² × 3, and would draw the latents' deviation towards
+1, for which the paper's scale of 0.2 is not made.) Eq. 1 is all of the paper's reconstruction loss; the original's has a perceptual and
+an adversarial term.
 
 As a method of its own it reconstructs whatever it is shown: `upscale` is D(mode of E_1(y)), which says what diffusion in these latents
 can reach at best. Grey slices are repeated over the network's channels, and its answer is averaged over them.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +127,7 @@ class Autoencoder:
         return self._encoded(variables, self._to_channels(image))
 
     def encode(self, variables: Variables, image: Array, keys: Array | None = None) -> Array:
-        """Grey slices `[B, H, W, 1]` → latents `[B, H / f, W / f, z]` times `latent_scale`, drawn with `keys` `[B]`; without, their mode."""
+        """Grey slices `[B, H, W, 1]` → latents `[B, H / f, W / f, z]` times `latent_scale`: drawn with `keys` `[B]`, or their mode."""
         posterior = self.posterior(variables, image)
         return self.config.latent_scale * (posterior.mode if keys is None else posterior.sample(keys))
 
