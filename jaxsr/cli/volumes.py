@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jaxsr.cli.options import AsJson, BatchSize, Device, bare, choice, choices, select_device, slices_at_a_time
+from jaxsr.cli.options import AsJson, BatchSize, Device, bare, choice, choices, device_in_use, select_device, slices_at_a_time
 from jaxsr.cli.output import open_console, print_table, progress
-from jaxsr.cli.status import Exit
+from jaxsr.cli.status import Exit, status_of
+
+if TYPE_CHECKING:
+    from jaxsr.upscale.files import Job
 
 
 def upscale(
@@ -30,7 +33,8 @@ def upscale(
     device: Device = "auto",
     picture: Annotated[bool, typer.Option("--montage/--no-montage", help="Write a PNG beside each output.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo what is done already.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and what it takes; weights are not read.")] = False,
+    run_json: Annotated[Path | None, bare("--run-json", help="A JSON file for what was done, or with --dry-run planned.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More to read.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
 ) -> None:
@@ -49,58 +53,82 @@ def upscale(
     choice("--nan", nan, ("refuse", "zero"))
     if precision is not None:
         choice("--precision", precision, ("f32", "bf16"))
-    if batch_size != "auto" and not (batch_size.isdigit() and int(batch_size) > 0):
-        raise typer.BadParameter(f"'{batch_size}' is neither auto nor a positive number", param_hint="--batch-size")
+    size = slices_at_a_time(batch_size)
     if to_mm is not None and not 0.1 <= to_mm <= 10:
         raise typer.BadParameter(f"{to_mm:g} is not a voxel size between 0.1 and 10 mm", param_hint="--to-mm")
     if model is None:
         raise Exit(4, "no model named: pass --model RUN, a run directory made by `jaxsr demo` (demo/run) or `jaxsr train`")
 
-    select_device(device)
-    from jaxsr.upscale.files import Settings, find_jobs, is_done, make_engine, montage, read_input, upscale_file
+    select_device(device, apart=True)
+    from jaxsr.runtime.distributed import place
+    from jaxsr.upscale.files import Settings, find_jobs, is_done, make_engine, montage, read_input, share, upscale_file
 
     jobs = find_jobs(source, output)
     terminal = open_console(quiet=quiet)
     if not jobs:
         raise Exit(3, f"{source}: no volumes to upscale (.nii, .nii.gz, .mgz, .mgh)")
-    todo = jobs if overwrite else [job for job in jobs if not is_done(job)]
-    if len(todo) < len(jobs):
-        terminal.print(f"{len(jobs) - len(todo)} done already, whatever made them (redo with --overwrite)")
+    here = place()
+    mine = share(jobs, here)
+    if here.processes > 1:
+        terminal.print(f"process {here.process} of {here.processes}: {len(mine)} of {len(jobs)} volumes")
+    todo = mine if overwrite else [job for job in mine if not is_done(job)]
+    if len(todo) < len(mine):
+        terminal.print(f"{len(mine) - len(todo)} done already, whatever made them (redo with --overwrite)")
     if not todo:
         return
 
-    from jaxsr.upscale.model import load_model
-    from jaxsr.upscale.sidecar import sidecar_path
+    from jaxsr.upscale.forecast import forecast, lines
+    from jaxsr.upscale.model import load_model, read_recipe
+    from jaxsr.upscale.sidecar import sidecar_path, write_json
 
-    loaded = load_model(model, precision=precision)
-    default, target = loaded.method.default_request, to_mm or loaded.experiment.data.voxel_size
+    loaded = None if dry_run else load_model(model, precision=precision)
+    recipe = read_recipe(model, precision=precision) if loaded is None else loaded.recipe
+    default, trained = recipe.method.default_request, recipe.experiment.data.voxel_size
+    target = to_mm or trained
+    if abs(target - trained) > 1e-6:
+        terminal.print(f"note: the model was trained for {trained:g} mm, not {target:g} mm")
     request = default._replace(steps=steps or default.steps, eta=default.eta if eta is None else eta, to_mm=target)
     settings = Settings(target, request, axis_names, seed, volume, nan)  # type: ignore[arg-type]
-    engine = make_engine(loaded, batch_size=slices_at_a_time(batch_size), slice_map=slice_map)  # type: ignore[arg-type]
+    engine = make_engine(loaded, batch_size=size, slice_map=slice_map) if loaded else None  # type: ignore[arg-type]
     if verbose:
-        import jax
+        terminal.print(f"{recipe.name}, step {recipe.step}, on {device_in_use()}, {request.steps} sampling steps")
 
-        terminal.print(f"{loaded.name}, step {loaded.step}, on {jax.devices()[0].device_kind}, {request.steps} sampling steps")
+    def plan(job: "Job") -> dict[str, Any]:
+        facts = forecast(recipe, job, read_input(job.source, settings), settings, size, slice_map)  # type: ignore[arg-type]
+        terminal.print("\n".join(lines(facts)))
+        return facts
 
-    failures: list[tuple[Path, str]] = []
-    for job in todo:
-        try:
-            if dry_run:
-                plan = engine.plan(read_input(job.source, settings), settings.to_mm, axis_names)
-                shapes = ", ".join(f"{axis} {h}×{w}" for axis, (h, w) in zip(plan.axes, plan.shapes, strict=True))
-                terminal.print(f"{job.source} → {job.output}: {plan.slices} slices ({shapes}), {request.steps} sampling steps each")
-                continue
-            with progress(terminal, job.source.name, None) as (advance, note):
-                result = upscale_file(engine, loaded, job, settings, progress=lambda done, total: advance(done, "slices", total), note=note)
-            if picture:
-                montage(sidecar_path(job.output).with_suffix(".png"), job.source, result, settings)
-            terminal.print(f"wrote {job.output}")
-        except (ValueError, OSError, FloatingPointError) as error:
-            if len(todo) == 1:
-                raise
-            failures.append((job.source, str(error)))
+    def do(job: "Job") -> dict[str, Any]:
+        assert engine
+        assert loaded
+        with progress(terminal, job.source.name, None) as (advance, note):
+            done = upscale_file(engine, loaded, job, settings, progress=lambda n, total: advance(n, "slices", total), note=note)
+        if picture:
+            title = f"{job.source.name} at {target:g} mm (synthetic)"
+            montage(sidecar_path(job.output).with_suffix(".png"), done.low, done.output, title)
+        terminal.print(f"wrote {job.output}")
+        return done.facts
+
+    records: list[dict[str, Any]] = []
+    failures: list[dict[str, Any]] = []
+    try:
+        for job in todo:
+            record: dict[str, Any] = {"Input": str(job.source), "Output": str(job.output)}
+            records.append(record)
+            try:
+                record |= (plan if dry_run else do)(job)
+            except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+                record |= {"Error": str(error), "Status": status_of(error)}
+                failures.append(record)
+                if len(todo) == here.processes == 1:
+                    raise
+    finally:
+        if run_json:
+            path = run_json if here.process == 0 else run_json.with_stem(f"{run_json.stem}.{here.process}")
+            write_json(path, {"DryRun": dry_run, "Process": here.process, "Processes": here.processes, "Volumes": records})
     if failures:
-        raise Exit(1, "\n".join([f"{len(failures)} of {len(todo)} failed:"] + [f"  {path}: {why}" for path, why in failures]))
+        status = 5 if all(record.get("Status") == 5 for record in records) else 1
+        raise Exit(status, "\n".join([f"{len(failures)} of {len(todo)} failed:", *(f"  {f['Input']}: {f['Error']}" for f in failures)]))
 
 
 def evaluate(

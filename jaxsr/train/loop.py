@@ -23,7 +23,7 @@ from jaxsr.methods.base import Batch, Method
 from jaxsr.physics.acquisition import named_acquisition
 from jaxsr.runtime.checkpoint import Checkpoints
 from jaxsr.runtime.distributed import is_first
-from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated
+from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
 from jaxsr.train.state import State, abstract_state, init_state, make_optimizer, state_shardings
 from jaxsr.train.step import make_step
 
@@ -58,6 +58,7 @@ def train(
     config = experiment.train
     _claim(run_dir, experiment)
     mesh = make_mesh(**dict(experiment.mesh))
+    part, parts = share_of_batch(mesh, config.batch_size)
     method = build_method(experiment)
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     subjects = build_subjects(experiment.data, "train", experiment.seed, note)
@@ -82,8 +83,8 @@ def train(
             stream,
             config.batch_size,
             start=start,
-            process=jax.process_index(),
-            processes=jax.process_count(),
+            process=part,
+            processes=parts,
             threads=experiment.data.threads,
         )
         by_batch, everywhere = batch_sharding(mesh), replicated(mesh)
@@ -98,7 +99,12 @@ def train(
         with MetricsFile(run_dir / "metrics.jsonl", start) as metrics_file:
             for done in range(start + 1, config.steps + 1):
                 sample = next(iterator)
-                batch = Batch(**{name: jax.make_array_from_process_local_data(by_batch, sample[name]) for name in ("high", "low")})
+                batch = Batch(
+                    **{
+                        name: jax.make_array_from_process_local_data(by_batch, sample[name], getattr(shape, name).shape)
+                        for name in ("high", "low")
+                    }
+                )
                 state, metrics = step_fn(state, batch, root)
                 stopping = stop.requested(done)
                 saving = done % config.checkpoint_every == 0 or done == config.steps or stopping

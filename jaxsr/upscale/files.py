@@ -3,13 +3,16 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxsr.methods.base import Request
+from jaxsr.runtime.distributed import Place
+from jaxsr.runtime.memory import OutOfMemory
 from jaxsr.runtime.mesh import make_mesh
-from jaxsr.upscale.engine import Engine, Progress
+from jaxsr.upscale.engine import BatchSize, Engine, Progress
 from jaxsr.upscale.model import Model
 from jaxsr.upscale.sidecar import check_sidecar, describe, sidecar_path, write_json
 from jaxsr.volume.geometry import Grid
@@ -65,16 +68,22 @@ def _volumes_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
 
 
+def share(jobs: list[Job], place: Place) -> list[Job]:
+    """The jobs of one of several processes, out of *all*, done or not: so processes that look at different moments agree."""
+    return jobs[place.process :: place.processes]
+
+
 def is_done(job: Job) -> bool:
     """The output is there: it is written whole or not at all, after its sidecar; and what is there is never ours to replace unasked."""
     return job.output.exists()
 
 
-def make_engine(model: Model, *, batch_size: int, slice_map: Literal["pad", "resize"] = "pad") -> Engine:
+def make_engine(model: Model, *, batch_size: BatchSize, slice_map: Literal["pad", "resize"] = "pad") -> Engine:
+    """Over all devices of this process."""
     return Engine(
         model.method,
         model.variables,
-        make_mesh(),
+        make_mesh(devices=jax.local_devices()),
         batch_size=batch_size,
         slice_map=slice_map,
         interpolation=model.experiment.data.interpolation,
@@ -96,6 +105,14 @@ def read_input(path: Path, settings: Settings, note: Callable[[str], None] = lam
     return volume
 
 
+class Written(NamedTuple):
+    """What `upscale_file` did: the input as read, the output as written, and its sidecar."""
+
+    low: Volume
+    output: Volume
+    facts: dict[str, Any]
+
+
 def upscale_file(
     engine: Engine,
     model: Model,
@@ -104,12 +121,30 @@ def upscale_file(
     *,
     progress: Progress = lambda done, total: None,
     note: Callable[[str], None] = lambda text: None,
-) -> Volume:
-    """Reads, upscales, writes the volume and its sidecar; returns the result."""
+) -> Written:
+    """Reads, upscales, writes the volume and its sidecar.
+
+    Raises:
+      VolumeError: for what cannot be read, upscaled or written.
+      FloatingPointError: where the model returns NaN.
+      OutOfMemory: of the host, or of the device after all retries.
+    """
+    try:
+        return _upscale_file(engine, model, job, settings, progress, note)
+    except OutOfMemory as error:
+        raise OutOfMemory(f"{job.source}: {error}") from error
+    except MemoryError as error:
+        why = str(error) or "no memory left on the host"
+        raise OutOfMemory(f"{job.source}: out of memory ({why}): choose a larger --to-mm; --dry-run says how much is needed") from error
+
+
+def _upscale_file(engine: Engine, model: Model, job: Job, settings: Settings, progress: Progress, note: Callable[[str], None]) -> Written:
     check_sidecar(job.output)
     volume = read_input(job.source, settings, note)
     started = time.monotonic()
-    result = engine.upscale(volume, settings.request, to_mm=settings.to_mm, axes=settings.axes, seed=settings.seed, progress=progress)
+    result = engine.upscale(
+        volume, settings.request, to_mm=settings.to_mm, axes=settings.axes, seed=settings.seed, progress=progress, note=note
+    )
     for sentence in result.plan.left_out:
         note(f"{job.source.name}: {sentence}, so that axis is left out")
     if not np.isfinite(result.volume.data).all():
@@ -128,15 +163,14 @@ def upscale_file(
     job.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(sidecar_path(job.output), facts)
     write_volume(job.output, result.volume, description="jaxsr: synthetic")
-    return result.volume
+    return Written(volume, result.volume, facts)
 
 
-def montage(path: Path, source: Path, output: Volume, settings: Settings) -> None:
+def montage(path: Path, low: Volume, output: Volume, title: str) -> None:
     """Input (as measured), cubic interpolation and output, three planes, at one window."""
     from jaxsr.evaluate.interpolation import interpolate
     from jaxsr.evaluate.montage import save_montage
 
-    low = straighten(read_volume(source, volume=settings.volume, nan=settings.nan))
     grid = Grid(output.data.shape, output.affine)  # type: ignore[arg-type]
     views = {"input": interpolate(low, grid, "nearest").data, "cubic": interpolate(low, grid, "tricubic").data, "output": output.data}
-    save_montage(path, views, voxel_size=output.voxel_size, title=f"{source.name} at {settings.to_mm:g} mm (synthetic)")
+    save_montage(path, views, voxel_size=output.voxel_size, title=title)
