@@ -57,14 +57,13 @@ def train(
 
         jaxsr train configs/sr3.yaml data.volumes=/data/heads optimizer.learning_rate=3e-5
     """
-    select_device(device)
     from jaxsr.experiment import load_experiment
 
     experiment = load_experiment(config, overrides or [])
-    from jaxsr.runtime.distributed import is_first, start
+    select_device(device, join=True)
+    from jaxsr.runtime.distributed import is_first
     from jaxsr.train.loop import train as run
 
-    start()
     folder = run_dir or Path("runs") / config.stem
     terminal = open_console(quiet=not is_first())
     with progress(terminal, "training", experiment.train.steps) as (advance, note):

@@ -21,6 +21,7 @@ STATUS = {
     "ModelError": 4,
     "TrainingDiverged": 6,
     "FloatingPointError": 6,
+    "OutOfMemory": 5,
     "Stopped": 143,
 }
 
@@ -54,14 +55,27 @@ def run(command: Callable[[], object]) -> int:
     except Exit as error:
         return _say(error.status, str(error))
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
-            return _say(5, f"out of memory: try a smaller --batch-size, or train.batch_size\n{str(error).splitlines()[0]}")
-        for ancestor in type(error).__mro__:
-            if ancestor.__name__ in STATUS:
-                return _say(STATUS[ancestor.__name__], str(error))
-        if isinstance(error, OSError) and error.filename is not None:  # the machine's, not ours: a folder without permission, a full disk
-            return _say(2, f"{shown(str(error.filename))}: {error.strerror}; check the path, its permissions and the disk")
-        raise
+        if (status := status_of(error)) is None:
+            raise
+        if status == 5 and "OutOfMemory" not in _ancestors(error):  # it has no way out of its own to tell
+            return _say(5, f"out of memory: try a smaller --batch-size, or train.batch_size\n{next(iter(str(error).splitlines()), '')}")
+        if isinstance(error, OSError):
+            return _say(status, f"{shown(str(error.filename))}: {error.strerror}; check the path, its permissions and the disk")
+        return _say(status, str(error))
+
+
+def status_of(error: Exception) -> int | None:
+    """The exit status of an error that is the user's or the machine's; None for our own mistakes."""
+    found = [STATUS[name] for name in _ancestors(error) if name in STATUS]
+    if found:
+        return found[0]
+    if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
+        return 5
+    return 2 if isinstance(error, OSError) and error.filename is not None else None  # a folder without permission, a full disk
+
+
+def _ancestors(error: Exception) -> list[str]:
+    return [ancestor.__name__ for ancestor in type(error).__mro__]
 
 
 def terminate(signum: int, frame: object) -> None:

@@ -176,6 +176,19 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def newest_checkpoint(folder: Path) -> int:
+    """The newest complete step under `folder`, whose state is not read.
+
+    Raises:
+      CheckpointError: where there is none.
+    """
+    if folder.is_dir():
+        with ocp.CheckpointManager(folder.resolve(), item_handlers={"about": ocp.JsonCheckpointHandler()}) as manager:
+            if (step := manager.latest_step()) is not None:
+                return step
+    raise NoCheckpoint(f"{folder} holds no checkpoint: {HOW}")
+
+
 def _handlers() -> Any:
     # Named in advance, so that a manager can say what a checkpoint holds before it has saved one itself.
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()

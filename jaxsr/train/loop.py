@@ -1,15 +1,17 @@
 """Training: one linear function. All it does is a function of (config, step), so a run that was stopped goes on as if it had not been."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
 
 import jaxsr
 from jaxsr.config import ConfigError, differences, dump, from_dict, to_dict
-from jaxsr.data.pipeline import SliceStream, batches, sample_ids
+from jaxsr.data.pipeline import Sample, SliceStream, batches, sample_ids
 from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, Split, Subjects, find_volumes, split_by_subject
 from jaxsr.experiment import FREE_ON_RESUME, DataConfig, Experiment, load_experiment
 from jaxsr.files import write_text
@@ -17,7 +19,7 @@ from jaxsr.methods.base import Batch, Method
 from jaxsr.physics.acquisition import named_acquisition
 from jaxsr.runtime.checkpoint import Checkpoints
 from jaxsr.runtime.distributed import is_first
-from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated
+from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
 from jaxsr.train.metrics import Clock, NotFinite, Recent, record, require_tensorboard
 from jaxsr.train.state import State, abstract_state, init_state, make_optimizer, state_shardings
 from jaxsr.train.step import make_step
@@ -54,6 +56,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
         require_tensorboard()
     _claim(run_dir, experiment)
     mesh = make_mesh(**dict(experiment.mesh))
+    part, parts = share_of_batch(mesh, config.batch_size)
     method = build_method(experiment)
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     subjects = build_subjects(experiment.data, "train", experiment.seed, note)
@@ -88,17 +91,16 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
         recent, clock = Recent(), Clock()
 
         # The position of the input is the step, so there is no other position to save.
-        place = {"process": jax.process_index(), "processes": jax.process_count()}
         with (
             build_stream(experiment, subjects, note) as stream,
             record(run_dir, start, config.tensorboard) as write,
         ):
-            iterator = batches(stream, config.batch_size, start=start, threads=experiment.data.threads, **place)
+            iterator = batches(stream, config.batch_size, start=start, process=part, processes=parts, threads=experiment.data.threads)
             done = start
             try:
                 while done < config.steps:
                     if sample := stop.next_of(iterator):
-                        batch = Batch(**{name: jax.make_array_from_process_local_data(by_batch, sample[name]) for name in ("high", "low")})
+                        batch = _global(sample, shape, by_batch)
                         state, metrics = step_fn(state, batch, root)
                         done += 1
                         recent.add(done, metrics, sample["origin"])
@@ -149,6 +151,13 @@ def build_subjects(data: DataConfig, split: Split, seed: int, note: Note = lambd
 def build_stream(experiment: Experiment, subjects: Subjects, note: Note = lambda text: None) -> SliceStream:
     data, crop = experiment.data, (experiment.data.crop, experiment.data.crop)
     return SliceStream(subjects, crop, draws=data.draws, window=data.window, augment=data.augment, seed=experiment.seed, note=note)
+
+
+def _global(sample: Sample, shape: Batch, sharding: NamedSharding) -> Batch:
+    """This process's share of a batch as its part of the whole, laid out over all devices."""
+
+    whole = functools.partial(jax.make_array_from_process_local_data, sharding)
+    return Batch(high=whole(sample["high"], shape.high.shape), low=whole(sample["low"], shape.low.shape))
 
 
 def abstract_batch(experiment: Experiment) -> Batch:
