@@ -47,7 +47,10 @@ def open_image(path: Path) -> SpatialImage:
     _check_kind(path, head)
     try:
         with _quiet():
-            image = nib.load(path, mmap=False)
+            kind = _kind_of(path)
+            image = kind.from_filename(path, mmap=False)
+    except VolumeError:
+        raise
     except FileNotFoundError as error:
         raise VolumeError(_halved(error.filename or "")) from error
     except ImageFileError as error:
@@ -63,8 +66,6 @@ def open_image(path: Path) -> SpatialImage:
     for holder in image.file_map.values():
         if holder.filename is not None and not Path(holder.filename).exists() and not holder.filename.endswith(".mat"):
             raise VolumeError(_halved(holder.filename))
-    if not isinstance(image, _ACCEPTED):
-        raise VolumeError(f"a {type(image).__name__.removesuffix('Image')} file; {FORMATS} are read: convert it first")
     return image
 
 
@@ -131,6 +132,18 @@ def _check_kind(path: Path, head: bytes) -> None:
             f"its content is not gzip though its name says so: either it is unpacked already ({plain}) or it is something else "
             "or damaged (download it again)"
         )
+
+
+def _kind_of(path: Path) -> type[SpatialImage]:
+    """nibabel's class for a file, as `nib.load` finds it; other classes than ours, some of which parse XML, never see its content."""
+    sniff = None
+    for kind in nib.imageclasses.all_image_classes:
+        fits, sniff = kind.path_maybe_image(path, sniff)
+        if fits and issubclass(kind, _ACCEPTED):
+            return kind
+        if fits:
+            raise VolumeError(f"a {kind.__name__.removesuffix('Image')} file; {FORMATS} are read: convert it first")
+    raise VolumeError(f"not a volume in a format that is read ({FORMATS}): convert it first")
 
 
 def _volume_index(shape: tuple[int, ...], volume: int | None) -> tuple[int, ...]:

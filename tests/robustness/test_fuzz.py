@@ -9,7 +9,6 @@ import gzip
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 import zlib
@@ -304,13 +303,16 @@ def test_one_case(tmp_path, call):
     assert complaint(int(os.environ["FUZZ"]), tmp_path, call)[0] is None
 
 
+LITTLE = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+runpy.run_module("jaxsr", run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize("start", range(0, 20, 5))
 def test_in_a_process_of_its_own_with_little_memory_a_damaged_file_ends_alike(start, tmp_path):
     """4 GB of address space, which the imports alone need a good part of; five files at a time, one command each."""
-
-    def little():
-        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     running = []
     for i in range(start, start + 5):
@@ -318,9 +320,9 @@ def test_in_a_process_of_its_own_with_little_memory_a_damaged_file_ends_alike(st
         folder.mkdir()
         for name, content in case.files.items():
             (folder / name).write_bytes(content)
-        words = [sys.executable, "-m", "jaxsr", "inspect", str(folder / case.entry), "--json", *case.words]
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-        running.append((case, folder, subprocess.Popen(words, preexec_fn=little, **options)))
+        words = [sys.executable, "-c", LITTLE, "inspect", str(folder / case.entry), "--json", *case.words]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        running.append((case, folder, process))
     for case, folder, process in running:
         out, err = process.communicate(timeout=SECONDS)
         assert judge(case, SimpleNamespace(status=process.returncode, out=out, err=err, warned=[])) is None
