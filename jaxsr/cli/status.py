@@ -22,6 +22,7 @@ STATUS = {
     "TrainingDiverged": 6,
     "FloatingPointError": 6,
     "OutOfMemory": 5,
+    "Interrupted": 130,
     "Stopped": 143,
 }
 
@@ -42,11 +43,13 @@ def run(command: Callable[[], object]) -> int:
     """Runs `command` and returns its exit status; users see one sentence, tracebacks are for our mistakes."""
     try:
         result = command()
+        if result == 128 + signal.SIGINT:  # typer turns KeyboardInterrupt into that
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except typer.Exit as done:
         return done.exit_code
-    except (KeyboardInterrupt, typer.Abort) as error:
-        return _say(128 + signal.SIGINT, str(error) or "interrupted; run the same command again to go on")
+    except (KeyboardInterrupt, typer.Abort):
+        return _say(128 + signal.SIGINT, "interrupted; run the same command again to go on")
     except Terminated:
         return _say(128 + signal.SIGTERM, "stopped by SIGTERM; run the same command again to go on")
     except typer.TyperException as error:  # wrong usage, which knows how to show itself

@@ -48,7 +48,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
       ConfigError: where `run_dir` belongs to another experiment.
       CheckpointError: where its checkpoint is of another shape or dtype.
       TrainingDiverged: NaN or Inf; the checkpoint before it stays.
-      Stopped: after SIGTERM, with the state saved; KeyboardInterrupt, likewise, after Ctrl-C.
+      Stopped: after SIGTERM, with the state saved; Interrupted, likewise, after Ctrl-C.
     """
     experiment = _settled(experiment)
     config = experiment.train

@@ -19,6 +19,10 @@ class Stopped(Exception):
     """SIGTERM came; the state has been saved."""
 
 
+class Interrupted(Stopped):
+    """Ctrl-C, likewise."""
+
+
 class StopSignals:
     """SIGTERM and Ctrl-C become a request that the training loop asks for; on every process of a job after the same step.
 
@@ -60,9 +64,9 @@ class StopSignals:
         finally:
             self._waiting = False
 
-    def error(self, sentence: str) -> BaseException:
-        """What to raise once the state is saved: KeyboardInterrupt after Ctrl-C, else `Stopped`."""
-        return KeyboardInterrupt(sentence) if self._came == signal.SIGINT else Stopped(sentence)
+    def error(self, sentence: str) -> Stopped:
+        """What to raise once the state is saved."""
+        return Interrupted(sentence) if self._came == signal.SIGINT else Stopped(sentence)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._came = self._came or number

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +11,12 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+
+from jaxsr.runtime.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 
@@ -24,12 +29,18 @@ method:
 data: {{voxel_size: 6.0, crop: 16, subjects: 3, draws: 8, window: 2, threads: 1}}
 train: {{steps: {steps}, batch_size: 2, log_every: 1, checkpoint_every: 3}}
 """
+# `python -m jaxsr`, but for Ctrl-C: children of a job in the background, as tests may be, ignore it.
+JAXSR = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); runpy.run_module('jaxsr', run_name='__main__')"
 PATIENCE = 300  # seconds that anything may take
 
 
 def start(folder: Path, run: str) -> subprocess.Popen:
-    words = [sys.executable, "-m", "jaxsr", "train", "tiny.yaml", "--run-dir", run]
-    return subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=(folder / f"{run}.err").open("a"))
+    words = [sys.executable, "-c", JAXSR, "train", "tiny.yaml", "--run-dir", run]
+    with (folder / f"{run}.err").open("a") as said:
+        # Where tests run in the background Ctrl-C is ignored, and children inherit that.
+        return subprocess.Popen(
+            words, cwd=folder, stdout=said, stderr=said, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        )
 
 
 def finish(folder: Path, run: str) -> None:
@@ -67,12 +78,12 @@ def kill_at_step(process, run: Path, step: int) -> None:
 
 def kill_while_saving(process, run: Path) -> None:
     """Frozen as soon as a save is seen, so that it can be looked whether it is unfinished still."""
-    left_before = {p.name for p in unfinished(run)}
+    left_before = set(unfinished(run))
     while True:
-        wait_until(lambda: {p.name for p in unfinished(run)} - left_before, process)
+        wait_until(lambda: set(unfinished(run)) - left_before, process)
         process.send_signal(signal.SIGSTOP)
         time.sleep(0.02)
-        if unfinished(run):
+        if set(unfinished(run)) - left_before:
             process.kill()
             process.wait()
             return
@@ -102,7 +113,6 @@ def assert_same_runs(killed: Path, straight: Path, steps: int) -> None:
 
 
 def kill_again_and_again(folder: Path, steps: int, kills: list[str], seed: int) -> None:
-    (folder / "tiny.yaml").write_text(CONFIG.format(steps=steps))
     killed, rng = folder / "killed", np.random.default_rng(seed)
     for kind in kills:
         process, before = start(folder, "killed"), newest_step(killed)
@@ -117,16 +127,67 @@ def kill_again_and_again(folder: Path, steps: int, kills: list[str], seed: int) 
             kill_at_step(process, killed, before + int(rng.integers(1, 5)))
         assert process.returncode == -signal.SIGKILL
     finish(folder, "killed")
-    finish(folder, "straight")
     assert_same_runs(killed, folder / "straight", steps)
     assert not unfinished(killed)
 
 
-def test_a_run_killed_three_times_also_while_saving_ends_as_the_uninterrupted_one(tmp_path):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With a config of 15 steps and its uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "tiny.yaml").write_text(CONFIG.format(steps=15))
+    finish(folder, "straight")
+    return folder
+
+
+def test_a_run_killed_three_times_also_while_saving_ends_as_the_uninterrupted_one(folder):
     """Parameters, EMA, optimiser, data position, and every step's metrics, each step once."""
-    kill_again_and_again(tmp_path, steps=15, kills=["step", "saving", "step"], seed=1)
+    kill_again_and_again(folder, steps=15, kills=["step", "saving", "step"], seed=1)
 
 
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_as_the_uninterrupted_one(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(CONFIG.format(steps=90))
+    finish(tmp_path, "straight")
     kill_again_and_again(tmp_path, steps=90, kills=["step", "saving", "step", "starting"] * 5, seed=2)
+
+
+def test_signals_save_the_step_and_end_with_their_own_status(folder):
+    """SIGTERM before the first step is compiled, Ctrl-C while training: what is saved is the step that was stopped at, and it goes on."""
+    run = folder / "stopped"
+    process = start(folder, "stopped")
+    wait_until((run / "config.yaml").exists, process)
+    process.terminate()
+    assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+
+    process = start(folder, "stopped")
+    wait_until(lambda: len(lines_of(run)) >= 4, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) == 128 + signal.SIGINT
+    stopped_at = lines_of(run)[-1]["step"]
+    assert newest_step(run) == stopped_at < 15
+    said = (folder / "stopped.err").read_text()
+    assert "stopped by SIGTERM" in said or "stopped at step 0, before anything was to be saved" in said
+    assert f"stopped at step {stopped_at}, which is saved; run the same command again" in said
+    assert "Traceback" not in said
+
+    finish(folder, "stopped")
+    assert_same_runs(run, folder / "straight", 15)
+
+
+def test_a_checkpoint_of_another_dtype_is_refused_with_the_difference(folder):
+    shutil.copytree(folder / "straight", folder / "halves")
+    checkpoints = folder / "halves" / "checkpoints"
+    with Checkpoints(checkpoints, keep=9) as manager:
+        about = manager.about(15)
+        state = ocp.StandardCheckpointer().restore(checkpoints / "15" / "state")
+        name = next(iter(state["params"]))
+        state["params"][name] = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state["params"][name])
+        manager.save(16, state, about)
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxsr", "train", "tiny.yaml", "--run-dir", "halves"], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert re.search(rf"params/{name}/.*: bfloat16\[.*\] saved, float32\[.*\] expected", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert newest_step(folder / "halves") == 16
