@@ -1,6 +1,6 @@
 """What test_devices.py runs in processes of their own: trainings, one after the other, whose batches leave a fingerprint in the metrics.
 
-    python many_devices.py TASK…        TASK is JSON: {"run": DIR, "set": [override, …], "copy_to": [DIR, …], "signal": [process, step]}
+python many_devices.py TASK…        TASK is JSON: {"run": DIR, "set": [override, …], "copy_to": [DIR, …], "signal": [process, step]}
 """
 
 import json

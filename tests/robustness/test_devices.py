@@ -7,7 +7,6 @@ are different programs, which add up in different orders, so states are compared
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
