@@ -21,7 +21,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "tpu": ("libtpu",),
     "itk": ("SimpleITK",),
     "fastmri": ("h5py",),
-    "tracking": ("tensorboardX", "wandb"),
+    "tracking": ("tensorboardX",),
     "test": ("pytest", "pytest-xdist", "chex"),
     "reference": ("torch", "diffusers", "scikit-image", "SimpleITK"),
     "dev": ("ruff", "mypy", "import-linter", "pre-commit"),
@@ -40,7 +40,7 @@ def report() -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(_memory() / GIB, 1),
         "disk_free_gib": round(shutil.disk_usage(Path.cwd()).free / GIB, 1),
-        "nvidia_gpus": len(list(Path("/dev").glob("nvidia[0-9]*"))),
+        "nvidia_gpus": nvidia_gpus(),
         "packages": {name: _version(name) for name in PACKAGES},
         "extras": {extra: {name: _version(name) for name in names} for extra, names in EXTRAS.items()},
         "environment": {
@@ -48,6 +48,17 @@ def report() -> dict[str, Any]:
         },
         "jax": _jax_report(),
     }
+
+
+def nvidia_gpus() -> int:
+    """How many the driver shows, whether or not JAX can use them."""
+    if nodes := len(list(Path("/dev").glob("nvidia[0-9]*"))):
+        return nodes
+    try:  # under Windows' Linux there are no such files
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
 
 
 def problems(report: Mapping[str, Any]) -> list[str]:

@@ -33,6 +33,11 @@ def write_whole(path: Path, write: Writer) -> Path:
     return path
 
 
+def write_text(path: Path, text: str) -> Path:
+    """`write_whole` of `text`, in UTF-8."""
+    return write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
 def write_together(writers: Mapping[Path, Writer]) -> None:
     """Files that belong together: all are complete on the disk before the first appears; they appear in the order given."""
     temporary = {path: path.parent / f".{path.name[:_KEPT]}.{uuid.uuid4().hex[:12]}.tmp{_suffix(path)}" for path in writers}

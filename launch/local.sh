@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # N processes of jaxsr on this machine, one GPU each where there are GPUs:
 #   launch/local.sh N train CONFIG [key=value …] --run-dir DIR
-# The first process talks; what the others say goes to a temporary folder, which is kept and named if one fails.
+#   launch/local.sh N upscale -i FOLDER -o FOLDER --model RUN
+# The processes train together; of volumes each upscales its own. The first process talks; what the others say goes to a temporary folder,
+# which is kept and named if one fails, with its last lines.
 set -euo pipefail
-[[ ${1:-} =~ ^[1-9][0-9]*$ && $# -ge 2 ]] || { sed -n '2,4s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+[[ ${1:-} =~ ^[1-9][0-9]*$ && $# -ge 2 ]] || { sed -n '2,6s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 export JAXSR_PROCESSES=$1
 shift
+command=$1
 python=${PYTHON:-python3}
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
 export JAXSR_COORDINATOR=localhost:$port
@@ -24,14 +27,16 @@ for ((i = 0; i < JAXSR_PROCESSES; i++)); do
 done
 
 # One that fails takes the others with it, since they would wait for it for ever; so does a signal, on which each saves and leaves.
+# Those that upscale wait for nobody, so they go on.
 status=0
 while code=0 && { wait -n || code=$?; } && { ((code != 127)) || [[ -n $(jobs -rp) ]]; }; do
   if ((code && !status)); then
     status=$code
-    stop
+    if [[ $command != upscale ]]; then stop; fi
   fi
 done
 if ((status)); then
+  tail -n 4 "$logs"/*.log >&2 2>/dev/null || true
   echo "one of $JAXSR_PROCESSES processes ended with status $status; what all but the first said is in $logs" >&2
 else
   rm -r "$logs"

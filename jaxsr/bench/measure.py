@@ -117,15 +117,6 @@ def peak_memory() -> dict[str, Any]:
     return {"peak_memory_bytes": kept, "peak_memory_of": "process"}
 
 
-def program_memory(program: Compiled) -> int | None:
-    """Bytes on one device that the program needs, arguments and results included, by the compiler's account; None where it gives none."""
-    stats = program.memory_analysis()
-    if stats is None:
-        return None
-    held = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    return int(held + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes)
-
-
 def device_peak(kind: str, precision: str) -> float | None:
     """FLOP/s of the data sheet for a computation in `precision` ('bf16' or 'f32') on a device of `kind`; None for one not in the table.
 

@@ -17,7 +17,6 @@ from jaxsr.bench.measure import (
     describe_rates,
     describe_times,
     peak_memory,
-    program_memory,
     rates,
     step_times,
     summary,
@@ -25,6 +24,7 @@ from jaxsr.bench.measure import (
 from jaxsr.bench.synthetic import synthetic_batch, synthetic_variables
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Batch, Method, Variables
+from jaxsr.runtime.memory import program_memory
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated
 from jaxsr.train.loop import abstract_batch, build_method
 from jaxsr.train.state import State, abstract_state, make_optimizer, state_shardings

@@ -4,20 +4,20 @@ The input has the voxels of the configured acquisition over the same field of vi
 are neither read nor written. Multiply-adds are those that the devices do: of padded slices and full batches.
 """
 
-import functools
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from jaxsr.bench.count import multiply_adds, quantity
+from jaxsr.bench.count import quantity
 from jaxsr.bench.measure import call_times, circumstances, describe_rates, describe_times, peak_memory, rates, summary
 from jaxsr.bench.synthetic import synthetic_head, synthetic_variables
 from jaxsr.experiment import Experiment
-from jaxsr.methods.base import Batch, Condition, Method, Request, Variables
+from jaxsr.methods.base import Batch
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train.loop import build_method
-from jaxsr.upscale.engine import Engine, Plan
+from jaxsr.upscale.engine import BatchSize, Engine
+from jaxsr.upscale.forecast import trace_batches, volume_multiply_adds
 from jaxsr.volume.slices import AXES
 
 
@@ -25,7 +25,7 @@ def bench_upscale(
     experiment: Experiment,
     shape: tuple[int, int, int],
     sampling_steps: int | None = None,
-    batch_size: int = 16,
+    batch_size: BatchSize = 16,
     *,
     repeats: int = 3,
     slice_map: Literal["pad", "resize"] = "pad",
@@ -54,7 +54,8 @@ def bench_upscale(
     first = call_times(lambda: engine.upscale(volume, request, to_mm=to_mm).volume.data, 1)[0]
     times = summary(call_times(lambda: engine.upscale(volume, request, to_mm=to_mm).volume.data, repeats))
     memory = peak_memory()  # before the matrix product of `rates` adds its own
-    work = volume_multiply_adds(method, variables, plan, shape, request, engine.batch_size)
+    traces = trace_batches(method, variables, plan, request, engine.batch_size)
+    work = volume_multiply_adds(traces, plan, engine.batch_size)
     return {
         "shape": list(shape),
         "sampling_steps": request.steps,
@@ -72,25 +73,6 @@ def bench_upscale(
         "volume_seconds": times,
         **circumstances(experiment),
     }
-
-
-def volume_multiply_adds(
-    method: Method, variables: Variables, plan: Plan, shape: tuple[int, int, int], request: Request, batch_size: int
-) -> int | None:
-    """Of all batches of one volume, the last one of each axis filled up; None where shapes do not tell."""
-
-    def of_batch(sides: tuple[int, int]) -> int | None:
-        low = jax.ShapeDtypeStruct((batch_size, *sides, 1), jnp.float32)
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
-        return multiply_adds(functools.partial(method.upscale, request=request), variables, Condition(low), keys)  # type: ignore[arg-type]
-
-    known = {sides: of_batch(sides) for sides in set(plan.shapes)}
-    total = 0
-    for axis, sides in zip(plan.axes, plan.shapes, strict=True):
-        if (work := known[sides]) is None:
-            return None
-        total += work * -(-shape[AXES[axis]] // batch_size)
-    return total
 
 
 def describe(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@
 130 interrupted    143 stopped by SIGTERM
 """
 
+import signal
 import sys
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import typer
 
 from jaxsr import __version__
 from jaxsr.cli import inspect, models, volumes
-from jaxsr.cli.status import run
+from jaxsr.cli.status import run, terminate
 
 app = typer.Typer(
     name="jaxsr",
@@ -56,4 +57,6 @@ def _root(
 
 def main() -> None:
     """The console script: runs a command, turns errors that are the user's into one sentence and an exit status."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, terminate)
     sys.exit(run(lambda: app(standalone_mode=False)))

@@ -75,7 +75,7 @@ def _voxel_size_of(run_dir: Path) -> float:
 
 def doctor(as_json: AsJson = False, device: Device = "auto") -> None:
     """Say what this machine offers, and what is wrong with it. Exit status 1 if something is."""
-    select_device(device)
+    select_device(device, check=device != "auto")
     from jaxsr.doctor import problems, report
 
     found = report()

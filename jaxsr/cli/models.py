@@ -1,12 +1,13 @@
 """Commands that make models: demo, train."""
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jaxsr.cli.options import Config, Device, Overrides, bare, select_device
-from jaxsr.cli.output import open_console, progress
+from jaxsr.cli.output import open_console, print_table, progress
 
 
 def demo(
@@ -25,9 +26,21 @@ def demo(
         jaxsr demo -o /scratch/demo --device gpu
     """
     select_device(device)
-    from jaxsr.demo import run_demo
+    from jaxsr.demo import METHOD, gains, run_demo
 
-    run_demo(out, steps=steps, console=open_console(), progress=progress)
+    terminal = open_console()
+    overrides = [] if steps is None else [f"train.steps={steps}"]
+    found = run_demo(out, terminal.print, functools.partial(progress, terminal), overrides=overrides)
+    titles = {"Held-out synthetic heads": found.held_out, "MNI T1 template (illustration: not held out)": found.template}
+    for title, comparison in titles.items():
+        print_table(terminal, [{k: v for k, v in row.items() if k != "MAE"} for row in comparison.table()], title=f"\n{title}")
+        for region in ("foreground", "image"):
+            by = gains(comparison, region)
+            terminal.print(f"{METHOD} against the best interpolation, {region}: PSNR {by['psnr']:+.2f} dB, SSIM {by['ssim']:+.4f}")
+    pictures = [*found.held_out.montages, *found.template.montages]
+    terminal.print(f"\nPictures: {', '.join(map(str, pictures))}")
+    terminal.print(f"Volumes, tables and the model: {out}/ ({found.seconds:.0f} s)")
+    terminal.print(f"Next: jaxsr upscale -i YOUR_SCAN.nii.gz -o out.nii.gz --model {found.run}")
 
 
 def train(
@@ -44,14 +57,13 @@ def train(
 
         jaxsr train configs/sr3.yaml data.volumes=/data/heads optimizer.learning_rate=3e-5
     """
-    select_device(device)
     from jaxsr.experiment import load_experiment
 
     experiment = load_experiment(config, overrides or [])
-    from jaxsr.runtime.distributed import is_first, start
+    select_device(device, join=True)
+    from jaxsr.runtime.distributed import is_first
     from jaxsr.train.loop import train as run
 
-    start()
     folder = run_dir or Path("runs") / config.stem
     terminal = open_console(quiet=not is_first())
     with progress(terminal, "training", experiment.train.steps) as (advance, note):

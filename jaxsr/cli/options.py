@@ -1,9 +1,11 @@
 """Options that commands share, and what they accept."""
 
 import functools
+import itertools
 import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,40 +17,103 @@ Config = Annotated[Path, typer.Argument(help="A YAML file, e.g. configs/sr3.yaml
 Overrides = Annotated[list[str] | None, typer.Argument(help="a.b.c=value, on top of the file", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, gpu or gpu:N. Never changed behind your back.")]
-BatchSize = Annotated[str, typer.Option(help="Slices at a time: auto or a number.")]
+BatchSize = Annotated[str, typer.Option(help="Slices at a time: a number, which is kept, or auto: fewer where memory is short.")]
 
 
-def select_device(device: str) -> None:
-    """Before JAX is imported: which platform it will see, and where compiled programs are kept."""
+def select_device(device: str, *, join: bool = False, apart: bool = False, check: bool = True) -> None:
+    """Says which platform JAX will see, before it starts, and where compiled programs are kept; then sees that it is the one asked for.
+
+    The flag counts for more than JAX_PLATFORMS; the N of gpu:N counts among CUDA_VISIBLE_DEVICES where that is set.
+
+    Args:
+      join: where this is one of several processes, they compute together.
+      apart: where this is one of several processes, each computes for itself, on a GPU of its own.
+      check: 'auto' is seen to find something, too.
+
+    Raises:
+      Exit: where the device is not to be had.
+    """
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cpu", "gpu") or (index and not (kind == "gpu" and index.isdigit())):
         raise typer.BadParameter(f"'{device}' is none of auto, cpu, gpu, gpu:N", param_hint="--device")
-    if kind != "auto":
-        os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda,cpu"}[kind]
-    if index:
-        os.environ["CUDA_VISIBLE_DEVICES"] = index
+    platforms = {"auto": None, "cpu": "cpu", "gpu": "cuda,cpu"}[kind]
+    if platforms:
+        os.environ["JAX_PLATFORMS"] = platforms
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import jax
+
     from jaxsr.runtime.cache import use_compilation_cache
+    from jaxsr.runtime.distributed import place, start
 
+    if index:
+        os.environ["CUDA_VISIBLE_DEVICES"] = _visible(int(index), device)
+    elif apart and kind != "cpu" and (local := place().local) is not None and (gpus := _visible_gpus()):
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[local % len(gpus)]
+    if platforms:
+        jax.config.update("jax_platforms", platforms)  # where something has imported JAX before, which then has read its variables
     use_compilation_cache()
-    if kind == "gpu":
-        import jax
-
-        try:
-            jax.devices("gpu")
-        except Exception as error:  # JAX raises whatever its plugins raise
-            raise Exit(2, f"--device {device}: JAX finds no GPU ({str(error).splitlines()[0]}); `jaxsr doctor` says why") from error
+    if join:
+        start()
+    if check or kind != "auto":
+        _check_device(device, kind, one=bool(index))
 
 
-def slices_at_a_time(text: str) -> int:
-    """The number of `--batch-size`; 'auto' is 8 on a CPU and 64 on an accelerator."""
+def device_in_use() -> str:
+    """As in '4 × NVIDIA H200'."""
+    import jax
+
+    return f"{jax.local_device_count()} × {jax.local_devices()[0].device_kind}"
+
+
+def _check_device(device: str, kind: str, one: bool) -> None:
+    import jax
+
+    try:
+        backend, count = jax.default_backend(), jax.local_device_count()
+    except Exception as error:  # JAX raises whatever its plugins raise
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        if kind == "gpu":
+            raise Exit(2, f"--device {device}: JAX finds no GPU ({said}); `jaxsr doctor` says why") from error
+        raise Exit(2, f"JAX does not start ({said}): check JAX_PLATFORMS; `jaxsr doctor` says more") from error
+    if (kind != "auto" and backend != kind) or (one and count != 1):
+        raise Exit(2, f"--device {device}: in this process JAX computes on {device_in_use()} already; choose before anything is computed")
+    hidden = os.environ.get("JAX_PLATFORMS") or not _visible_gpus()
+    if kind == "auto" and backend == "cpu" and not hidden:
+        print(
+            f"jaxsr: NVIDIA GPUs are here ({len(_visible_gpus())}) but JAX finds none, so the CPU computes: `jaxsr doctor` says why; "
+            "--device cpu silences this",
+            file=sys.stderr,
+        )
+
+
+def _visible(index: int, device: str) -> str:
+    """What names the GPU that is number `index` of those that are visible."""
+    gpus = _visible_gpus()
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:
+        return str(index)
+    if index >= len(gpus):
+        given = os.environ["CUDA_VISIBLE_DEVICES"]
+        raise Exit(2, f"--device {device}: CUDA_VISIBLE_DEVICES={given} leaves {len(gpus)} GPUs, of which the first is gpu:0")
+    return gpus[index]
+
+
+def _visible_gpus() -> list[str]:
+    """As CUDA names them: what CUDA_VISIBLE_DEVICES says up to the first that is none, else all of the machine's NVIDIA GPUs."""
+    from jaxsr.doctor import nvidia_gpus
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return [str(i) for i in range(nvidia_gpus())]
+    return list(itertools.takewhile(lambda name: name not in ("", "-1"), (name.strip() for name in given.split(","))))
+
+
+def slices_at_a_time(text: str) -> int | Literal["auto"]:
+    """The number of `--batch-size`, or 'auto'."""
     if text.isdigit() and int(text) > 0:
         return int(text)
     if text != "auto":
         raise typer.BadParameter(f"'{text}' is neither auto nor a positive number", param_hint="--batch-size")
-    import jax
-
-    return 8 if jax.default_backend() == "cpu" else 64
+    return "auto"
 
 
 def check_voxel_size(to_mm: float | None) -> None:

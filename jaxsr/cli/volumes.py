@@ -2,13 +2,28 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jaxsr.cli.options import AsJson, BatchSize, Device, bare, check_voxel_size, choice, choices, failed, select_device, slices_at_a_time
+from jaxsr.cli.options import (
+    AsJson,
+    BatchSize,
+    Device,
+    bare,
+    check_voxel_size,
+    choice,
+    choices,
+    device_in_use,
+    failed,
+    select_device,
+    slices_at_a_time,
+)
 from jaxsr.cli.output import open_console, print_table, progress
-from jaxsr.cli.status import Exit
+from jaxsr.cli.status import Exit, status_of
+
+if TYPE_CHECKING:
+    from jaxsr.upscale.inputs import Job
 
 
 def upscale(
@@ -30,7 +45,8 @@ def upscale(
     device: Device = "auto",
     picture: Annotated[bool, typer.Option("--montage/--no-montage", help="Write a PNG beside each output.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo what is done already.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and what it takes; weights are not read.")] = False,
+    run_json: Annotated[Path | None, bare("--run-json", help="A JSON file for what was done, or with --dry-run planned.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More to read.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
 ) -> None:
@@ -49,66 +65,89 @@ def upscale(
     choice("--nan", nan, ("refuse", "zero"))
     if precision is not None:
         choice("--precision", precision, ("f32", "bf16"))
-    if batch_size != "auto" and not (batch_size.isdigit() and int(batch_size) > 0):
-        raise typer.BadParameter(f"'{batch_size}' is neither auto nor a positive number", param_hint="--batch-size")
+    size = slices_at_a_time(batch_size)
     check_voxel_size(to_mm)
     if model is None:
         raise Exit(4, "no model named: pass --model RUN, a run directory made by `jaxsr demo` (demo/run) or `jaxsr train`")
 
     from jaxsr.files import shown
     from jaxsr.upscale.inputs import find_jobs, is_done, read_input
-    from jaxsr.upscale.sidecar import check_sidecar, sidecar_path
+    from jaxsr.upscale.sidecar import check_sidecar, sidecar_path, write_json
 
     jobs = find_jobs(source, output)
     terminal = open_console(quiet=quiet)
     if not jobs:
         raise Exit(3, f"{shown(source)}: no volumes to upscale (.nii, .nii.gz, .mgz, .mgh)")
-    todo = jobs if overwrite else [job for job in jobs if not is_done(job)]
-    if len(todo) < len(jobs):
-        terminal.print(f"{len(jobs) - len(todo)} done already, whatever made them (redo with --overwrite)")
+    single = None
+    if len(jobs) == 1 and (overwrite or not is_done(jobs[0])):  # what cannot be used is said before JAX and the model are loaded
+        check_sidecar(jobs[0].output)
+        single = read_input(jobs[0].source, to_mm=to_mm, axes=axis_names, volume=volume, nan=nan, note=terminal.print)  # type: ignore[arg-type]
+
+    select_device(device, apart=True)
+    from jaxsr.runtime.distributed import place
+    from jaxsr.upscale.files import Settings, make_engine, montage, read_source, share, upscale_file
+
+    here = place()
+    mine = share(jobs, here)
+    if here.processes > 1:
+        terminal.print(f"process {here.process} of {here.processes}: {len(mine)} of {len(jobs)} volumes")
+    todo = mine if overwrite else [job for job in mine if not is_done(job)]
+    if len(todo) < len(mine):
+        terminal.print(f"{len(mine) - len(todo)} done already, whatever made them (redo with --overwrite)")
     if not todo:
         return
 
-    single = None
-    if len(todo) == 1:  # what cannot be used is said before JAX and the model are loaded
-        check_sidecar(todo[0].output)
-        single = read_input(todo[0].source, to_mm=to_mm, axes=axis_names, volume=volume, nan=nan, note=terminal.print)  # type: ignore[arg-type]
-    select_device(device)
-    from jaxsr.upscale.files import Settings, make_engine, montage, read_source, upscale_file
-    from jaxsr.upscale.model import load_model
+    from jaxsr.upscale.forecast import forecast, lines
+    from jaxsr.upscale.model import load_model, read_recipe
 
-    loaded = load_model(model, precision=precision)
-    default, target = loaded.method.default_request, to_mm or loaded.experiment.data.voxel_size
+    loaded = None if dry_run else load_model(model, precision=precision, note=terminal.print)
+    recipe = read_recipe(model, precision=precision) if loaded is None else loaded.recipe
+    default, trained = recipe.method.default_request, recipe.experiment.data.voxel_size
+    target = to_mm or trained
+    if abs(target - trained) > 1e-6:
+        terminal.print(f"note: the model was trained for {trained:g} mm, not {target:g} mm")
     request = default._replace(steps=steps or default.steps, eta=default.eta if eta is None else eta, to_mm=target)
     settings = Settings(target, request, axis_names, seed, volume, nan)  # type: ignore[arg-type]
-    engine = make_engine(loaded, batch_size=slices_at_a_time(batch_size), slice_map=slice_map)  # type: ignore[arg-type]
+    engine = make_engine(loaded, batch_size=size, slice_map=slice_map) if loaded else None  # type: ignore[arg-type]
     if verbose:
-        import jax
+        terminal.print(f"{recipe.name}, step {recipe.step}, on {device_in_use()}, {request.steps} sampling steps")
 
-        terminal.print(f"{loaded.name}, step {loaded.step}, on {jax.devices()[0].device_kind}, {request.steps} sampling steps")
+    def plan(job: "Job") -> dict[str, Any]:
+        facts = forecast(recipe, job, single or read_source(job.source, settings), settings, size, slice_map)  # type: ignore[arg-type]
+        terminal.print("\n".join(lines(facts)))
+        return facts
 
+    def do(job: "Job") -> dict[str, Any]:
+        assert engine
+        assert loaded
+        with progress(terminal, shown(job.source.name), None) as (advance, note):
+            report = lambda n, total: advance(n, "slices", total)  # noqa: E731
+            done = upscale_file(engine, loaded, job, settings, volume=single, progress=report, note=note)
+        if picture:
+            title = f"{shown(job.source.name)} at {target:g} mm (synthetic)"
+            montage(sidecar_path(job.output).with_suffix(".png"), done.low, done.output, title)
+        terminal.print(f"wrote {shown(job.output)}")
+        return done.facts
+
+    records: list[dict[str, Any]] = []
     failures: list[tuple[Path, str]] = []
-    for job in todo:
-        try:
-            if dry_run:
-                plan = engine.plan(single or read_source(job.source, settings), settings.to_mm, axis_names)
-                names = f"{shown(job.source)} → {shown(job.output)}"
-                shapes = ", ".join(f"{axis} {h}×{w}" for axis, (h, w) in zip(plan.axes, plan.shapes, strict=True))
-                terminal.print(f"{names}: {plan.slices} slices ({shapes}), {request.steps} sampling steps each")
-                continue
-            with progress(terminal, shown(job.source.name), None) as (advance, note):
-                result = upscale_file(
-                    engine, loaded, job, settings, volume=single, progress=lambda done, total: advance(done, "slices", total), note=note
-                )
-            if picture:
-                montage(sidecar_path(job.output).with_suffix(".png"), job.source, result, settings)
-            terminal.print(f"wrote {shown(job.output)}")
-        except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-            if len(todo) == 1:
-                raise
-            failures.append((job.source, str(error)))
+    try:
+        for job in todo:
+            record: dict[str, Any] = {"Input": str(job.source), "Output": str(job.output)}
+            records.append(record)
+            try:
+                record |= (plan if dry_run else do)(job)
+            except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+                record |= {"Error": str(error), "Status": status_of(error)}
+                failures.append((job.source, str(error)))
+                if len(todo) == here.processes == 1:
+                    raise
+    finally:
+        if run_json:
+            path = run_json if here.process == 0 else run_json.with_stem(f"{run_json.stem}.{here.process}")
+            write_json(path, {"DryRun": dry_run, "Process": here.process, "Processes": here.processes, "Volumes": records})
     if failures:
-        raise Exit(1, failed(failures, len(todo)))
+        raise Exit(5 if all(record.get("Status") == 5 for record in records) else 1, failed(failures, len(todo)))
 
 
 def evaluate(

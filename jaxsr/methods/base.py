@@ -58,7 +58,8 @@ class Request(NamedTuple):
     Attributes:
       steps: sampling steps, S.
       eta: 0 deterministic … 1 ancestral.
-      from_mm, to_mm: in-plane voxel size of the input and of the output.
+      to_mm: voxel size of the output, where one was asked for.
+      from_mm: of the input; for methods that are told it. Nothing fills it yet.
     """
 
     steps: int

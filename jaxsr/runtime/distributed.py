@@ -1,15 +1,45 @@
-"""Processes: one on a laptop, many on a cluster, started the same way."""
+"""Processes: one on a laptop, many on a cluster, started the same way.
+
+Training joins them into one program (`start`). Upscaling does not: volumes share nothing, so each process takes its own (`place`), none
+waits for another, and one that dies leaves the others alone.
+"""
 
 import os
+from typing import NamedTuple
 
 import jax
+
+
+class Place(NamedTuple):
+    """Which process this is, from 0, and how many there are; its number on its own machine, where the launcher gives each all GPUs."""
+
+    process: int
+    processes: int
+    local: int | None = None
+
+
+# Slurm's variables of a job *step*: a batch script, which is one process, has those of its job too.
+_LAUNCHERS = (
+    ("JAXSR_PROCESS", "JAXSR_PROCESSES", None),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+)
+
+
+def place() -> Place:
+    """What launch/local.sh, srun or mpirun say in the environment; nothing is started or waited for."""
+    for process, processes, local in _LAUNCHERS:
+        if process in os.environ and processes in os.environ:
+            number = os.environ.get(local) if local else None
+            return Place(int(os.environ[process]), int(os.environ[processes]), None if number is None else int(number))
+    return Place(0, 1)
 
 
 def start() -> None:
     """Joins the other processes of this job, where the environment says that there are any; otherwise does nothing.
 
-    `JAXSR_COORDINATOR`, `JAXSR_PROCESSES` and `JAXSR_PROCESS` (as launch/local.sh sets them) come first; under Slurm, Open MPI or on a TPU
-    pod JAX finds out by itself.
+    `JAXSR_COORDINATOR`, `JAXSR_PROCESSES` and `JAXSR_PROCESS` (as launch/local.sh sets them) come first; under Slurm and Open MPI JAX finds
+    out by itself. To be called before anything asks JAX for its devices.
     """
     if jax.distributed.is_initialized():
         return
@@ -17,7 +47,7 @@ def start() -> None:
         if os.environ.get("JAX_PLATFORMS", "") in ("", "cpu"):
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(coordinator, int(os.environ["JAXSR_PROCESSES"]), int(os.environ["JAXSR_PROCESS"]))
-    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 or int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+    elif place().processes > 1:
         jax.distributed.initialize()
 
 

@@ -4,7 +4,7 @@ Layers name the dimensions of their parameters (`conv_in`, `embed_out`, …); th
 the largest dimension still whole of every parameter above a size floor and needs no rule. Shapes that do not divide stay whole.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -33,13 +33,13 @@ class MeshError(ValueError):
     """Mesh sizes that do not fit the devices; names both."""
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, expert: int = 1) -> Mesh:
-    """A mesh over all devices of all processes; one size may be -1: whatever is left.
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, expert: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (None: all of all processes); one size may be -1: whatever is left.
 
     Raises:
       MeshError: where the sizes do not multiply to the number of devices.
     """
-    sizes, count = [data, fsdp, tensor, expert], jax.device_count()
+    sizes, count = [data, fsdp, tensor, expert], jax.device_count() if devices is None else len(devices)
     if any(s < 1 and s != -1 for s in sizes) or sizes.count(-1) > 1:
         raise MeshError(f"mesh sizes must be positive, one of them may be -1, got {dict(zip(AXES, sizes, strict=True))}")
     known = int(np.prod([s for s in sizes if s != -1]))
@@ -47,7 +47,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, expert: int = 1) -
         sizes[sizes.index(-1)] = count // known
     if int(np.prod(sizes)) != count:
         raise MeshError(f"a mesh of {dict(zip(AXES, sizes, strict=True))} does not cover {count} devices; use -1 for the axis to be filled")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -57,6 +57,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading dimension over the data axes."""
     return NamedSharding(mesh, BATCH)
+
+
+def share_of_batch(mesh: Mesh, size: int) -> tuple[int, int]:
+    """`(part, parts)`: which equal part of a batch of `size` slices lies on this process's devices.
+
+    Processes that differ only along `tensor` or `expert` have the same part.
+
+    Raises:
+      MeshError: where the batch does not divide over the devices.
+    """
+    over = mesh.shape["data"] * mesh.shape["fsdp"]
+    if size % over:
+        raise MeshError(f"a batch of {size} slices does not divide over data × fsdp = {over} devices: make it a multiple of {over}")
+    ranges = {index[0].indices(size)[:2] for index in batch_sharding(mesh).addressable_devices_indices_map((size,)).values()}  # type: ignore[index]
+    start, stop = min(a for a, _ in ranges), max(b for _, b in ranges)
+    return start // (stop - start), size // (stop - start)
 
 
 def variable_shardings(mesh: Mesh, boxed: Any) -> Any:

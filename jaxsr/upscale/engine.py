@@ -4,47 +4,36 @@
 
 The volume is brought to the target grid by interpolation, in the intensity window of the input; slices of each axis are padded (or
 resized) to sides that the method takes, upscaled in batches of one size, so that each shape compiles once, and added to one float64 sum.
-Noise is keyed by (seed, sample, axis, slice): the result depends neither on batch size nor on devices.
+Noise is keyed by (seed, sample, axis, slice): the result depends neither on batch size nor on devices, so a batch that does not fit into
+memory is done again in smaller ones.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.stages import Compiled
 
 from jaxsr.methods.base import Condition, Method, Request, UpscaleOutput, Variables
-from jaxsr.runtime.mesh import batch_sharding, replicated
-from jaxsr.upscale.inputs import serving_axes
-from jaxsr.volume.geometry import Kind, resample, target_grid
+from jaxsr.runtime.memory import OutOfMemory, free_memory, is_out_of_memory, program_memory
+from jaxsr.runtime.mesh import MeshError, batch_sharding, replicated
+from jaxsr.upscale.plan import Plan, make_plan, map_of
+from jaxsr.volume.geometry import Kind, resample
 from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.io import Volume
-from jaxsr.volume.slices import AXES, SliceMap, make_map, take_slices
+from jaxsr.volume.slices import AXES, SliceMap, take_slices
 
-BUCKET = 16  # sides are padded to multiples of at least this, so that heads of about one size share their compiled programs
-
+BatchSize = int | Literal["auto"]
 Progress = Callable[[int, int], None]  # slices done, slices in all
+Note = Callable[[str], None]
 
 
-class Plan(NamedTuple):
-    """What will be done with a volume.
-
-    Attributes:
-      axes: slice axes that serve, by name.
-      shapes: padded sides `(H, W)` of each.
-      slices: how many in all.
-      compilations: distinct shapes.
-      left_out: a sentence for each axis that does not serve.
-    """
-
-    axes: tuple[str, ...]
-    shapes: tuple[tuple[int, int], ...]
-    slices: int
-    compilations: int
-    left_out: tuple[str, ...]
+def silent(text: str) -> None:
+    """A `Note` that nobody reads."""
 
 
 class Upscaled(NamedTuple):
@@ -57,13 +46,30 @@ class Upscaled(NamedTuple):
     compilations: int
 
 
+class _InFlight(NamedTuple):
+    """A batch that the device works on: its first slice, how many slices are no fillers, and what will come back."""
+
+    start: int
+    length: int
+    output: UpscaleOutput
+
+
 class Engine:
     """A method with its weights on a mesh, ready for volumes; compiled programs are kept from one volume to the next.
 
     Args:
-      batch_size: slices at a time; rounded up to a multiple of the devices.
+      mesh: of devices of this process: volumes are divided over processes, not slices.
+      batch_size: slices at a time, rounded up to a multiple of the devices. A number is kept; 'auto' starts with `first_batch_size` and
+        goes down where memory is short.
       slice_map: 'pad' keeps voxels, 'resize' brings every slice to 256².
       interpolation: that brings a volume to the target grid, as in the method's training.
+
+    Attributes:
+      batch_size: slices at a time now.
+      compilations: programs compiled so far.
+
+    Raises:
+      MeshError: where the mesh has devices of other processes.
     """
 
     def __init__(
@@ -72,29 +78,24 @@ class Engine:
         variables: Variables,
         mesh: Mesh,
         *,
-        batch_size: int,
+        batch_size: BatchSize,
         slice_map: Literal["pad", "resize"] = "pad",
         interpolation: Kind = "cubic",
     ):
-        devices = mesh.shape["data"] * mesh.shape["fsdp"]
-        self.batch_size = -(-batch_size // devices) * devices
+        if any(device.process_index != jax.process_index() for device in mesh.devices.flat):
+            raise MeshError("the engine needs a mesh of this process's own devices: make_mesh(devices=jax.local_devices())")
+        self._devices = mesh.shape["data"] * mesh.shape["fsdp"]
+        self._auto = batch_size == "auto"
+        self.batch_size = self._whole(first_batch_size() if batch_size == "auto" else batch_size)
+        self.compilations = 0
         self._method, self._slice_map, self._interpolation = method, slice_map, interpolation
-        self._batch_sharding = batch_sharding(mesh)
-        self._variables = jax.device_put(variables, replicated(mesh))
-        self._program = jax.jit(self._upscale_batch, static_argnums=(4,), out_shardings=self._batch_sharding)
-
-    @property
-    def compilations(self) -> int:
-        """Programs compiled so far."""
-        return int(self._program._cache_size())  # type: ignore[attr-defined]
+        self._mesh, self._by_batch, self._everywhere = mesh, batch_sharding(mesh), replicated(mesh)
+        self._variables = jax.device_put(variables, self._everywhere)
+        self._programs: dict[tuple[tuple[int, int], Request], Compiled] = {}  # of the present batch size
 
     def plan(self, volume: Volume, to_mm: float | None, axes: Sequence[str]) -> Plan:
         """What `upscale` would do, without doing it. Raises VolumeError where no axis of `axes` serves."""
-        grid = target_grid(volume.grid, to_mm) if to_mm else volume.grid
-        serving, left_out = serving_axes(volume.data.shape, axes)
-        maps = [self._map(grid.shape, AXES[a]) for a in serving]
-        shapes = tuple(m.shape for m in maps)
-        return Plan(serving, shapes, sum(grid.shape[AXES[a]] for a in serving), len(set(shapes)), left_out)
+        return make_plan(self._method, volume.grid, to_mm, axes, self._slice_map)
 
     def upscale(
         self,
@@ -106,24 +107,31 @@ class Engine:
         seed: int = 0,
         sample: int = 0,
         progress: Progress = lambda done, total: None,
+        note: Note = silent,
     ) -> Upscaled:
         """`volume` at `to_mm` (None: on its own grid), in its own units and orientation; its field of view keeps its centre.
 
         Raises:
           VolumeError: where no axis of `axes` serves.
+          OutOfMemory: where a batch does not fit and must not, or cannot, be smaller.
         """
         before = self.compilations
         plan = self.plan(volume, to_mm, axes)
         window = fit_window(volume.data)
-        grid = target_grid(volume.grid, to_mm) if to_mm else volume.grid
-        low = window.forward(resample(volume.data, volume.grid, grid, self._interpolation))
+        low = window.forward(resample(volume.data, volume.grid, plan.grid, self._interpolation))
         key = jax.random.fold_in(jax.random.key(seed), sample)
-        image, metrics = self.fuse(low, plan.axes, key, request, lambda done: progress(done, plan.slices))
-        result = replace(volume, data=window.inverse(image), affine=grid.affine)
+        image, metrics = self.fuse(low, plan.axes, key, request, lambda done: progress(done, plan.slices), note)
+        result = replace(volume, data=window.inverse(image), affine=plan.grid.affine)
         return Upscaled(result, window, metrics, plan, self.compilations - before)
 
     def fuse(
-        self, low: np.ndarray, axes: Sequence[str], key: jax.Array, request: Request, progress: Callable[[int], None] = lambda done: None
+        self,
+        low: np.ndarray,
+        axes: Sequence[str],
+        key: jax.Array,
+        request: Request,
+        progress: Callable[[int], None] = lambda done: None,
+        note: Note = silent,
     ) -> tuple[np.ndarray, dict[str, float]]:
         """The mean over `axes` of the stacked slices, float32 `[X, Y, Z]`, summed in float64; and the metrics' means over all slices.
 
@@ -135,8 +143,8 @@ class Engine:
         done = 0
         for axis in axes:
             sums = take_slices(total, axis)
-            slice_map = self._map(low.shape, AXES[axis])
-            for start, images, facts in self._slices(take_slices(low, axis), slice_map, jax.random.fold_in(key, AXES[axis]), request):
+            slice_map = map_of(self._method, low.shape, AXES[axis], self._slice_map)
+            for start, images, facts in self._slices(take_slices(low, axis), slice_map, jax.random.fold_in(key, AXES[axis]), request, note):
                 sums[start : start + len(images)] += images
                 for name, values in facts.items():
                     metrics.setdefault(name, []).append(values)
@@ -146,33 +154,94 @@ class Engine:
         return total.astype(np.float32), {name: float(np.concatenate(values).mean()) for name, values in metrics.items()}
 
     def _slices(
-        self, slices: np.ndarray, slice_map: SliceMap, key: jax.Array, request: Request
+        self, slices: np.ndarray, slice_map: SliceMap, key: jax.Array, request: Request, note: Note
     ) -> Iterator[tuple[int, np.ndarray, dict[str, np.ndarray]]]:
-        """Yields (first slice, images [n, H, W], metrics [n]), one batch behind the device, which so never waits for the host."""
-        pending = None
-        for start in range(0, len(slices), self.batch_size):
-            part = slices[start : start + self.batch_size]
-            low = np.full((self.batch_size, *slice_map.shape, 1), -1.0, np.float32)
-            low[: len(part), ..., 0] = slice_map.forward(part)
-            index = jnp.arange(start, start + self.batch_size)
-            dispatched = self._program(self._variables, jax.device_put(low, self._batch_sharding), key, index, request)
+        """Yields (first slice, images [n, H, W], metrics [n]), one batch behind the device, which so never waits for the host.
+
+        That memory is short may show when a batch is given to the device, or only when it is asked for: either way it is done again in
+        smaller ones, and what was yielded is not.
+        """
+        start, pending = 0, None
+        while start < len(slices) or pending:
+            following = None
+            if start < len(slices):
+                try:
+                    following = self._dispatch(slices, start, slice_map, key, request, note)
+                    start += following.length
+                except Exception as error:  # JAX's own name for its runtime errors changes
+                    self._shrink(error, note)
             if pending:
-                yield self._fetch(slice_map, *pending)
-            pending = (start, len(part), dispatched)
-        if pending:
-            yield self._fetch(slice_map, *pending)
+                try:
+                    done = self._fetch(slice_map, pending)
+                except Exception as error:
+                    self._shrink(error, note)
+                    start, pending = pending.start, None
+                    continue
+                yield done
+            pending = following
 
-    def _fetch(
-        self, slice_map: SliceMap, start: int, count: int, dispatched: UpscaleOutput
-    ) -> tuple[int, np.ndarray, dict[str, np.ndarray]]:
-        images, metrics = dispatched
-        return start, slice_map.inverse(np.asarray(images)[:count, ..., 0]), {name: np.asarray(v)[:count] for name, v in metrics.items()}
+    def _dispatch(self, slices: np.ndarray, start: int, slice_map: SliceMap, key: jax.Array, request: Request, note: Note) -> _InFlight:
+        program = self._program(slice_map.shape, request, note)
+        part = slices[start : start + self.batch_size]
+        low = np.full((self.batch_size, *slice_map.shape, 1), -1.0, np.float32)
+        low[: len(part), ..., 0] = slice_map.forward(part)
+        index = np.arange(start, start + self.batch_size, dtype=np.int32)
+        key = jax.device_put(key, self._everywhere)
+        return _InFlight(start, len(part), program(self._variables, *jax.device_put((low, index), self._by_batch), key))
 
-    def _upscale_batch(self, variables: Variables, low: jax.Array, key: jax.Array, index: jax.Array, request: Request) -> UpscaleOutput:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-        return self._method.upscale(variables, Condition(low), keys, request)
+    def _fetch(self, slice_map: SliceMap, batch: _InFlight) -> tuple[int, np.ndarray, dict[str, np.ndarray]]:
+        images, metrics = np.asarray(batch.output.image), batch.output.metrics
+        facts = {name: np.asarray(values)[: batch.length] for name, values in metrics.items()}
+        return batch.start, slice_map.inverse(images[: batch.length, ..., 0]), facts
 
-    def _map(self, shape: tuple[int, ...], axis: int) -> SliceMap:
-        height, width = (n for a, n in enumerate(shape) if a != axis)
-        multiple = int(np.lcm(self._method.multiple, BUCKET)) if self._slice_map == "pad" else self._method.multiple
-        return make_map(self._slice_map, (height, width), multiple)
+    def _program(self, sides: tuple[int, int], request: Request, note: Note) -> Compiled:
+        """The compiled program for slices of `sides`; with 'auto', of no more slices than the compiler says fit into what is free."""
+        while (sides, request) not in self._programs:
+            program = self._compile(sides, request)
+            free, needed = free_memory(self._mesh.devices.flat), program_memory(program)
+            if self._auto and free and needed and self.batch_size > self._devices:
+                needed -= sum(leaf.nbytes for leaf in jax.tree.leaves(self._variables))  # which lie there already
+                if needed > free:
+                    self._go_on_with(self.batch_size >> math.ceil(math.log2(needed / free)), note)
+                    continue
+            self._programs[sides, request] = program
+        return self._programs[sides, request]
+
+    def _compile(self, sides: tuple[int, int], request: Request) -> Compiled:
+        def upscale(variables: Variables, low: jax.Array, index: jax.Array, key: jax.Array) -> UpscaleOutput:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+            return self._method.upscale(variables, Condition(low), keys, request)
+
+        self.compilations += 1
+        shardings = (self._everywhere, self._by_batch, self._by_batch, self._everywhere)
+        program = jax.jit(upscale, in_shardings=shardings, out_shardings=self._by_batch)
+        low = jax.ShapeDtypeStruct((self.batch_size, *sides, 1), np.float32)
+        index = jax.ShapeDtypeStruct((self.batch_size,), np.int32)
+        return program.lower(self._variables, low, index, jax.eval_shape(jax.random.key, 0)).compile()
+
+    def _shrink(self, error: Exception, note: Note) -> None:
+        """Makes the batch smaller after `error`, or raises: `error` itself where it is not about memory."""
+        if not is_out_of_memory(error):
+            raise error
+        said = next(iter(str(error).splitlines()), "")
+        if not self._auto:
+            raise OutOfMemory(f"out of memory with {self.batch_size} slices at a time: try --batch-size auto ({said})") from error
+        if self.batch_size == self._devices:
+            raise OutOfMemory(
+                f"out of memory with one slice at a time on a device: try a larger --to-mm, --precision bf16 or another --device ({said})"
+            ) from error
+        self._go_on_with(self.batch_size // 2, note)
+
+    def _go_on_with(self, batch_size: int, note: Note) -> None:
+        before, self.batch_size = self.batch_size, max(batch_size // self._devices, 1) * self._devices
+        self._programs.clear()
+        note(f"{before} slices at a time do not fit into memory: going on with {self.batch_size}")
+
+    def _whole(self, batch_size: int) -> int:
+        """Rounded up to a multiple of the devices."""
+        return -(-batch_size // self._devices) * self._devices
+
+
+def first_batch_size() -> int:
+    """Slices at a time that 'auto' starts with: enough to keep the device busy."""
+    return 8 if jax.default_backend() == "cpu" else 64

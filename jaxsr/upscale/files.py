@@ -3,14 +3,17 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxsr.files import shown
 from jaxsr.methods.base import Request
+from jaxsr.runtime.distributed import Place
+from jaxsr.runtime.memory import OutOfMemory
 from jaxsr.runtime.mesh import make_mesh
-from jaxsr.upscale.engine import Engine, Progress
+from jaxsr.upscale.engine import BatchSize, Engine, Progress
 from jaxsr.upscale.inputs import Job, check_target, read_input
 from jaxsr.upscale.model import Model
 from jaxsr.upscale.sidecar import check_sidecar, describe, json_writer, sidecar_path
@@ -30,11 +33,17 @@ class Settings(NamedTuple):
     nan: Literal["refuse", "zero"] = "refuse"
 
 
-def make_engine(model: Model, *, batch_size: int, slice_map: Literal["pad", "resize"] = "pad") -> Engine:
+def share(jobs: list[Job], place: Place) -> list[Job]:
+    """The jobs of one of several processes, out of *all*, done or not: so processes that look at different moments agree."""
+    return jobs[place.process :: place.processes]
+
+
+def make_engine(model: Model, *, batch_size: BatchSize, slice_map: Literal["pad", "resize"] = "pad") -> Engine:
+    """Over all devices of this process."""
     return Engine(
         model.method,
         model.variables,
-        make_mesh(),
+        make_mesh(devices=jax.local_devices()),
         batch_size=batch_size,
         slice_map=slice_map,
         interpolation=model.experiment.data.interpolation,
@@ -46,6 +55,14 @@ def read_source(path: Path, settings: Settings, note: Callable[[str], None] = la
     return read_input(path, to_mm=settings.to_mm, axes=settings.axes, volume=settings.volume, nan=settings.nan, note=note)
 
 
+class Written(NamedTuple):
+    """What `upscale_file` did: the input as read, the output as written, and its sidecar."""
+
+    low: Volume
+    output: Volume
+    facts: dict[str, Any]
+
+
 def upscale_file(
     engine: Engine,
     model: Model,
@@ -55,15 +72,42 @@ def upscale_file(
     volume: Volume | None = None,
     progress: Progress = lambda done, total: None,
     note: Callable[[str], None] = lambda text: None,
-) -> Volume:
-    """Reads (unless `volume` is what `read_input` made of the source), upscales, writes the volume and its sidecar; returns the result."""
+) -> Written:
+    """Reads (unless `volume` is what `read_input` made of the source), upscales, writes the volume and its sidecar.
+
+    Raises:
+      VolumeError: for what cannot be read, upscaled or written.
+      FloatingPointError: where the model returns NaN.
+      OutOfMemory: of the host, or of the device after all retries.
+    """
+    name = shown(job.source)
+    try:
+        return _upscale_file(engine, model, job, settings, volume, progress, note)
+    except OutOfMemory as error:
+        raise OutOfMemory(f"{name}: {error}") from error
+    except MemoryError as error:
+        why = str(error) or "no memory left on the host"
+        raise OutOfMemory(f"{name}: out of memory ({why}): choose a larger --to-mm; --dry-run says how much is needed") from error
+
+
+def _upscale_file(
+    engine: Engine,
+    model: Model,
+    job: Job,
+    settings: Settings,
+    volume: Volume | None,
+    progress: Progress,
+    note: Callable[[str], None],
+) -> Written:
     check_sidecar(job.output)
     if volume is None:
         volume = read_source(job.source, settings, note)
     else:
         check_target(volume, settings.to_mm)
     started = time.monotonic()
-    result = engine.upscale(volume, settings.request, to_mm=settings.to_mm, axes=settings.axes, seed=settings.seed, progress=progress)
+    result = engine.upscale(
+        volume, settings.request, to_mm=settings.to_mm, axes=settings.axes, seed=settings.seed, progress=progress, note=note
+    )
     if not np.isfinite(result.volume.data).all():
         raise FloatingPointError(f"{shown(job.source)}: the model returned NaN or Inf; try --precision f32")
     facts = describe(
@@ -78,15 +122,14 @@ def upscale_file(
         Seconds=round(time.monotonic() - started, 2),
     )
     write_volume(job.output, result.volume, description="jaxsr: synthetic", before={sidecar_path(job.output): json_writer(facts)})
-    return result.volume
+    return Written(volume, result.volume, facts)
 
 
-def montage(path: Path, source: Path, output: Volume, settings: Settings) -> None:
+def montage(path: Path, low: Volume, output: Volume, title: str) -> None:
     """Input (as measured), cubic interpolation and output, three planes, at one window."""
     from jaxsr.evaluate.interpolation import interpolate
     from jaxsr.evaluate.montage import save_montage
 
-    low = read_source(source, settings)
     grid = Grid(output.data.shape, output.affine)  # type: ignore[arg-type]
     views = {"input": interpolate(low, grid, "nearest").data, "cubic": interpolate(low, grid, "tricubic").data, "output": output.data}
-    save_montage(path, views, voxel_size=output.voxel_size, title=f"{shown(source.name)} at {settings.to_mm:g} mm (synthetic)")
+    save_montage(path, views, voxel_size=output.voxel_size, title=title)

@@ -56,6 +56,8 @@ def describe(model: "Model", source: Path, output: Path, result: "Upscaled", req
             "Method": model.experiment.method.kind,
             "Checkpoint": model.step,
             "WeightsSHA256": model.sha256,
+            "TrainedVoxelSize": model.experiment.data.voxel_size,
+            "TrainedAcquisition": model.experiment.data.acquisition,
             "SamplingSteps": request.steps,
             "Eta": request.eta,
             "IntensityWindow": [result.window.low, result.window.high],
@@ -65,7 +67,8 @@ def describe(model: "Model", source: Path, output: Path, result: "Upscaled", req
             **settings,
             "Made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "Jax": jax.__version__,
-            "Device": jax.devices()[0].device_kind,
+            "Device": jax.local_devices()[0].device_kind,
+            "Devices": jax.local_device_count(),
             "Platform": platform.platform(),
         },
     }

@@ -7,6 +7,7 @@ import pytest
 from jaxsr.bench import measure
 from jaxsr.experiment import Experiment
 from jaxsr.methods.sr3 import Sr3Config
+from jaxsr.runtime.memory import program_memory
 
 
 def test_quartiles_are_those_of_the_sample():
@@ -36,7 +37,7 @@ def test_nothing_to_time_is_refused(repeats, warmup):
 
 def test_a_program_needs_at_least_its_arguments_and_results():
     program, facts = measure.compiled(jax.jit(lambda x: x @ x), jnp.ones((64, 64)))
-    assert measure.program_memory(program) >= 2 * 4 * 64**2
+    assert program_memory(program) >= 2 * 4 * 64**2
     assert min(facts["compile_seconds"], facts["trace_seconds"]) > 0
 
 

@@ -1,0 +1,145 @@
+"""What `jaxsr upscale --dry-run` says: everything about an output that can be known before anything is computed, weights unread.
+
+Multiply-adds are counted in the traced program. Memory of the host is that of the volumes held at once. Memory of a device is an estimate
+from the same trace: parameters, and the most that is alive at a time between the operations of one batch. A compiler fuses operations, and
+needs less; a convolution's workspace comes on top. Nothing is compiled, for that takes longer than many volumes.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+
+from jaxsr.bench.count import operations, quantity
+from jaxsr.methods.base import Condition, Method, Request
+from jaxsr.train.loop import abstract_batch
+from jaxsr.upscale.engine import BatchSize, first_batch_size
+from jaxsr.upscale.files import Settings
+from jaxsr.upscale.inputs import Job
+from jaxsr.upscale.model import Recipe
+from jaxsr.upscale.plan import Kind, Plan, make_plan
+from jaxsr.upscale.sidecar import check_sidecar
+from jaxsr.volume.io import Volume
+from jaxsr.volume.orientation import from_ras, turn_from
+
+# Float32 and float64 arrays of the output's size that are held at once, in bytes a voxel: see `host_bytes`.
+BYTES_A_VOXEL = 20
+
+
+def forecast(recipe: Recipe, job: Job, volume: Volume, settings: Settings, batch_size: BatchSize, slice_map: Kind) -> dict[str, Any]:
+    """The plan for `volume`, as JSON can hold it.
+
+    Raises:
+      VolumeError: for what would be refused.
+    """
+    check_sidecar(job.output)
+    plan = make_plan(recipe.method, volume.grid, settings.to_mm, settings.axes, slice_map)
+    devices = jax.local_device_count()
+    size = -(-(first_batch_size() if batch_size == "auto" else batch_size) // devices) * devices
+    voxels, affine = from_ras(np.broadcast_to(np.float32(0), plan.grid.shape), plan.grid.affine, turn_from(volume.orientation))
+    variables = _abstract_variables(recipe)
+    traces = trace_batches(recipe.method, variables, plan, settings.request, size)
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))
+    return {
+        "Input": str(job.source),
+        "Output": str(job.output),
+        "Shape": list(voxels.shape),
+        "VoxelSize": list(plan.grid.voxel_size),
+        "Orientation": "".join(volume.orientation),
+        "Affine": affine.tolist(),
+        "Axes": {
+            axis: {"Slices": count, "Padded": list(sides)} for axis, count, sides in zip(plan.axes, plan.counts, plan.shapes, strict=True)
+        },
+        "Slices": plan.slices,
+        "Compilations": plan.compilations,
+        "BatchSize": size,
+        "BatchSizeMayShrink": batch_size == "auto",
+        "Batches": plan.batches(size),
+        "SamplingSteps": settings.request.steps,
+        "MultiplyAdds": volume_multiply_adds(traces, plan, size),
+        "HostBytes": host_bytes(volume, plan),
+        "DeviceBytes": weights + max(live_bytes(trace) for trace in traces.values()) // devices,
+        "Devices": devices,
+        "Notes": [*volume.notes, *plan.left_out],
+    }
+
+
+def lines(facts: Mapping[str, Any]) -> list[str]:
+    """A forecast for people."""
+    sides, size = (" × ".join(f"{v:g}" for v in facts[name]) for name in ("Shape", "VoxelSize"))
+    origin = ", ".join(f"{row[3]:.4g}" for row in facts["Affine"][:3])
+    axes = ", ".join(f"{axis} {of['Slices']} of {of['Padded'][0]} × {of['Padded'][1]}" for axis, of in facts["Axes"].items())
+    kept = "fewer where memory is short" if facts["BatchSizeMayShrink"] else "as asked"
+    host, device = (quantity(facts[name], "B", 1024) for name in ("HostBytes", "DeviceBytes"))
+    return [
+        f"{facts['Input']} → {facts['Output']}",
+        f"  output      {sides} voxels of {size} mm, {facts['Orientation']}, the first at ({origin}) mm",
+        f"  work        {facts['Slices']} slices, padded ({axes}), in {facts['Batches']} batches of {facts['BatchSize']} ({kept})",
+        f"              {facts['SamplingSteps']} sampling steps each, {quantity(facts['MultiplyAdds'])} multiply-adds, "
+        f"{facts['Compilations']} compilations",
+        f"  memory      host {host} for the volumes; each of {facts['Devices']} devices about {device} (estimated from shapes)",
+        *(f"  note        {note}" for note in facts["Notes"]),
+    ]
+
+
+def host_bytes(volume: Volume, plan: Plan) -> int:
+    """Of the arrays held at once: the input; and on the output's grid the interpolated input, the float64 sum, and two results."""
+    return volume.data.nbytes + BYTES_A_VOXEL * int(np.prod(plan.grid.shape))
+
+
+def live_bytes(jaxpr: ClosedJaxpr | Jaxpr) -> int:
+    """The most that arrays made within `jaxpr` occupy at a time, each alive from its making to its last use; arguments are not counted."""
+    jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    last = {v: i for i, equation in enumerate(jaxpr.eqns) for v in equation.invars if isinstance(v, Var)}
+    last |= {v: len(jaxpr.eqns) for v in jaxpr.outvars if isinstance(v, Var)}
+    made: set[Var] = set()
+    now = most = 0
+    for i, equation in enumerate(jaxpr.eqns):
+        inner = max((live_bytes(j) for value in equation.params.values() for j in _jaxprs(value)), default=0)
+        written = sum(_bytes(v) for v in equation.outvars)
+        most = max(most, now + max(inner, written))
+        made.update(v for v in equation.outvars if v in last)
+        now += sum(_bytes(v) for v in equation.outvars if v in last)
+        for v in {v for v in equation.invars if not isinstance(v, Literal) and last.get(v) == i} & made:
+            now -= _bytes(v)
+    return most
+
+
+def trace_batches(method: Method, variables: Any, plan: Plan, request: Request, batch_size: int) -> dict[tuple[int, int], ClosedJaxpr]:
+    """The traced program for a batch of each shape; `variables` may be abstract."""
+
+    def of_batch(sides: tuple[int, int]) -> ClosedJaxpr:
+        low = jax.ShapeDtypeStruct((batch_size, *sides, 1), jnp.float32)
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
+        return jax.make_jaxpr(functools.partial(method.upscale, request=request))(variables, Condition(low), keys)  # type: ignore[arg-type]
+
+    return {sides: of_batch(sides) for sides in dict.fromkeys(plan.shapes)}
+
+
+def volume_multiply_adds(traces: Mapping[tuple[int, int], ClosedJaxpr], plan: Plan, batch_size: int) -> int | None:
+    """Of all batches of one volume, the last one of each axis filled up; None where shapes do not tell."""
+    notes: list[str] = []
+    work = {sides: sum(operation.multiply_adds for operation in operations(trace, notes)) for sides, trace in traces.items()}
+    total = sum(work[sides] * -(-count // batch_size) for sides, count in zip(plan.shapes, plan.counts, strict=True))
+    return None if notes else total
+
+
+def _abstract_variables(recipe: Recipe) -> Any:
+    batch = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), abstract_batch(recipe.experiment))
+    return jax.eval_shape(lambda key: nn.meta.unbox(recipe.method.init(key, batch)), jax.random.key(0))
+
+
+def _jaxprs(value: Any) -> list[ClosedJaxpr | Jaxpr]:
+    if isinstance(value, ClosedJaxpr | Jaxpr):
+        return [value]
+    return [inner for item in value for inner in _jaxprs(item)] if isinstance(value, tuple | list) else []
+
+
+def _bytes(variable: Any) -> int:
+    aval = variable.aval
+    return int(aval.size) * int(getattr(aval.dtype, "itemsize", 4)) if hasattr(aval, "size") else 0

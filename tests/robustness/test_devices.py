@@ -1,0 +1,148 @@
+"""Many devices: a run does not know on how many devices and processes it computes, nor does a volume.
+
+Devices are made of one processor, processes talk through gloo: what JAX does on a cluster, but for the wires. Programs on different meshes
+are different programs, which add up in different orders, so states are compared to float32's rounding, relative to the largest value:
+2e-5 is some hundred roundings (6e-8) over the four steps; a slice more or less, or another key, changes the third digit.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxsr.experiment import load_experiment
+from jaxsr.runtime.checkpoint import Checkpoints
+from jaxsr.runtime.mesh import make_mesh
+from jaxsr.train import loop
+from jaxsr.train.state import abstract_state, make_optimizer, state_shardings
+
+PROGRAM = Path(__file__).with_name("many_devices.py")
+CONFIG = Path(__file__).with_name("many_devices.yaml")
+ROUNDING = 2e-5
+LAST = 4
+
+
+def start(tasks, processes, devices, folder):
+    """The processes of one job, `devices` of the CPU to each."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    several = {"JAXSR_COORDINATOR": f"localhost:{port}", "JAXSR_PROCESSES": str(processes)} if processes > 1 else {}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}".strip()
+    words = [sys.executable, str(PROGRAM), *(json.dumps(task) for task in tasks)]
+    started = []
+    for i in range(processes):
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **several, "JAXSR_PROCESS": str(i)}
+        log = (folder / f"{processes}x{devices}.{i}.log").open("w")
+        started.append(subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    return started
+
+
+def finish(folder, *jobs):
+    """The exit statuses of all processes, job by job; none outlives the test."""
+    try:
+        return [[process.wait(timeout=500) for process in job] for job in jobs]
+    except subprocess.TimeoutExpired:
+        pytest.fail("\n".join(f"{log}:\n{log.read_text()[-2000:]}" for log in folder.glob("*.log")))
+    finally:
+        for process in (p for job in jobs for p in job):
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder of the same run on six arrangements of devices, four steps each; and what the one on four had saved after two."""
+    folder = tmp_path_factory.mktemp("runs")
+    copies = ["on_1x1", "on_1x2", "on_2x1"]
+    one = start([{"run": "1x1"}], 1, 1, folder)
+    four = [
+        {"run": "1x4", "set": ["train.steps=2"], "copy_to": copies},
+        {"run": "1x4"},
+        {"run": "1x4 fsdp, accumulated", "set": ["mesh.data=2", "mesh.fsdp=2", "train.accumulate=2"]},
+        {"run": "1x4 tensor", "set": ["mesh.data=2", "mesh.tensor=2"]},
+    ]
+    two = [
+        {"run": "2x2"},
+        {"run": "2x2 tensor", "set": ["mesh.data=1", "mesh.tensor=4"]},  # every process computes every slice, and has half of the weights
+    ]
+    statuses = finish(folder, one, start(four, 1, 4, folder), start(two, 2, 2, folder))
+    assert statuses == [[0], [0], [0, 0]], "\n".join(log.read_text()[-3000:] for log in folder.glob("*.log"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resumed(runs):
+    """The run that four devices began, brought to its end by others; and one process of two, stopped by a signal at step 6."""
+    stopped = {"run": "on_2x1", "set": ["train.steps=1000", "train.checkpoint_every=1000"], "signal": [1, 6]}
+    jobs = [
+        start([{"run": "on_1x1"}], 1, 1, runs),
+        start([{"run": "on_1x2"}], 1, 2, runs),
+        start([{"run": "on_2x1"}, stopped], 2, 1, runs),
+    ]
+    return runs, finish(runs, *jobs)
+
+
+def state_of(folder):
+    """The state after the last step, brought to the one device of this process."""
+    experiment = load_experiment(CONFIG)
+    method, optimizer, shape = loop.build_method(experiment), make_optimizer(experiment.optimizer, LAST), loop.abstract_batch(experiment)
+    shardings = state_shardings(method, optimizer, shape, make_mesh())
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        return checkpoints.restore(LAST, abstract_state(method, optimizer, shape, shardings))
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(folder, expected):
+    for told, wanted in zip(metrics_of(folder)[:LAST], metrics_of(expected)[:LAST], strict=True):
+        assert {name: told[name] for name in ("step", "high_bits", "low_bits")} == {n: wanted[n] for n in ("step", "high_bits", "low_bits")}
+        np.testing.assert_allclose(told["loss"], wanted["loss"], rtol=ROUNDING)
+    got, state = state_of(folder), state_of(expected)
+    for name, part in state._asdict().items():
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(part)]
+        largest = max((np.abs(leaf).max() for leaf in leaves), default=0)
+        for ours, leaf in zip(jax.tree.leaves(getattr(got, name)), leaves, strict=True):
+            np.testing.assert_allclose(ours, leaf, rtol=0, atol=ROUNDING * largest, err_msg=name)
+
+
+ARRANGEMENTS = ["1x4", "1x4 fsdp, accumulated", "1x4 tensor", "2x2", "2x2 tensor"]
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_devices_and_processes_see_the_same_batches_and_agree_to_rounding(runs, arrangement):
+    """Batches bit for bit; losses, weights, their average and the optimiser's moments to rounding. Accumulating is the large batch."""
+    assert_same_run(runs / arrangement, runs / "1x1")
+
+
+def test_what_was_split_over_devices_was(runs):
+    """Otherwise the laws above would be about whole copies: shards of weights lie in files of their own, by process."""
+    written = {f.parent.name for f in (runs / "2x2 tensor" / "checkpoints" / str(LAST)).rglob("ocdbt.process_*/manifest.ocdbt")}
+    assert written == {"ocdbt.process_0", "ocdbt.process_1"}
+
+
+@pytest.mark.parametrize("arrangement", ["on_1x1", "on_1x2", "on_2x1"])
+def test_what_four_devices_saved_goes_on_on_others_as_if_never_moved(resumed, arrangement):
+    """Processes × devices 1 × 1, 1 × 2 and 2 × 1 restore step 2 of four devices, and end where those did."""
+    runs, _ = resumed
+    assert_same_run(runs / arrangement, runs / "1x4")
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_step_with_a_checkpoint(resumed):
+    """Process 1 has it at step 6, both hear of it a little later; what they save is whole, and metrics are written once."""
+    runs, statuses = resumed
+    assert statuses == [[0], [0], [143, 143]], "\n".join(log.read_text()[-3000:] for log in runs.glob("2x1.*.log"))
+    sentences = {log.read_text().split("stopped at step ")[1].split(";")[0] for log in runs.glob("2x1.*.log")}
+    assert len(sentences) == 1
+    step = int(sentences.pop())
+    assert step >= 6
+    assert [line["step"] for line in metrics_of(runs / "on_2x1")] == list(range(1, step + 1))
+    with Checkpoints(runs / "on_2x1" / "checkpoints") as checkpoints:
+        assert checkpoints.latest == step
