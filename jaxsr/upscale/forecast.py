@@ -16,6 +16,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from jaxsr.bench.count import operations, quantity
+from jaxsr.files import shown
 from jaxsr.methods.base import Condition, Method, Request
 from jaxsr.train.loop import abstract_batch
 from jaxsr.upscale.engine import BatchSize, first_batch_size
@@ -77,7 +78,7 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
     kept = "fewer where memory is short" if facts["BatchSizeMayShrink"] else "as asked"
     host, device = (quantity(facts[name], "B", 1024) for name in ("HostBytes", "DeviceBytes"))
     return [
-        f"{facts['Input']} → {facts['Output']}",
+        f"{shown(facts['Input'])} → {shown(facts['Output'])}",
         f"  output      {sides} voxels of {size} mm, {facts['Orientation']}, the first at ({origin}) mm",
         f"  work        {facts['Slices']} slices, padded ({axes}), in {facts['Batches']} batches of {facts['BatchSize']} ({kept})",
         f"              {facts['SamplingSteps']} sampling steps each, {quantity(facts['MultiplyAdds'])} multiply-adds, "

@@ -89,7 +89,7 @@ def identity(monkeypatch, tiny):
     """A --model that changes nothing and is there at once, for `call`; its target is 6 mm."""
     model = Model("identity", 1, load(tiny, (), Experiment), Identity(), {}, "0" * 64)
     monkeypatch.setattr("jaxsr.upscale.model.load_model", lambda *_, **__: model)
-    monkeypatch.setattr("jaxsr.cli.volumes.select_device", lambda device: None)
+    monkeypatch.setattr("jaxsr.cli.volumes.select_device", lambda device, **_: None)
     return "identity"
 
 

@@ -100,7 +100,7 @@ def test_a_full_disk_is_said_and_holds_no_half_file(small_disk, jaxsr, run_dir, 
 
 
 def test_tables_and_pictures_of_evaluate_appear_whole_or_not_at_all(call, monkeypatch, tmp_path):
-    monkeypatch.setattr("jaxsr.cli.volumes.select_device", lambda device: None)
+    monkeypatch.setattr("jaxsr.cli.volumes.select_device", lambda device, **_: None)
     source = scan(tmp_path / "v.nii")
     with no_file_over(3000):
         done = call("evaluate", "-i", source, "-r", source, "-o", tmp_path / "out")

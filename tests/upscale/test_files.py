@@ -87,7 +87,7 @@ def test_upscaling_and_its_picture_take_no_more_memory_than_is_said(tmp_path):
     try:
         result = engine.upscale(volume, settings.request, to_mm=0.5)
         write_volume(tmp_path / "out.nii.gz", result.volume)
-        montage(tmp_path / "out.png", source, result.volume, settings)
+        montage(tmp_path / "out.png", volume, result.volume, "title")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
