@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -35,13 +36,21 @@ from jaxsr.upscale.model import ModelError, load_model
 TINY = {
     "method": {
         "kind": "sr3",
-        "network": {"width": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4, "attention_at": [], "dropout": 0.1},
+        "network": {
+            "width": 8,
+            "multipliers": [1],
+            "blocks": 1,
+            "groups": 4,
+            "attention_at": [],
+            "dropout": 0.1,
+            "middle_attention": False,
+        },
         "prediction": "v",
         "residual_std": 0.2,
         "sampling_steps": 1,
         "eta": 0.0,
     },
-    "data": {"voxel_size": 6.0, "crop": 16, "subjects": 3, "draws": 8, "window": 2, "threads": 1},
+    "data": {"voxel_size": 6.0, "crop": 8, "subjects": 3, "draws": 8, "window": 2, "threads": 1},
     "train": {"steps": 6, "batch_size": 4, "log_every": 1, "checkpoint_every": 3, "accumulate": 2},
 }
 
@@ -252,24 +261,28 @@ def test_a_signal_saves_the_step_says_so_and_the_run_goes_on_bit_for_bit(number,
 
 @posix
 def test_a_signal_while_waiting_for_data_saves_without_waiting(uninterrupted, tmp_path, monkeypatch):
-    """A volume that takes longer to load than a scheduler's grace: it comes only once the state is saved."""
+    """A volume that takes longer to load than a scheduler's grace: it comes only once the state is saved. Step 5 needs the third visit."""
+    fourth_done, loaded, seen = threading.Event(), threading.Event(), []
 
     def load(self, index, visit=0):
-        if visit == 3:
-            time.sleep(1)  # until the steps that need no more data are done
+        if visit == 2:
+            assert fourth_done.wait(120)
+            time.sleep(0.5)  # until the main thread waits
             os.kill(os.getpid(), signal.SIGTERM)
             end = time.monotonic() + 120
-            while not (saved := [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]) and time.monotonic() < end:
+            while not (tmp_path / "checkpoints" / "4").exists() and time.monotonic() < end:
                 time.sleep(0.01)
-            seen.extend(saved)
+            seen.extend(p.name for p in (tmp_path / "checkpoints").iterdir())
+            loaded.set()
         return as_it_is(self, index, visit)
 
-    as_it_is, seen = AnatomySubjects.load, []
+    as_it_is = AnatomySubjects.load
     monkeypatch.setattr(AnatomySubjects, "load", load)
-    with pytest.raises(Stopped, match="which is saved"):
-        train(tiny(train__checkpoint_every=100), tmp_path)
+    with pytest.raises(Stopped, match="stopped at step 4, which is saved"):
+        train(tiny(train__checkpoint_every=100), tmp_path, report=until(4, fourth_done.set))
+    assert loaded.wait(180)
     monkeypatch.undo()
-    assert seen, "nothing was saved before the volume came"
+    assert "4" in seen, "nothing was saved before the volume came"
     assert_equal_states(train(tiny(train__checkpoint_every=100), tmp_path), uninterrupted[1])
 
 
