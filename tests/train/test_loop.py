@@ -23,7 +23,7 @@ from jaxsr.config import ConfigError, dump, from_dict
 from jaxsr.data.pipeline import SliceStream, sample_ids
 from jaxsr.data.subjects import AnatomySubjects
 from jaxsr.experiment import Experiment
-from jaxsr.runtime.checkpoint import find_damage
+from jaxsr.runtime.checkpoint import CheckpointError, find_damage
 from jaxsr.train import loop
 from jaxsr.train.loop import TrainingDiverged, build_stream, build_subjects, train
 from jaxsr.train.metrics import HELD, NotFinite, Recent
@@ -142,7 +142,9 @@ def test_a_damaged_newest_checkpoint_is_skipped_told_and_written_anew(uninterrup
     largest = max((run / "checkpoints" / "6").rglob("*"), key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-100])
     (run / "checkpoints" / "7.orbax-checkpoint-tmp").mkdir()  # what a save that was killed leaves
-    notes = []
+    notes, upscaling = [], []
+    assert load_model(run, note=upscaling.append).step == 3
+    assert "checkpoints/6 is damaged and is skipped" in upscaling[0]
     state = train(tiny(), run, note=notes.append)
     assert_equal_states(state, uninterrupted[1])
     assert any("checkpoints/6 is damaged" in n and "6.corrupt" in n for n in notes)
@@ -171,6 +173,13 @@ def test_a_run_directory_of_another_experiment_is_refused_with_the_difference(un
     (run / "config.yaml").unlink()  # the checkpoint says it too
     with pytest.raises(ConfigError, match=r"optimizer.learning_rate: 0.0001 → 0.01"):
         train(tiny(optimizer__learning_rate=0.01), run)
+
+
+def test_a_checkpoint_that_does_not_fit_the_config_beside_it_is_no_model(uninterrupted, tmp_path):
+    run = copied(uninterrupted, tmp_path)
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("width: 8", "width: 16"))
+    with pytest.raises(CheckpointError, match=r"(?s)checkpoint 6 does not fit.*float32\[.*8\] saved, float32\[.*16\] expected"):
+        load_model(run)
 
 
 def test_more_steps_are_another_experiment_where_the_rate_depends_on_them(uninterrupted, tmp_path):
@@ -216,10 +225,11 @@ def test_a_loss_that_is_not_finite_is_told_with_its_own_step_samples_and_the_las
     assert all(step < 5 for step in losses(tmp_path))
 
 
-def test_what_diverged_diverges_again_and_says_the_way_out(poisoned, tmp_path):
+def test_what_diverged_diverges_again_and_says_the_way_out(poisoned, tmp_path, capsys):
     for _ in range(2):
-        with pytest.raises(TrainingDiverged, match=r"step 5.*checkpoint is of step 3.*lower optimizer.learning_rate in another folder"):
-            train(tiny(), tmp_path)
+        assert run_command(lambda: train(tiny(), tmp_path) and None) == 6
+        said = capsys.readouterr().err
+        assert re.search(r"step 5.*checkpoint is of step 3.*lower optimizer.learning_rate in another folder", said)
     assert load_model(tmp_path).step == 3
 
 
