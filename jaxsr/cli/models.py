@@ -49,7 +49,9 @@ def train(
     run_dir: Annotated[Path | None, bare("--run-dir", "-d", help="[default: runs/NAME_OF_CONFIG]")] = None,
     device: Device = "auto",
 ) -> None:
-    """Train the model that CONFIG describes. A run directory that exists is resumed.
+    """Train the model that CONFIG describes. A run directory that exists is resumed, as if it had never been stopped.
+
+    SIGTERM and Ctrl-C save first; Ctrl-C twice quits at once. train.tensorboard=true writes scalars for TensorBoard.
 
     Examples:
 

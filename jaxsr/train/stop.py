@@ -78,5 +78,5 @@ class StopSignals:
             raise _Woken
 
 
-class _Woken(Exception):
+class _Woken(BaseException):  # that nobody on the way takes for an error of theirs
     """Raised where the main thread waits."""

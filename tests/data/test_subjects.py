@@ -135,6 +135,21 @@ def test_a_visit_is_another_acquisition_of_the_same_person(tmp_path):
     assert np.corrcoef(first.high.ravel(), second.high.ravel())[0, 1] == pytest.approx(1, abs=1e-5)
 
 
+def test_what_is_simulated_goes_by_the_path_below_the_root_wherever_that_lies(tmp_path):
+    """Two files of one name in folders of one name are two volumes; the same tree elsewhere is the same set."""
+    names = ["a/anat/T1.nii", "b/anat/T1.nii"]
+    drawn = []
+    for root in (tmp_path / "here", tmp_path / "there" / "deeper"):
+        for name in names:
+            (root / name).parent.mkdir(parents=True)
+            write_volume(root / name, truth())
+        people = FolderSubjects([root / name for name in names], root, voxel_size=1.0, acquisition=SCANNER)
+        assert people.ids == names
+        drawn.append([people.load(i).low for i in range(2)])
+    assert not np.array_equal(drawn[0][0], drawn[0][1])
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+
+
 def test_volumes_of_different_sizes_and_orientations_load_on_their_own_grids(tmp_path):
     names, shapes = ("a.nii", "b.nii.gz", "c.mgz"), ((16, 18, 20), (12, 20, 16), (14, 14, 14))
     for name, shape, size, turn in zip(names, shapes, (1.0, 0.8, 1.0), (("R", "A", "S"), ("L", "P", "S"), ("P", "S", "R")), strict=True):

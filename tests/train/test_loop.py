@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -22,7 +23,7 @@ from jaxsr.config import ConfigError, dump, from_dict
 from jaxsr.data.pipeline import SliceStream, sample_ids
 from jaxsr.data.subjects import AnatomySubjects
 from jaxsr.experiment import Experiment
-from jaxsr.runtime.checkpoint import find_damage
+from jaxsr.runtime.checkpoint import CheckpointError, find_damage
 from jaxsr.train import loop
 from jaxsr.train.loop import TrainingDiverged, build_stream, build_subjects, train
 from jaxsr.train.metrics import HELD, NotFinite, Recent
@@ -35,13 +36,21 @@ from jaxsr.upscale.model import ModelError, load_model
 TINY = {
     "method": {
         "kind": "sr3",
-        "network": {"width": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4, "attention_at": [], "dropout": 0.1},
+        "network": {
+            "width": 8,
+            "multipliers": [1],
+            "blocks": 1,
+            "groups": 4,
+            "attention_at": [],
+            "dropout": 0.1,
+            "middle_attention": False,
+        },
         "prediction": "v",
         "residual_std": 0.2,
         "sampling_steps": 1,
         "eta": 0.0,
     },
-    "data": {"voxel_size": 6.0, "crop": 16, "subjects": 3, "draws": 8, "window": 2, "threads": 1},
+    "data": {"voxel_size": 6.0, "crop": 8, "subjects": 3, "draws": 8, "window": 2, "threads": 1},
     "train": {"steps": 6, "batch_size": 4, "log_every": 1, "checkpoint_every": 3, "accumulate": 2},
 }
 
@@ -133,7 +142,9 @@ def test_a_damaged_newest_checkpoint_is_skipped_told_and_written_anew(uninterrup
     largest = max((run / "checkpoints" / "6").rglob("*"), key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-100])
     (run / "checkpoints" / "7.orbax-checkpoint-tmp").mkdir()  # what a save that was killed leaves
-    notes = []
+    notes, upscaling = [], []
+    assert load_model(run, note=upscaling.append).step == 3
+    assert "checkpoints/6 is damaged and is skipped" in upscaling[0]
     state = train(tiny(), run, note=notes.append)
     assert_equal_states(state, uninterrupted[1])
     assert any("checkpoints/6 is damaged" in n and "6.corrupt" in n for n in notes)
@@ -162,6 +173,13 @@ def test_a_run_directory_of_another_experiment_is_refused_with_the_difference(un
     (run / "config.yaml").unlink()  # the checkpoint says it too
     with pytest.raises(ConfigError, match=r"optimizer.learning_rate: 0.0001 → 0.01"):
         train(tiny(optimizer__learning_rate=0.01), run)
+
+
+def test_a_checkpoint_that_does_not_fit_the_config_beside_it_is_no_model(uninterrupted, tmp_path):
+    run = copied(uninterrupted, tmp_path)
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("width: 8", "width: 16"))
+    with pytest.raises(CheckpointError, match=r"(?s)checkpoint 6 does not fit.*float32\[.*8\] saved, float32\[.*16\] expected"):
+        load_model(run)
 
 
 def test_more_steps_are_another_experiment_where_the_rate_depends_on_them(uninterrupted, tmp_path):
@@ -207,10 +225,11 @@ def test_a_loss_that_is_not_finite_is_told_with_its_own_step_samples_and_the_las
     assert all(step < 5 for step in losses(tmp_path))
 
 
-def test_what_diverged_diverges_again_and_says_the_way_out(poisoned, tmp_path):
+def test_what_diverged_diverges_again_and_says_the_way_out(poisoned, tmp_path, capsys):
     for _ in range(2):
-        with pytest.raises(TrainingDiverged, match=r"step 5.*checkpoint is of step 3.*lower optimizer.learning_rate in another folder"):
-            train(tiny(), tmp_path)
+        assert run_command(lambda: train(tiny(), tmp_path) and None) == 6
+        said = capsys.readouterr().err
+        assert re.search(r"step 5.*checkpoint is of step 3.*lower optimizer.learning_rate in another folder", said)
     assert load_model(tmp_path).step == 3
 
 
@@ -252,24 +271,28 @@ def test_a_signal_saves_the_step_says_so_and_the_run_goes_on_bit_for_bit(number,
 
 @posix
 def test_a_signal_while_waiting_for_data_saves_without_waiting(uninterrupted, tmp_path, monkeypatch):
-    """A volume that takes longer to load than a scheduler's grace: it comes only once the state is saved."""
+    """A volume that takes longer to load than a scheduler's grace: it comes only once the state is saved. Step 5 needs the third visit."""
+    fourth_done, loaded, seen = threading.Event(), threading.Event(), []
 
     def load(self, index, visit=0):
-        if visit == 3:
-            time.sleep(1)  # until the steps that need no more data are done
+        if visit == 2:
+            assert fourth_done.wait(120)
+            time.sleep(0.5)  # until the main thread waits
             os.kill(os.getpid(), signal.SIGTERM)
             end = time.monotonic() + 120
-            while not (saved := [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]) and time.monotonic() < end:
+            while not (tmp_path / "checkpoints" / "4").exists() and time.monotonic() < end:
                 time.sleep(0.01)
-            seen.extend(saved)
+            seen.extend(p.name for p in (tmp_path / "checkpoints").iterdir())
+            loaded.set()
         return as_it_is(self, index, visit)
 
-    as_it_is, seen = AnatomySubjects.load, []
+    as_it_is = AnatomySubjects.load
     monkeypatch.setattr(AnatomySubjects, "load", load)
-    with pytest.raises(Stopped, match="which is saved"):
-        train(tiny(train__checkpoint_every=100), tmp_path)
+    with pytest.raises(Stopped, match="stopped at step 4, which is saved"):
+        train(tiny(train__checkpoint_every=100), tmp_path, report=until(4, fourth_done.set))
+    assert loaded.wait(180)
     monkeypatch.undo()
-    assert seen, "nothing was saved before the volume came"
+    assert "4" in seen, "nothing was saved before the volume came"
     assert_equal_states(train(tiny(train__checkpoint_every=100), tmp_path), uninterrupted[1])
 
 
