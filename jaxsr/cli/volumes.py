@@ -94,7 +94,8 @@ def upscale(
         terminal.print(f"{recipe.name}, step {recipe.step}, on {device_in_use()}, {request.steps} sampling steps")
 
     def plan(job: "Job") -> dict[str, Any]:
-        facts = forecast(recipe, job, read_input(job.source, settings), settings, size, slice_map)  # type: ignore[arg-type]
+        low, how = read_input(job.source, settings), {"batch_size": size, "slice_map": slice_map, "picture": picture}
+        facts = forecast(recipe, job, low, settings, **how)  # type: ignore[arg-type]
         terminal.print("\n".join(lines(facts)))
         return facts
 

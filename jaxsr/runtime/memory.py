@@ -1,5 +1,6 @@
 """Memory: what a program needs, what is free, and running out of it."""
 
+import resource
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,12 +41,18 @@ def _free(device: jax.Device) -> int | None:
 
 
 def host_free(root: Path = Path("/")) -> int | None:
-    """Bytes that processes on this host, or in this container, can still have without swapping; None where Linux is not there to say."""
+    """Bytes that this process can still have without swapping, within the limits of its container and of `ulimit -v`.
+
+    None where Linux is not there to say.
+    """
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        pages = int((root / "proc/self/statm").read_text().split()[0])
     except (OSError, StopIteration):
         return None
+    if (address_space := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+        available = min(available, address_space - pages * resource.getpagesize())
     try:
         group = root / "sys/fs/cgroup"
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
