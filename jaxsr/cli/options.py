@@ -70,6 +70,8 @@ def _check_device(device: str, kind: str, one: bool) -> None:
 
     try:
         backend, count = jax.default_backend(), jax.local_device_count()
+        if kind == "gpu":  # a list of platforms is gone through in silence
+            jax.devices("gpu")
     except Exception as error:  # JAX raises whatever its plugins raise
         said = next(iter(str(error).splitlines()), type(error).__name__)
         if kind == "gpu":

@@ -79,7 +79,8 @@ def upscale(
     if not jobs:
         raise Exit(3, f"{shown(source)}: no volumes to upscale (.nii, .nii.gz, .mgz, .mgh)")
     single = None
-    if len(jobs) == 1 and (overwrite or not is_done(jobs[0])):  # what cannot be used is said before JAX and the model are loaded
+    # What cannot be used is said before JAX and the model are loaded; but with --run-json where failures are recorded.
+    if len(jobs) == 1 and not run_json and (overwrite or not is_done(jobs[0])):
         check_sidecar(jobs[0].output)
         single = read_input(jobs[0].source, to_mm=to_mm, axes=axis_names, volume=volume, nan=nan, note=terminal.print)  # type: ignore[arg-type]
 
@@ -113,7 +114,8 @@ def upscale(
         terminal.print(f"{recipe.name}, step {recipe.step}, on {device_in_use()}, {request.steps} sampling steps")
 
     def plan(job: "Job") -> dict[str, Any]:
-        facts = forecast(recipe, job, single or read_source(job.source, settings), settings, size, slice_map)  # type: ignore[arg-type]
+        low, how = single or read_source(job.source, settings), {"batch_size": size, "slice_map": slice_map, "picture": picture}
+        facts = forecast(recipe, job, low, settings, **how)  # type: ignore[arg-type]
         terminal.print("\n".join(lines(facts)))
         return facts
 

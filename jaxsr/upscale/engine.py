@@ -27,6 +27,8 @@ from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.io import Volume
 from jaxsr.volume.slices import AXES, SliceMap, take_slices
 
+FILL = 0.8  # of the memory that is free may be meant for a batch: allocators need room to move
+
 BatchSize = int | Literal["auto"]
 Progress = Callable[[int, int], None]  # slices done, slices in all
 Note = Callable[[str], None]
@@ -201,8 +203,8 @@ class Engine:
             free, needed = free_memory(self._mesh.devices.flat), program_memory(program)
             if self._auto and free and needed and self.batch_size > self._devices:
                 needed -= sum(leaf.nbytes for leaf in jax.tree.leaves(self._variables))  # which lie there already
-                if needed > free:
-                    self._go_on_with(self.batch_size >> math.ceil(math.log2(needed / free)), note)
+                if needed > FILL * free:
+                    self._go_on_with(self.batch_size >> math.ceil(math.log2(needed / (FILL * free))), note)
                     continue
             self._programs[sides, request] = program
         return self._programs[sides, request]

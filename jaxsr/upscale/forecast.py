@@ -6,6 +6,7 @@ needs less; a convolution's workspace comes on top. Nothing is compiled, for tha
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,12 +29,14 @@ from jaxsr.upscale.sidecar import check_sidecar
 from jaxsr.volume.io import Volume
 from jaxsr.volume.orientation import from_ras, turn_from
 
-# Float32 and float64 arrays of the output's size that are held at once, in bytes a voxel: see `host_bytes`.
-BYTES_A_VOXEL = 20
+BYTES_A_VOXEL = 16  # of the output: the interpolated input and the mean in float32, the sum in float64
+MONTAGE_BYTES_A_VOXEL = 30  # instead, while the picture is made: two interpolations, the output, and what finds the head in it
 
 
-def forecast(recipe: Recipe, job: Job, volume: Volume, settings: Settings, batch_size: BatchSize, slice_map: Kind) -> dict[str, Any]:
-    """The plan for `volume`, as JSON can hold it.
+def forecast(
+    recipe: Recipe, job: Job, volume: Volume, settings: Settings, *, batch_size: BatchSize, slice_map: Kind, picture: bool
+) -> dict[str, Any]:
+    """The plan for `volume`, as JSON can hold it; `picture`: with a montage.
 
     Raises:
       VolumeError: for what would be refused.
@@ -63,7 +66,7 @@ def forecast(recipe: Recipe, job: Job, volume: Volume, settings: Settings, batch
         "Batches": plan.batches(size),
         "SamplingSteps": settings.request.steps,
         "MultiplyAdds": volume_multiply_adds(traces, plan, size),
-        "HostBytes": host_bytes(volume, plan),
+        "HostBytes": host_bytes(volume, plan, picture),
         "DeviceBytes": weights + max(live_bytes(trace) for trace in traces.values()) // devices,
         "Devices": devices,
         "Notes": [*volume.notes, *plan.left_out],
@@ -81,16 +84,16 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
         f"{shown(facts['Input'])} → {shown(facts['Output'])}",
         f"  output      {sides} voxels of {size} mm, {facts['Orientation']}, the first at ({origin}) mm",
         f"  work        {facts['Slices']} slices, padded ({axes}), in {facts['Batches']} batches of {facts['BatchSize']} ({kept})",
-        f"              {facts['SamplingSteps']} sampling steps each, {quantity(facts['MultiplyAdds'])} multiply-adds, "
-        f"{facts['Compilations']} compilations",
-        f"  memory      host {host} for the volumes; each of {facts['Devices']} devices about {device} (estimated from shapes)",
+        f"              sampling steps of each: {facts['SamplingSteps']}; multiply-adds: {quantity(facts['MultiplyAdds'])}; "
+        f"programs to compile: {facts['Compilations']}",
+        f"  memory      host: {host} for volumes; each of the devices ({facts['Devices']}): about {device}, estimated from shapes",
         *(f"  note        {note}" for note in facts["Notes"]),
     ]
 
 
-def host_bytes(volume: Volume, plan: Plan) -> int:
-    """Of the arrays held at once: the input; and on the output's grid the interpolated input, the float64 sum, and two results."""
-    return volume.data.nbytes + BYTES_A_VOXEL * int(np.prod(plan.grid.shape))
+def host_bytes(volume: Volume, plan: Plan, picture: bool) -> int:
+    """Of the volumes held at once, the input among them."""
+    return volume.data.nbytes + (MONTAGE_BYTES_A_VOXEL if picture else BYTES_A_VOXEL) * math.prod(plan.grid.shape)
 
 
 def live_bytes(jaxpr: ClosedJaxpr | Jaxpr) -> int:

@@ -15,8 +15,11 @@ _CGROUPS = (  # limit, use, statistics with the file cache that the kernel gives
 
 
 def free_memory() -> int | None:
-    """Bytes that can still be taken: what the system has available, within the limit of the container; None where nobody says."""
-    known = [n for n in (_available(), *(_left_in(*files) for files in _CGROUPS)) if n is not None]
+    """Bytes that can still be taken: what the system has available, within the limits of the container and of `ulimit -v`.
+
+    None where nobody says.
+    """
+    known = [n for n in (_available(), _address_space(), *(_left_in(*files) for files in _CGROUPS)) if n is not None]
     return min(known) if known else None
 
 
@@ -28,6 +31,18 @@ def _available() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def _address_space() -> int | None:
+    """What `ulimit -v` leaves."""
+    try:
+        import resource  # Windows has none
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError):
+        return None
+    return None if limit == resource.RLIM_INFINITY else max(0, limit - pages * resource.getpagesize())
 
 
 def _left_in(limit: str, used: str, statistics: str, cache: str) -> int | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -127,3 +128,31 @@ def test_two_processes_divide_a_folder_and_a_bad_volume_of_one_leaves_the_other_
         ours, theirs = (np.asarray(nib.load(tmp_path / where / f"{name}.nii").dataobj) for where in ("two", "one"))
         np.testing.assert_array_equal(ours, theirs)
         assert json.loads((tmp_path / "two" / f"{name}.json").read_text())["JaxSR"]["BatchSize"] == 4
+
+
+LIMITED = """
+import resource, sys
+import jax, jaxsr.upscale.files, jaxsr.upscale.forecast, jaxsr.upscale.model
+from jaxsr.cli import main
+
+jax.numpy.ones(3).block_until_ready()
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 2**31,) * 2)
+main()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of address space as Linux has them")
+def test_a_batch_that_the_machine_has_no_memory_for_ends_with_status_5_and_a_way_out(tiny_run, tmp_path):
+    """XLA asks for gigabytes within a limit of two, and is refused. (A small request that fails within XLA ends the process: docs.)"""
+    data = np.random.default_rng(0).normal(100, 30, (40, 44, 36)).astype(np.float32)
+    nib.save(nib.Nifti1Image(data, np.diag([2.0, 2.0, 2.0, 1.0])), tmp_path / "scan.nii")
+    words = ["upscale", "-i", "scan.nii", "-o", "out.nii", "--model", tiny_run, "--to-mm", "2", "--no-montage", "--batch-size", "16384"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 5, done.stderr[-2000:]
+    assert re.search(r"scan.nii: out of memory with 16384 slices at a time: try --batch-size auto \(RESOURCE_EXHAUSTED", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out.nii").exists()

@@ -21,5 +21,17 @@ def test_what_nobody_says_is_not_made_up(monkeypatch):
     assert memory.free_memory() is None
 
 
+def test_a_limit_of_the_address_space_counts():
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**44, before[1]))
+    try:
+        free = memory._address_space()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert 0 < free < 2**44
+    assert memory._address_space() is None or before[0] != resource.RLIM_INFINITY
+
+
 def test_here_it_is_known():
     assert memory.free_memory() > 1e6
