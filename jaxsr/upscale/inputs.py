@@ -156,8 +156,6 @@ def _listed(path: Path) -> list[Path]:
 
 
 def _output_name(source: Path) -> str:
-    if source.name in ("", ".."):
-        raise VolumeError(f"{shown(source)}: a folder, not a volume: name the volume in it")
     name = source.name
     if name.lower().endswith(SUFFIXES):
         return name

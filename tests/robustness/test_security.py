@@ -173,7 +173,7 @@ def test_outputs_of_a_list_stay_in_the_output_folder_whatever_the_list_says(call
 
 
 @pytest.mark.parametrize("line", ["..", ".", "sub/..", "/"])
-def test_a_list_that_names_a_folder_is_refused(line, call, identity, tmp_path):
+def test_a_folder_in_a_list_is_refused_and_nothing_is_written_beside_the_output(line, call, identity, tmp_path):
     scan(tmp_path / "sub" / "b.nii")
     (tmp_path / "list.txt").write_text(f"{line}\n")
     done = call("upscale", "-i", tmp_path / "list.txt", "-o", tmp_path / "out", "-m", identity)
