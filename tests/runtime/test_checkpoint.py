@@ -108,9 +108,9 @@ def test_the_checksums_are_those_of_every_file_and_sha256sum_reads_them(saved):
 
 
 def test_what_an_interrupted_save_left_is_no_checkpoint_and_goes(saved):
-    shutil.copytree(saved / "9", saved / "11.orbax-checkpoint-tmp")
+    shutil.copytree(saved / "9", saved / "10.orbax-checkpoint-tmp")
     assert read_checkpoint(saved, shapes({"ema": STATE["ema"]}))[0] == 9
-    assert (saved / "11.orbax-checkpoint-tmp").exists()  # a reader leaves it alone: it may be being written
+    assert (saved / "10.orbax-checkpoint-tmp").exists()  # a reader leaves it alone: it may be being written
     with Checkpoints(saved) as checkpoints:
         assert checkpoints.latest == 9
         checkpoints.save(11, STATE, {})
