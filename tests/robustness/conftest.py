@@ -33,6 +33,18 @@ train: {steps: 1, batch_size: 2, log_every: 1, checkpoint_every: 1}
 """
 
 
+HERE = Path(__file__).parent
+IN_PROCESS = "test_geometry.py"
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All here but geometry run whole commands, and are in .ci/run but not in plain pytest."""
+    for item in items:
+        if item.path.parent == HERE and item.path.name != IN_PROCESS:
+            item.add_marker(pytest.mark.robustness)
+
+
 @pytest.fixture(scope="session")
 def jaxsr():
     """`jaxsr(*words)` runs the command in a process of its own."""
