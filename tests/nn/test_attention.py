@@ -35,3 +35,14 @@ def test_only_the_output_has_a_bias():
     _, variables, _ = setup()
     assert set(variables["params"]["qkv"]) == {"kernel"}
     assert set(variables["params"]["out"]) == {"kernel", "bias"}
+
+
+def test_one_convolution_or_three_is_the_same_function():
+    fused, variables, x = setup()
+    apart = PixelAttention(groups=4, fused=False)
+    kernels = np.split(np.asarray(variables["params"]["qkv"]["kernel"]), 3, axis=-1)
+    three = {
+        name: {"kernel": kernel, "bias": np.zeros(8, np.float32)} for name, kernel in zip(("query", "key", "value"), kernels, strict=True)
+    }
+    kept = {name: variables["params"][name] for name in ("norm", "out")}
+    np.testing.assert_allclose(apart.apply({"params": {**kept, **three}}, x), fused.apply(variables, x), atol=1e-5)

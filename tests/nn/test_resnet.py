@@ -59,3 +59,22 @@ def test_upsampling_with_an_identity_convolution_repeats_pixels():
     variables = init(Upsample(), x)
     variables["params"]["conv"]["kernel"] = jnp.zeros((3, 3, 8, 8)).at[1, 1].set(jnp.eye(8))
     np.testing.assert_allclose(Upsample().apply(variables, x), x.repeat(2, 1).repeat(2, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("padding, first", [((1, 1), -1), ((0, 1), 0)])
+def test_halving_reads_from_the_padding_before(padding, first):
+    """A kernel of one at its first corner picks every other pixel, from `first` on."""
+    x, module = image(), Downsample(padding=padding)
+    variables = init(module, x)
+    variables["params"]["conv"]["kernel"] = jnp.zeros((3, 3, 8, 8)).at[0, 0].set(jnp.eye(8))
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[:, 1 + first :: 2, 1 + first :: 2][:, :4, :4]
+    np.testing.assert_allclose(module.apply(variables, x), padded, atol=1e-6)
+
+
+def test_a_block_without_an_embedding_is_one_whose_embedding_says_nothing():
+    x, embedding = image(), image((2, 16))
+    variables = init(ResnetBlock(8, groups=4), x, embedding)
+    variables["params"]["embedding"] = jax.tree.map(jnp.zeros_like, variables["params"]["embedding"])
+    with_ = ResnetBlock(8, groups=4).apply(variables, x, embedding)
+    del variables["params"]["embedding"]
+    np.testing.assert_allclose(ResnetBlock(8, groups=4).apply(variables, x), with_, atol=1e-6)
