@@ -11,14 +11,13 @@ not held out.
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
-from rich.console import Console
-from rich.table import Table
 
 from jaxsr.data.anatomy import template_t1
 from jaxsr.data.subjects import AnatomySubjects, simulate
@@ -27,9 +26,11 @@ from jaxsr.evaluate.tables import Comparison
 from jaxsr.experiment import load_experiment
 from jaxsr.physics.acquisition import Acquisition, named_acquisition
 from jaxsr.train.loop import train
-from jaxsr.upscale.files import Job, Settings, is_done, make_engine, upscale_file
+from jaxsr.upscale.files import Settings, make_engine, upscale_file
+from jaxsr.upscale.inputs import Job, is_done
 from jaxsr.upscale.model import load_model
 from jaxsr.upscale.sidecar import read_sidecar
+from jaxsr.volume.geometry import resample, target_grid
 from jaxsr.volume.io import Volume, write_volume
 
 HELD_OUT = 2
@@ -37,47 +38,79 @@ METHOD = "sr3"
 SCANS = 2**21  # the purpose of the keys that the simulated scans come from
 
 
-def run_demo(out: Path, *, steps: int | None, console: Console, progress: Callable[..., Any]) -> Comparison:
-    """Runs what is not done yet; returns the comparison on the held-out heads."""
+class Found(NamedTuple):
+    """What a demo measured, and where it is."""
+
+    held_out: Comparison
+    template: Comparison
+    run: Path
+    seconds: float
+
+
+def run_demo(
+    out: Path,
+    say: Callable[[str], None],
+    progress: Callable[[str, int | None], AbstractContextManager[tuple[Callable[..., None], Callable[[str], None]]]],
+    *,
+    overrides: Sequence[str] = (),
+) -> Found:
+    """Runs what is not done yet, under `out`.
+
+    Args:
+      say: told what begins.
+      progress: `progress(title, total)` gives, for as long as the context lasts, `advance(done, text, total)` and `note(sentence)`.
+      overrides: of the demo's configuration.
+    """
     started = time.monotonic()
-    overrides = [] if steps is None else [f"train.steps={steps}"]
     with resources.as_file(resources.files("jaxsr") / "demo.yaml") as path:
         experiment = load_experiment(path, overrides)
 
-    console.print("1  training a small sr3 on synthetic anatomy")
-    with progress(console, "training", experiment.train.steps) as (advance, note):
+    say("1  training a small sr3 on synthetic anatomy")
+    with progress("training", experiment.train.steps) as (advance, note):
         train(experiment, out / "run", report=lambda step, scalars: advance(step, f"loss {scalars['loss']:.4f}"), note=note)
 
     data = experiment.data
     acquisition = named_acquisition(data.acquisition)
-    console.print(f"2  simulating {data.acquisition} scans of heads it has never seen")
+    say(f"2  simulating {data.acquisition} scans of heads it has never seen")
     heads = AnatomySubjects(HELD_OUT, "test", voxel_size=data.voxel_size, acquisition=acquisition, seed=experiment.seed)
     truths: dict[Path, Callable[[], Volume]] = {
         out / "held_out" / "truth" / f"{name}.nii.gz": functools.partial(heads.truth, i) for i, name in enumerate(heads.ids)
     }
-    truths[out / "template" / "truth" / "mni-t1.nii.gz"] = template_t1
+    truths[out / "template" / "truth" / "mni-t1.nii.gz"] = functools.partial(_template, data.voxel_size)
     for index, (path, truth_of) in enumerate(truths.items()):
         _simulate(path, truth_of, acquisition, jax.random.fold_in(jax.random.key(experiment.seed), SCANS + index))
 
-    model = load_model(out / "run")
+    model = load_model(out / "run", note=say)
     engine = make_engine(model, batch_size=8)
     settings = Settings(data.voxel_size, model.method.default_request)
-    console.print(f"3  upscaling to {data.voxel_size:g} mm, sampling steps a slice: {settings.request.steps}, three axes")
+    say(f"3  upscaling to {data.voxel_size:g} mm, sampling steps a slice: {settings.request.steps}, three axes")
     for path in truths:
         job = Job(_beside(path, "low"), _beside(path, "upscaled"))
         facts = read_sidecar(job.output)
         if not is_done(job) or facts is None or facts["JaxSR"]["WeightsSHA256"] != model.sha256:
-            with progress(console, path.name, None) as (advance, note):
-                upscale_file(engine, model, job, settings, progress=lambda done, total: advance(done, "slices", total), note=note)
+            with progress(path.name, None) as (advance, note):
+                upscale_file(engine, model, job, settings, progress=functools.partial(_slices, advance), note=note)
 
-    console.print("4  comparing with the truth")
-    comparison, illustration = (_compare(out / folder) for folder in ("held_out", "template"))
-    _print(console, f"{HELD_OUT} held-out synthetic heads", comparison)
-    _print(console, "MNI T1 template (illustration: not held out)", illustration)
-    console.print(f"Pictures: {', '.join(str(p) for p in [*comparison.montages, *illustration.montages])}")
-    console.print(f"Volumes, tables and the model: {out}/ ({time.monotonic() - started:.0f} s)")
-    console.print(f"Next: jaxsr upscale -i YOUR_SCAN.nii.gz -o out.nii.gz --model {out / 'run'}")
-    return comparison
+    say("4  comparing with the truth")
+    held_out, template = (_compare(out / folder) for folder in ("held_out", "template"))
+    return Found(held_out, template, out / "run", time.monotonic() - started)
+
+
+def gains(comparison: Comparison, region: str) -> dict[str, float]:
+    """By how much the model's mean beats the best interpolation's, in each of PSNR (dB) and SSIM."""
+    means = {(s.method, s.metric): s.mean for s in comparison.summary if s.region == region}
+    others = {metric: [v for (method, m), v in means.items() if m == metric and method != METHOD] for metric in ("psnr", "ssim")}
+    return {metric: means[METHOD, metric] - max(values) for metric, values in others.items()}
+
+
+def _template(voxel_size: float) -> Volume:
+    template = template_t1()
+    grid = target_grid(template.grid, voxel_size)
+    return Volume(resample(template.data, template.grid, grid), grid.affine)
+
+
+def _slices(advance: Callable[..., None], done: int, total: int) -> None:
+    advance(done, "slices", total)
 
 
 def _simulate(path: Path, truth_of: Callable[[], Volume], acquisition: Acquisition, key: jax.Array) -> None:
@@ -95,20 +128,3 @@ def _beside(truth: Path, folder: str) -> Path:
 
 def _compare(folder: Path) -> Comparison:
     return compare_files({METHOD: folder / "upscaled"}, folder / "truth", folder, low=folder / "low")
-
-
-def _print(console: Console, title: str, comparison: Comparison) -> None:
-    """The table as measured, and how the model stands against the best interpolation in each metric."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    rows = [{name: text for name, text in row.items() if name not in ("region", "MAE")} for row in comparison.table("foreground")]
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row.values())
-    console.print(table)
-
-    means = {(s.method, s.metric): s.mean for s in comparison.summary if s.region == "foreground"}
-    gains = {
-        m: means[METHOD, m] - max(v for (method, metric), v in means.items() if metric == m and method != METHOD) for m in ("psnr", "ssim")
-    }
-    console.print(f"{METHOD} against the best interpolation: PSNR {gains['psnr']:+.2f} dB, SSIM {gains['ssim']:+.4f}\n")

@@ -21,7 +21,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "tpu": ("libtpu",),
     "itk": ("SimpleITK",),
     "fastmri": ("h5py",),
-    "tracking": ("tensorboardX", "wandb"),
+    "tracking": ("tensorboardX",),
     "test": ("pytest", "pytest-xdist", "chex"),
     "reference": ("torch", "diffusers", "scikit-image", "SimpleITK"),
     "dev": ("ruff", "mypy", "import-linter", "pre-commit"),

@@ -61,7 +61,10 @@ class OptimizerConfig(Strict):
 
 
 class TrainConfig(Strict):
-    """How long and how often. `batch_size` is over all devices; `accumulate` splits it into that many passes."""
+    """How long and how often. `batch_size` is over all devices; `accumulate` splits it into that many passes.
+
+    `tensorboard` writes the scalars of metrics.jsonl under tensorboard/ too; needs `pip install 'jaxsr[tracking]'`.
+    """
 
     steps: int = pydantic.Field(100_000, ge=1)
     batch_size: int = pydantic.Field(16, ge=1)
@@ -70,6 +73,7 @@ class TrainConfig(Strict):
     log_every: int = pydantic.Field(50, ge=1)
     checkpoint_every: int = pydantic.Field(1000, ge=1)
     keep_checkpoints: int = pydantic.Field(3, ge=1)
+    tensorboard: bool = False
 
     @pydantic.model_validator(mode="after")
     def _divides(self) -> "TrainConfig":
@@ -107,7 +111,15 @@ class Experiment(Strict):
 
 
 # What may change between the parts of one run without making it another experiment; the number of steps only if no rate depends on it.
-FREE_ON_RESUME = ("train.steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "mesh.", "data.threads")
+FREE_ON_RESUME = (
+    "train.steps",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.tensorboard",
+    "mesh.",
+    "data.threads",
+)
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:

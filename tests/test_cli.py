@@ -117,7 +117,8 @@ def test_a_batch_with_one_bad_file_finishes_the_others(work):
     (folder / "b.nii.gz").write_bytes(b"this is no volume")
     done = jaxsr("upscale", "-i", "batch", "-o", "batch_out", "--model", "run", "--no-montage", cwd=work)
     assert done.returncode == 1
-    assert "b.nii.gz" in done.stderr
+    assert done.stderr.splitlines()[-2] == "jaxsr: 1 of 2 failed:"
+    assert done.stderr.splitlines()[-1].startswith("  batch/b.nii.gz: ")
     assert (work / "batch_out" / "a.nii.gz").exists()
     assert not (work / "batch_out" / "b.nii.gz").exists()
 

@@ -4,6 +4,7 @@
 130 interrupted    143 stopped by SIGTERM
 """
 
+import signal
 import sys
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import typer
 
 from jaxsr import __version__
 from jaxsr.cli import inspect, models, volumes
-from jaxsr.cli.status import run
+from jaxsr.cli.status import run, terminate
 
 app = typer.Typer(
     name="jaxsr",
@@ -25,7 +26,7 @@ app = typer.Typer(
 config_app = typer.Typer(name="config", help="Look at configurations, and check them.", no_args_is_help=True)
 bench_app = typer.Typer(name="bench", help="Measure: parameters and multiply-adds, training, upscaling.", no_args_is_help=True)
 
-for command in (models.demo, models.train, volumes.upscale, volumes.evaluate, inspect.doctor):
+for command in (models.demo, models.train, volumes.upscale, volumes.evaluate, inspect.inspect, inspect.doctor):
     app.command()(command)
 app.add_typer(config_app)
 config_app.command("show")(inspect.config_show)
@@ -56,4 +57,6 @@ def _root(
 
 def main() -> None:
     """The console script: runs a command, turns errors that are the user's into one sentence and an exit status."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, terminate)
     sys.exit(run(lambda: app(standalone_mode=False)))

@@ -1,4 +1,4 @@
-"""Commands that look: doctor, config, bench."""
+"""Commands that look: inspect, doctor, config, bench."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,71 @@ from typing import Annotated
 
 import typer
 
-from jaxsr.cli.options import AsJson, BatchSize, Config, Device, Overrides, bare, select_device, slices_at_a_time
+from jaxsr.cli.options import (
+    AsJson,
+    BatchSize,
+    Config,
+    Device,
+    Overrides,
+    bare,
+    check_voxel_size,
+    choice,
+    failed,
+    select_device,
+    slices_at_a_time,
+)
 from jaxsr.cli.output import open_console, print_result
 from jaxsr.cli.status import Exit
+
+
+def inspect(
+    files: Annotated[list[Path], typer.Argument(help="Volumes, folders of them, or .txt lists.", show_default=False)],
+    to_mm: Annotated[float | None, bare(help="Voxel size of the output. [default: the model's, or as it is]")] = None,
+    model: Annotated[Path | None, bare("--model", "-m", help="The run directory whose voxel size is meant.")] = None,
+    volume: Annotated[int | None, bare(help="Which volume of a 4-D file, from 0.")] = None,
+    nan: Annotated[str, typer.Option(help="refuse, or zero: what to do with NaN and Inf.")] = "refuse",
+    as_json: AsJson = False,
+) -> None:
+    """Say what `upscale` would make of each file: how it is stored, what is odd, and whether it can be used. Nothing is computed.
+
+    Exit status 0 where all can be used, 2 where the only one cannot, 1 where some of several cannot.
+
+    Examples:
+
+        jaxsr inspect scan.nii.gz --to-mm 0.7
+
+        jaxsr inspect scans/ --json
+    """
+    choice("--nan", nan, ("refuse", "zero"))
+    check_voxel_size(to_mm)
+    from jaxsr.upscale import inspect as job
+    from jaxsr.upscale.inputs import find_sources
+
+    paths = [path for given in files for path in find_sources(given)[0]]
+    if not paths:
+        raise Exit(3, "no volumes to inspect (.nii, .nii.gz, .mgz, .mgh)")
+    target = to_mm or (_voxel_size_of(model) if model else None)
+    reports = []
+    for path in paths:
+        report = job.inspect(path, to_mm=target, volume=volume, nan=nan)  # type: ignore[arg-type]
+        reports.append(report)
+        if not as_json:
+            print(report["path"])
+            print("\n".join(f"  {name:>14}  {value}" for name, value in job.lines(report)))
+    if as_json:
+        print(json.dumps(reports, indent=2, allow_nan=False))
+    wrong = [(path, report["problem"]) for path, report in zip(paths, reports, strict=True) if not report["usable"]]
+    if wrong:
+        raise Exit(1, failed(wrong, len(paths))) if len(paths) > 1 else Exit(2, wrong[0][1])
+
+
+def _voxel_size_of(run_dir: Path) -> float:
+    from jaxsr.experiment import load_experiment
+
+    config = run_dir / "config.yaml"
+    if not config.is_file():
+        raise Exit(4, f"{run_dir} is not a run directory (it has no config.yaml): name one that `jaxsr train` or `jaxsr demo` made")
+    return load_experiment(config).data.voxel_size
 
 
 def doctor(as_json: AsJson = False, device: Device = "auto") -> None:

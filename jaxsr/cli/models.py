@@ -1,12 +1,13 @@
 """Commands that make models: demo, train."""
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jaxsr.cli.options import Config, Device, Overrides, bare, select_device
-from jaxsr.cli.output import open_console, progress
+from jaxsr.cli.output import open_console, print_table, progress
 
 
 def demo(
@@ -25,9 +26,21 @@ def demo(
         jaxsr demo -o /scratch/demo --device gpu
     """
     select_device(device)
-    from jaxsr.demo import run_demo
+    from jaxsr.demo import METHOD, gains, run_demo
 
-    run_demo(out, steps=steps, console=open_console(), progress=progress)
+    terminal = open_console()
+    overrides = [] if steps is None else [f"train.steps={steps}"]
+    found = run_demo(out, terminal.print, functools.partial(progress, terminal), overrides=overrides)
+    titles = {"Held-out synthetic heads": found.held_out, "MNI T1 template (illustration: not held out)": found.template}
+    for title, comparison in titles.items():
+        print_table(terminal, [{k: v for k, v in row.items() if k != "MAE"} for row in comparison.table()], title=f"\n{title}")
+        for region in ("foreground", "image"):
+            by = gains(comparison, region)
+            terminal.print(f"{METHOD} against the best interpolation, {region}: PSNR {by['psnr']:+.2f} dB, SSIM {by['ssim']:+.4f}")
+    pictures = [*found.held_out.montages, *found.template.montages]
+    terminal.print(f"\nPictures: {', '.join(map(str, pictures))}")
+    terminal.print(f"Volumes, tables and the model: {out}/ ({found.seconds:.0f} s)")
+    terminal.print(f"Next: jaxsr upscale -i YOUR_SCAN.nii.gz -o out.nii.gz --model {found.run}")
 
 
 def train(
@@ -36,7 +49,9 @@ def train(
     run_dir: Annotated[Path | None, bare("--run-dir", "-d", help="[default: runs/NAME_OF_CONFIG]")] = None,
     device: Device = "auto",
 ) -> None:
-    """Train the model that CONFIG describes. A run directory that exists is resumed.
+    """Train the model that CONFIG describes. A run directory that exists is resumed, as if it had never been stopped.
+
+    SIGTERM and Ctrl-C save first; Ctrl-C twice quits at once. train.tensorboard=true writes scalars for TensorBoard.
 
     Examples:
 

@@ -118,6 +118,20 @@ def slices_at_a_time(text: str) -> int | Literal["auto"]:
     return "auto"
 
 
+def check_voxel_size(to_mm: float | None) -> None:
+    if to_mm is not None and not 0.1 <= to_mm <= 10:
+        raise typer.BadParameter(f"{to_mm:g} is not a voxel size between 0.1 and 10 mm", param_hint="--to-mm")
+
+
+def failed(failures: list[tuple[Path, str]], total: int) -> str:
+    """What a command that goes on after a failure says last."""
+    from jaxsr.files import shown
+
+    said = [(shown(path), " ".join(why.split())) for path, why in failures]
+    lines = [why if why.startswith(name) else f"{name}: {why}" for name, why in said]
+    return "\n".join([f"{len(failures)} of {total} failed:", *(f"  {line}" for line in lines)])
+
+
 def choice(option: str, value: str, known: tuple[str, ...]) -> str:
     """`value`, if it is one of `known`."""
     if value not in known:

@@ -6,12 +6,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jaxsr.cli.options import AsJson, BatchSize, Device, bare, choice, choices, device_in_use, select_device, slices_at_a_time
+from jaxsr.cli.options import (
+    AsJson,
+    BatchSize,
+    Device,
+    bare,
+    check_voxel_size,
+    choice,
+    choices,
+    device_in_use,
+    failed,
+    select_device,
+    slices_at_a_time,
+)
 from jaxsr.cli.output import open_console, print_table, progress
 from jaxsr.cli.status import Exit, status_of
 
 if TYPE_CHECKING:
-    from jaxsr.upscale.files import Job
+    from jaxsr.upscale.inputs import Job
 
 
 def upscale(
@@ -54,19 +66,27 @@ def upscale(
     if precision is not None:
         choice("--precision", precision, ("f32", "bf16"))
     size = slices_at_a_time(batch_size)
-    if to_mm is not None and not 0.1 <= to_mm <= 10:
-        raise typer.BadParameter(f"{to_mm:g} is not a voxel size between 0.1 and 10 mm", param_hint="--to-mm")
+    check_voxel_size(to_mm)
     if model is None:
         raise Exit(4, "no model named: pass --model RUN, a run directory made by `jaxsr demo` (demo/run) or `jaxsr train`")
 
-    select_device(device, apart=True)
-    from jaxsr.runtime.distributed import place
-    from jaxsr.upscale.files import Settings, find_jobs, is_done, make_engine, montage, read_input, share, upscale_file
+    from jaxsr.files import shown
+    from jaxsr.upscale.inputs import find_jobs, is_done, read_input
+    from jaxsr.upscale.sidecar import check_sidecar, sidecar_path, write_json
 
     jobs = find_jobs(source, output)
     terminal = open_console(quiet=quiet)
     if not jobs:
-        raise Exit(3, f"{source}: no volumes to upscale (.nii, .nii.gz, .mgz, .mgh)")
+        raise Exit(3, f"{shown(source)}: no volumes to upscale (.nii, .nii.gz, .mgz, .mgh)")
+    single = None
+    if len(jobs) == 1 and (overwrite or not is_done(jobs[0])):  # what cannot be used is said before JAX and the model are loaded
+        check_sidecar(jobs[0].output)
+        single = read_input(jobs[0].source, to_mm=to_mm, axes=axis_names, volume=volume, nan=nan, note=terminal.print)  # type: ignore[arg-type]
+
+    select_device(device, apart=True)
+    from jaxsr.runtime.distributed import place
+    from jaxsr.upscale.files import Settings, make_engine, montage, read_source, share, upscale_file
+
     here = place()
     mine = share(jobs, here)
     if here.processes > 1:
@@ -79,9 +99,8 @@ def upscale(
 
     from jaxsr.upscale.forecast import forecast, lines
     from jaxsr.upscale.model import load_model, read_recipe
-    from jaxsr.upscale.sidecar import sidecar_path, write_json
 
-    loaded = None if dry_run else load_model(model, precision=precision)
+    loaded = None if dry_run else load_model(model, precision=precision, note=terminal.print)
     recipe = read_recipe(model, precision=precision) if loaded is None else loaded.recipe
     default, trained = recipe.method.default_request, recipe.experiment.data.voxel_size
     target = to_mm or trained
@@ -94,7 +113,7 @@ def upscale(
         terminal.print(f"{recipe.name}, step {recipe.step}, on {device_in_use()}, {request.steps} sampling steps")
 
     def plan(job: "Job") -> dict[str, Any]:
-        low, how = read_input(job.source, settings), {"batch_size": size, "slice_map": slice_map, "picture": picture}
+        low, how = single or read_source(job.source, settings), {"batch_size": size, "slice_map": slice_map, "picture": picture}
         facts = forecast(recipe, job, low, settings, **how)  # type: ignore[arg-type]
         terminal.print("\n".join(lines(facts)))
         return facts
@@ -102,16 +121,17 @@ def upscale(
     def do(job: "Job") -> dict[str, Any]:
         assert engine
         assert loaded
-        with progress(terminal, job.source.name, None) as (advance, note):
-            done = upscale_file(engine, loaded, job, settings, progress=lambda n, total: advance(n, "slices", total), note=note)
+        with progress(terminal, shown(job.source.name), None) as (advance, note):
+            report = lambda n, total: advance(n, "slices", total)  # noqa: E731
+            done = upscale_file(engine, loaded, job, settings, volume=single, progress=report, note=note)
         if picture:
-            title = f"{job.source.name} at {target:g} mm (synthetic)"
+            title = f"{shown(job.source.name)} at {target:g} mm (synthetic)"
             montage(sidecar_path(job.output).with_suffix(".png"), done.low, done.output, title)
-        terminal.print(f"wrote {job.output}")
+        terminal.print(f"wrote {shown(job.output)}")
         return done.facts
 
     records: list[dict[str, Any]] = []
-    failures: list[dict[str, Any]] = []
+    failures: list[tuple[Path, str]] = []
     try:
         for job in todo:
             record: dict[str, Any] = {"Input": str(job.source), "Output": str(job.output)}
@@ -120,7 +140,7 @@ def upscale(
                 record |= (plan if dry_run else do)(job)
             except (ValueError, OSError, FloatingPointError, MemoryError) as error:
                 record |= {"Error": str(error), "Status": status_of(error)}
-                failures.append(record)
+                failures.append((job.source, str(error)))
                 if len(todo) == here.processes == 1:
                     raise
     finally:
@@ -128,8 +148,7 @@ def upscale(
             path = run_json if here.process == 0 else run_json.with_stem(f"{run_json.stem}.{here.process}")
             write_json(path, {"DryRun": dry_run, "Process": here.process, "Processes": here.processes, "Volumes": records})
     if failures:
-        status = 5 if all(record.get("Status") == 5 for record in records) else 1
-        raise Exit(status, "\n".join([f"{len(failures)} of {len(todo)} failed:", *(f"  {f['Input']}: {f['Error']}" for f in failures)]))
+        raise Exit(5 if all(record.get("Status") == 5 for record in records) else 1, failed(failures, len(todo)))
 
 
 def evaluate(
@@ -150,6 +169,7 @@ def evaluate(
     """
     select_device("cpu")
     from jaxsr.evaluate.compare import compare_files
+    from jaxsr.files import shown
 
     named = [_named(text) for text in outputs]
     methods = dict(named)
@@ -163,7 +183,7 @@ def evaluate(
         print_table(terminal, comparison.table())
         for sentence in comparison.notes:
             terminal.print(f"note: {sentence}")
-        terminal.print(f"wrote {', '.join(str(path) for path in [*comparison.files, *comparison.montages])}")
+        terminal.print(f"wrote {', '.join(shown(path) for path in [*comparison.files, *comparison.montages])}")
     if comparison.failures:
         raise Exit(1, "\n".join(["some subjects failed:", *(f"  {name}: {why}" for name, why in comparison.failures.items())]))
 

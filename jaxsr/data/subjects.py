@@ -11,16 +11,17 @@ both in the intensity window of the *acquired* volume, because that is all there
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import nibabel as nib
 import numpy as np
 
 from jaxsr.data.anatomy import render, tissue_maps
 from jaxsr.physics.acquisition import Acquisition, acquire
+from jaxsr.volume.decode import open_image
 from jaxsr.volume.geometry import Grid, Kind, resample, target_grid
+from jaxsr.volume.header import place
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import SUFFIXES, Volume, VolumeError, read_volume, straighten
 
@@ -84,13 +85,25 @@ class AnatomySubjects:
 
 
 class FolderSubjects:
-    """High-resolution volumes in a folder, of any orientation, size and voxel size; the low-resolution side is simulated."""
+    """High-resolution volumes under `root`, of any orientation, size and voxel size; the low-resolution side is simulated.
 
-    def __init__(self, paths: Sequence[Path], *, voxel_size: float, acquisition: Acquisition, seed: int = 0, interpolation: Kind = "cubic"):
+    A volume goes by its path below `root`: what is simulated of it does not depend on where the folder lies or what else is in it.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        root: Path,
+        *,
+        voxel_size: float,
+        acquisition: Acquisition,
+        seed: int = 0,
+        interpolation: Kind = "cubic",
+    ):
         if not paths:
             raise VolumeError("no volumes to train on: the folder's split is empty")
         self.paths = list(paths)
-        self.ids = [subject_id(p) for p in paths]
+        self.ids = [p.relative_to(root).as_posix() for p in paths]
         self._key, self._voxel_size, self._acquisition = jax.random.key(seed), voxel_size, acquisition
         self._interpolation = interpolation
 
@@ -99,7 +112,7 @@ class FolderSubjects:
         source = volume.grid
         grid = target_grid(source, self._voxel_size)
         data = np.maximum(resample(volume.data, source, grid), 0)  # magnitudes; interpolation may leave a little below zero
-        key = jax.random.fold_in(jax.random.fold_in(self._key, _stable_hash("/".join(self.paths[index].parts[-2:]))), visit)
+        key = jax.random.fold_in(jax.random.fold_in(self._key, _stable_hash(self.ids[index])), visit)
         return make_pair(Volume(data, grid.affine), self._acquisition, key, self._interpolation)
 
 
@@ -114,7 +127,8 @@ def template_grid() -> Grid:
 def simulate(truth: Volume, acquisition: Acquisition, key: jax.Array) -> Volume:
     """`truth` as `acquisition` would have measured it, on the acquired grid, in the same units."""
     source = truth.grid
-    low = np.asarray(acquire(key, jnp.asarray(truth.data), source.voxel_size, acquisition))
+    voxel_size = tuple(round(v, 4) for v in source.voxel_size)  # static: one program a shape, not one for each rounding of an affine
+    low = np.asarray(acquire(key, jnp.asarray(truth.data), voxel_size, acquisition))  # type: ignore[arg-type]
     stretched = tuple(n * v / m for n, v, m in zip(source.shape, source.voxel_size, low.shape, strict=True))
     return Volume(low, target_grid(source, stretched).affine)
 
@@ -136,23 +150,25 @@ def find_volumes(folder: Path, voxel_size: float) -> tuple[list[Path], list[str]
     if not folder.is_dir():
         raise VolumeError(f"{folder} is not a folder: data.volumes names a folder of volumes ({', '.join(SUFFIXES)})")
     found = sorted(p for p in folder.rglob("*") if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
-    usable, left_out = [], []
-    for path in found:
+    usable, left_out, coarse = [], [], []
+    for path in found:  # headers only: a large set must start quickly
         try:
-            image: Any = nib.load(path)  # the header only: a large set must start quickly
-            size, count = image.header.get_zooms()[:3], int(np.prod(image.shape[3:]))
-        except (nib.filebasedimages.ImageFileError, OSError, ValueError) as error:
-            left_out.append(f"{path}: cannot be read ({error})")
+            image = open_image(path)
+            size = np.linalg.norm(place(image).affine[:3, :3], axis=0)
+        except VolumeError as error:
+            left_out.append(f"{path}: {error}")
             continue
-        if count != 1 or len(size) < 3:
+        if len(image.shape) < 3 or np.prod(image.shape[3:]) != 1:
             left_out.append(f"{path}: an array of {' × '.join(map(str, image.shape))} is not one volume")
         elif max(size) > COARSER * voxel_size:
+            coarse.append(float(max(size)))
             left_out.append(f"{path}: voxels of {' × '.join(f'{v:g}' for v in size)} mm are no truth at data.voxel_size={voxel_size:g} mm")
         else:
             usable.append(path)
     if not usable:
         reasons = "\n  ".join(left_out) or f"no file ends in {', '.join(SUFFIXES)}"
-        raise VolumeError(f"{folder}: no volume can serve as a truth at data.voxel_size={voxel_size:g} mm:\n  {reasons}")
+        way_out = f"; the finest would serve with data.voxel_size={np.ceil(min(coarse) * 10 - 1e-3) / 10:g}" if coarse else ""
+        raise VolumeError(f"{folder}: no volume can serve as a truth at data.voxel_size={voxel_size:g} mm{way_out}:\n  {reasons}")
     return usable, left_out
 
 

@@ -22,6 +22,7 @@ from jaxsr.evaluate.interpolation import INTERPOLATIONS, interpolate
 from jaxsr.evaluate.metrics import WINDOW, mae, psnr, rmse, ssim_map
 from jaxsr.evaluate.montage import save_montage
 from jaxsr.evaluate.tables import Comparison, Row, write_tables
+from jaxsr.files import shown
 from jaxsr.volume.geometry import Grid
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import Volume, VolumeError, read_volume
@@ -127,7 +128,7 @@ def _compare_subject(
     reference = read_volume(next(iter(files.values()))[0])
     candidates = {method: read_volume(output) for method, (_, output) in files.items()}
     for method, candidate in candidates.items():
-        check_same_grid(reference.grid, candidate.grid, f"{method} {candidate.path}")
+        check_same_grid(reference.grid, candidate.grid, f"{method} {shown(candidate.path or '')}")
     inside = None
     if mask is not None:
         volume = read_volume(mask[1])
@@ -218,7 +219,7 @@ def _draw(picture: Path, subject: str, reference: Volume, volumes: Mapping[str, 
 def _paired(reference: Path, other: Path, name: str, *, masks: bool = False) -> Pairing:
     for path in (reference, other):
         if not path.exists():
-            raise EvaluationError(f"{path} does not exist: check the path")
+            raise EvaluationError(f"{shown(path)} does not exist: check the path")
     pairing = pair_files(reference, other, masks=masks)
     if not pairing.matched:
         raise EvaluationError(
@@ -232,7 +233,7 @@ def _pairing_notes(method: str, pairing: Pairing) -> list[str]:
     """At most two sentences, whatever the number of files."""
 
     def listed(paths: tuple[Path, ...]) -> str:
-        return ", ".join(p.name for p in paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+        return ", ".join(shown(p.name) for p in paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
 
     notes = [f"{method}: no output for {listed(pairing.missing)}"] if pairing.missing else []
     return notes + ([f"{method}: no reference for {listed(pairing.extra)}"] if pairing.extra else [])

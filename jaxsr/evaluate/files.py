@@ -1,12 +1,11 @@
-"""Which file is compared with which, and files that appear whole or not at all."""
+"""Which file is compared with which."""
 
-import os
 import re
-import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxsr.files import shown
 from jaxsr.volume.io import SUFFIXES
 
 _DERIVED = ("desc", "res", "rec", "space", "den")  # BIDS entities in which a derivative differs from its source
@@ -31,7 +30,7 @@ def pair_files(references: Path, others: Path, *, masks: bool = False) -> Pairin
     reference's ('head01_sr' for 'head01').
     """
     if references.is_file() and others.is_file():
-        return Pairing({subject_name(references): (references, others)}, (), ())
+        return Pairing({shown(subject_name(references)): (references, others)}, (), ())
     left = {p: _relative(p, references) for p in volume_files(references, masks=False)}
     right = {p: _relative(p, others) for p in volume_files(others, masks=masks)}
     pairs: dict[Path, Path] = {}
@@ -75,18 +74,6 @@ def subject_name(path: Path) -> str:
     return _bids_subject(path, "") or stem(path)
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """`write` into a hidden file beside `path`, then rename; missing folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
 def _unique_matches(left: dict[Path, str], right: dict[Path, str], key: Callable[[Path, str], str]) -> Iterable[tuple[Path, Path]]:
     mine, theirs = _by_key(left, key), _by_key(right, key)
     return [(mine[k][0], theirs[k][0]) for k in mine if k and len(mine[k]) == 1 and len(theirs.get(k, ())) == 1]
@@ -120,7 +107,7 @@ def _bids_subject(path: Path, _: str) -> str:
 def _subject_names(references: list[Path], root: Path) -> dict[Path, str]:
     """The shortest of subject, name and path that tells all references apart."""
     for name in (subject_name, stem, lambda p: _relative(p, root)):
-        names = {p: name(p) for p in references}
+        names = {p: shown(name(p)) for p in references}
         if len(set(names.values())) == len(names):
             return names
-    return {p: p.as_posix() for p in references}
+    return {p: shown(p) for p in references}

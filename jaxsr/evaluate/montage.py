@@ -18,8 +18,8 @@ from matplotlib.gridspec import GridSpec, SubplotSpec
 from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 
-from jaxsr.evaluate.files import write_whole
 from jaxsr.evaluate.foreground import foreground as find_foreground
+from jaxsr.files import write_whole
 from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.slices import AXES
 
@@ -211,7 +211,7 @@ def _canvas(aspects: list[float], columns: int, *, errors: bool, title: str) -> 
         hspace=_GAP / (sum(heights) / len(heights)),
     )
     if title:
-        figure.text(left / width, 1 - 0.14 / height, title, color=_TEXT, fontsize=14, va="top", ha="left", weight="bold")
+        figure.text(left / width, 1 - 0.14 / height, title, color=_TEXT, fontsize=14, va="top", ha="left", weight="bold", parse_math=False)
     return figure, grid
 
 
@@ -227,8 +227,9 @@ def _show(axes: Axes, image: np.ndarray, view: View, **colours: Any) -> AxesImag
 
 
 def _head(axes: Axes, name: str, caption: str) -> None:
-    axes.text(0.5, 1, f"{name}\n", transform=axes.transAxes, ha="center", va="bottom", color=_TEXT, fontsize=13, weight="bold")
-    axes.text(0.5, 1.015, caption, transform=axes.transAxes, ha="center", va="bottom", color=_FAINT, fontsize=11)
+    style: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "bottom", "parse_math": False}  # a name may hold a dollar
+    axes.text(0.5, 1, f"{name}\n", color=_TEXT, fontsize=13, weight="bold", **style)
+    axes.text(0.5, 1.015, caption, color=_FAINT, fontsize=11, **style)
 
 
 def _label_row(axes: Axes, text: str) -> None:

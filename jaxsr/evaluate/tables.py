@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsr.evaluate.files import write_whole
+from jaxsr.files import write_together
 
 UNITS = {"rmse": "RMSE", "mae": "MAE", "psnr": "PSNR (dB)", "ssim": "SSIM"}
 CONVENTIONS = {
@@ -96,7 +96,9 @@ def write_tables(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
     def write_json(path: Path) -> None:
         path.write_text(json.dumps(_document(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
-    return write_whole(folder / "metrics.csv", write_csv), write_whole(folder / "metrics.json", write_json)
+    table, document = folder / "metrics.csv", folder / "metrics.json"
+    write_together({table: write_csv, document: write_json})
+    return table, document
 
 
 def _document(comparison: Comparison) -> dict[str, Any]:

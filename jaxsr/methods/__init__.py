@@ -1,7 +1,10 @@
 """The recipes, by the `kind` that a config names. A new one is a file here and a line below."""
 
+from typing import Annotated
+
+from pydantic import Field
+
+from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.sr3 import Sr3Config
 
-# With a second method, `kind` chooses:
-#     MethodConfig = Annotated[Sr3Config | TeacherConfig, Field(discriminator="kind")]
-MethodConfig = Sr3Config
+MethodConfig = Annotated[AutoencoderConfig | Sr3Config, Field(discriminator="kind")]

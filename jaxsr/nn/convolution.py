@@ -10,15 +10,24 @@ DENSE = ("embed_in", "embed_out")
 
 
 def conv(
-    features: int, size: int = 3, *, stride: int = 1, bias: bool = True, zero: bool = False, dtype: Any = None, name: str | None = None
+    features: int,
+    size: int = 3,
+    *,
+    stride: int = 1,
+    padding: tuple[int, int] | None = None,
+    bias: bool = True,
+    zero: bool = False,
+    dtype: Any = None,
+    name: str | None = None,
 ) -> nn.Conv:
-    """A `size` × `size` convolution, NHWC, padded by `size // 2` on every side as in PyTorch; `zero` starts it at zero."""
+    """A `size` × `size` convolution, NHWC, padded by `size // 2` on every side as in PyTorch, or by `padding` (before, after) in both
+    directions; `zero` starts it at zero."""
     init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
     return nn.Conv(
         features,
         (size, size),
         (stride, stride),
-        padding=[(size // 2, size // 2)] * 2,
+        padding=[padding or (size // 2, size // 2)] * 2,
         use_bias=bias,
         kernel_init=nn.with_logical_partitioning(init, KERNEL),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, KERNEL[-1:]),

@@ -1,6 +1,6 @@
 """The residual block of the SR3 family, and changes of resolution by two [SR3, Fig. A.1; Ho et al. 2020, App. B].
 
-h = conv(swish(norm(x))) + W e        e: embedding of the noise level
+h = conv(swish(norm(x))) + W e        e: embedding of the noise level; an autoencoder has none
 y = conv(dropout(swish(norm(h)))) + skip(x)
 """
 
@@ -14,25 +14,28 @@ from jaxsr.nn.convolution import conv, dense, group_norm
 
 
 class ResnetBlock(nn.Module):
-    """`x` `[B, H, W, C]`, `embedding` `[B, E]` → `[B, H, W, features]`.
+    """`x` `[B, H, W, C]`, `embedding` `[B, E]` or None → `[B, H, W, features]`.
 
     Attributes:
       features: output channels; a 1×1 convolution brings the skip to them where the input has others.
       groups: of both normalisations; must divide input and output channels.
       dropout: before the second convolution.
+      epsilon: of both normalisations.
     """
 
     features: int
     groups: int = 32
     dropout: float = 0.0
     dtype: Any = None
+    epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Array, embedding: Array, *, train: bool = False) -> Array:
-        h = nn.swish(group_norm(self.groups, dtype=self.dtype, name="norm1")(x))
+    def __call__(self, x: Array, embedding: Array | None = None, *, train: bool = False) -> Array:
+        h = nn.swish(group_norm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="norm1")(x))
         h = conv(self.features, dtype=self.dtype, name="conv1")(h)
-        h += dense(self.features, dtype=self.dtype, name="embedding")(embedding)[:, None, None, :]
-        h = nn.swish(group_norm(self.groups, dtype=self.dtype, name="norm2")(h))
+        if embedding is not None:
+            h += dense(self.features, dtype=self.dtype, name="embedding")(embedding)[:, None, None, :]
+        h = nn.swish(group_norm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="norm2")(h))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = conv(self.features, dtype=self.dtype, name="conv2")(h)
         skip = x if x.shape[-1] == self.features else conv(self.features, 1, dtype=self.dtype, name="skip")(x)
@@ -40,13 +43,18 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the resolution by a convolution of stride 2: `[B, H, W, C]` → `[B, H/2, W/2, C]`."""
+    """Half the resolution by a convolution of stride 2: `[B, H, W, C]` → `[B, H/2, W/2, C]`.
+
+    Attributes:
+      padding: before and after; Stable Diffusion's autoencoder pads after only, (0, 1).
+    """
 
     dtype: Any = None
+    padding: tuple[int, int] = (1, 1)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return conv(x.shape[-1], stride=2, dtype=self.dtype, name="conv")(x)
+        return conv(x.shape[-1], stride=2, padding=self.padding, dtype=self.dtype, name="conv")(x)
 
 
 class Upsample(nn.Module):

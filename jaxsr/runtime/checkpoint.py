@@ -4,29 +4,56 @@
     about    configuration, position of the input pipeline, code version: what the state means without the files beside it
 
 The position of the input is the step: batch k is a function of k alone, on any number of hosts.
+
+A checkpoint is written under a temporary name and renamed when it is whole, so what a killed process leaves is no checkpoint. What
+happens to it later (a copy cut short, a flipped bit: Orbax keeps no checksum of the arrays) shows in `SHA256SUMS`, which is written before
+the renaming and which `sha256sum -c` reads too. A damaged checkpoint is skipped with a note, and the one before it is taken.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from jaxsr.runtime.distributed import is_first
 
 HOW = "train with `jaxsr train CONFIG --run-dir DIR` first"
+SUMS = "SHA256SUMS"
+
+_REWRITTEN = "_CHECKPOINT_METADATA"  # by Orbax at the moment of renaming: times only
+
+Note = Callable[[str], None]
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing or does not fit; one sentence with the way out."""
+    """A checkpoint that does not fit; one sentence with the way out."""
+
+
+class NoCheckpoint(CheckpointError):
+    """No checkpoint where one is needed."""
 
 
 class Checkpoints:
-    """The checkpoints under `folder`, of which the newest `keep` stay; leaving the context waits for what is being written."""
+    """The checkpoints under `folder`, of which the newest `keep` stay; leaving the context waits for what is being written.
+
+    What an interrupted save left behind is deleted.
+    """
 
     def __init__(self, folder: Path, *, keep: int = 3):
-        options = ocp.CheckpointManagerOptions(preservation_policy=ocp.checkpoint_managers.LatestN(keep), create=True)
-        self._manager = ocp.CheckpointManager(folder.resolve(), options=options, handler_registry=_handlers())
+        self._folder = folder.resolve()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            create=True,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._sign),  # runs before the renaming
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options, handler_registry=_handlers())
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -48,6 +75,25 @@ class Checkpoints:
         items = {"state": ocp.args.StandardSave(state), "about": ocp.args.JsonSave(dict(about))}
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
+    def newest(self, abstract_state: Any, check: Callable[[dict[str, Any]], None], note: Note) -> tuple[int, Any] | None:
+        """The newest step that can be read and its state, as `restore`; None where there is none.
+
+        Damaged ones are renamed to STEP.corrupt, so that the step can be saved again, and `note` is told.
+
+        Args:
+          check: given what was saved beside the state, before the state is read; raises to refuse it.
+
+        Raises:
+          CheckpointError: as `restore`, and whatever `check` raises.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            if damage := self._damage(step):
+                self._set_aside(step, damage, note)
+            else:
+                check(self.about(step))
+                return step, self.restore(step, abstract_state)
+        return None
+
     def restore(self, step: int, abstract_state: Any) -> Any:
         """The state of `step`, laid out as `abstract_state` (shapes, dtypes, shardings).
 
@@ -61,31 +107,73 @@ class Checkpoints:
         """What was saved beside the state of `step`."""
         return self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
 
+    def _sign(self) -> None:
+        """Writes the checksums of the checkpoint that is about to get its name; there is one at a time."""
+        if is_first():
+            for folder in self._folder.glob("*.orbax-checkpoint-tmp"):
+                files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (SUMS, _REWRITTEN))
+                lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+                (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
-def read_checkpoint(folder: Path, abstract: Any, note: Callable[[str], None] = lambda text: None) -> tuple[int, Any]:
-    """The newest step that can be read, and the part of its state that `abstract` names, e.g. only `{"ema": …}`; the rest is not read.
+    def _damage(self, step: int) -> str:
+        """As `find_damage`; read by one process, told to all."""
+        damage = find_damage(self._folder / str(step)) if is_first() else ""
+        if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(bool(damage))):
+            return damage or "damaged"
+        return damage
+
+    def _set_aside(self, step: int, damage: str, note: Note) -> None:
+        damaged = self._folder / str(step)
+        aside = next(p for n in range(1, 1000) if not (p := damaged.with_name(f"{step}.corrupt{'' if n == 1 else f'-{n}'}")).exists())
+        if is_first():
+            damaged.rename(aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("checkpoint set aside")
+        self._manager.reload()
+        note(f"checkpoint {damaged} is damaged and is skipped ({damage}); it is now {aside.name}")
+
+
+def find_damage(checkpoint: Path) -> str:
+    """What is wrong with the files of `checkpoint`, by their checksums; empty where nothing is."""
+    try:
+        lines = (checkpoint / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines:
+            saved, _, name = line.partition("  ")
+            if not name or _sha256(checkpoint / name) != saved:
+                return f"{name or SUMS} is not what was written: its SHA-256 differs"
+        return "" if lines else f"{SUMS} is empty"
+    except OSError as error:
+        return f"{Path(error.filename or SUMS).name}: {error.strerror}"
+
+
+def read_checkpoint(folder: Path, abstract: Any, note: Note = lambda text: None) -> tuple[int, Any]:
+    """The newest step that can be read, and the part of its state that `abstract` names, e.g. only `{"ema": …}`.
 
     Raises:
-      CheckpointError: where there is no complete checkpoint, none can be read, or shapes or dtypes differ.
+      NoCheckpoint: where there is no complete checkpoint, or none can be read.
+      CheckpointError: where shapes or dtypes differ.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} holds no checkpoint: {HOW}")
+        raise NoCheckpoint(f"{folder} holds no checkpoint: {HOW}")
     # The handler of what is not read is named too: Orbax would warn people about it otherwise.
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
     with ocp.CheckpointManager(folder.resolve(), item_handlers=handlers) as manager:
         for step in sorted(manager.all_steps(), reverse=True):
-            try:
-                saved = manager.item_metadata(step)["state"]
-                _check(step, {name: saved[name] for name in abstract}, abstract)
-                restore = ocp.args.PyTreeRestore(
-                    item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
-                )
-                return step, manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
-            except CheckpointError:
-                raise
-            except (OSError, ValueError, KeyError, TypeError) as error:  # what Orbax raises for damaged files
-                note(f"{folder / str(step)} cannot be read and is skipped ({str(error).splitlines()[0]})")
-    raise CheckpointError(f"{folder} holds no checkpoint that can be read: {HOW}")
+            if damage := find_damage(folder / str(step)):
+                note(f"checkpoint {folder / str(step)} is damaged and is skipped ({damage})")
+                continue
+            saved = manager.item_metadata(step)["state"]
+            _check(step, {name: saved[name] for name in abstract}, abstract)
+            restore = ocp.args.PyTreeRestore(
+                item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
+            )
+            return step, manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
+    raise NoCheckpoint(f"{folder} holds no checkpoint that can be read: {HOW}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def newest_checkpoint(folder: Path) -> int:
@@ -98,7 +186,7 @@ def newest_checkpoint(folder: Path) -> int:
         with ocp.CheckpointManager(folder.resolve(), item_handlers={"about": ocp.JsonCheckpointHandler()}) as manager:
             if (step := manager.latest_step()) is not None:
                 return step
-    raise CheckpointError(f"{folder} holds no checkpoint: {HOW}")
+    raise NoCheckpoint(f"{folder} holds no checkpoint: {HOW}")
 
 
 def _handlers() -> Any:

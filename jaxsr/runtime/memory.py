@@ -7,6 +7,8 @@ from pathlib import Path
 import jax
 from jax.stages import Compiled
 
+from jaxsr.volume.memory import free_memory as host_memory
+
 
 class OutOfMemory(MemoryError):
     """More was needed than there is, also after all retries; one sentence with the way out."""
@@ -36,27 +38,15 @@ def free_memory(devices: Iterable[jax.Device]) -> int | None:
 def _free(device: jax.Device) -> int | None:
     if statistics := device.memory_stats():
         return int(statistics["bytes_limit"] - statistics["bytes_in_use"]) if "bytes_limit" in statistics else None
-    host = host_free()
-    return None if host is None or device.platform != "cpu" else host // jax.local_device_count("cpu")
+    known = [n for n in (host_memory(), address_space_left()) if n is not None]
+    return min(known) // jax.local_device_count("cpu") if known and device.platform == "cpu" else None
 
 
-def host_free(root: Path = Path("/")) -> int | None:
-    """Bytes that this process can still have without swapping, within the limits of its container and of `ulimit -v`.
-
-    None where Linux is not there to say.
-    """
+def address_space_left() -> int | None:
+    """Bytes up to the limit that `ulimit -v` set this process; None where there is no limit, or nobody says."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-        pages = int((root / "proc/self/statm").read_text().split()[0])
-    except (OSError, StopIteration):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
         return None
-    if (address_space := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
-        available = min(available, address_space - pages * resource.getpagesize())
-    try:
-        group = root / "sys/fs/cgroup"
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return min(available, limit - used + int(counts["inactive_file"]))  # the cache of files gives way
-    except (OSError, ValueError, KeyError):  # no container, or no limit: 'max'
-        return available
+    return None if limit == resource.RLIM_INFINITY else limit - pages * resource.getpagesize()

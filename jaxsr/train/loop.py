@@ -1,92 +1,86 @@
 """Training: one linear function. All it does is a function of (config, step), so a run that was stopped goes on as if it had not been."""
 
-import contextlib
-import json
-import signal
-import time
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
 
 import jaxsr
 from jaxsr.config import ConfigError, differences, dump, from_dict, to_dict
-from jaxsr.data.pipeline import SliceStream, batches, sample_ids
+from jaxsr.data.pipeline import Sample, SliceStream, batches, sample_ids
 from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, Split, Subjects, find_volumes, split_by_subject
 from jaxsr.experiment import FREE_ON_RESUME, DataConfig, Experiment, load_experiment
+from jaxsr.files import write_text
 from jaxsr.methods.base import Batch, Method
 from jaxsr.physics.acquisition import named_acquisition
 from jaxsr.runtime.checkpoint import Checkpoints
 from jaxsr.runtime.distributed import is_first
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
+from jaxsr.train.metrics import Clock, NotFinite, Recent, record, require_tensorboard
 from jaxsr.train.state import State, abstract_state, init_state, make_optimizer, state_shardings
 from jaxsr.train.step import make_step
+from jaxsr.train.stop import StopSignals
 
 TRAINING = 2**20  # the purpose of the key that training noise comes from; splits and subjects have small numbers
 
 Report = Callable[[int, dict[str, float]], None]  # step, scalars: called at every log step
+Note = Callable[[str], None]
 
 
 class TrainingDiverged(RuntimeError):
     """The loss is NaN or infinite; says where and what is left."""
 
 
-class Stopped(Exception):
-    """SIGTERM came; the state has been saved."""
+def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, scalars: None, note: Note = lambda text: None) -> State:
+    """Trains until `experiment.train.steps`, from the newest checkpoint in `run_dir` that can be read. Returns the final state.
 
-
-def train(
-    experiment: Experiment, run_dir: Path, report: Report = lambda step, scalars: None, note: Callable[[str], None] = lambda text: None
-) -> State:
-    """Trains until `experiment.train.steps`, from the newest checkpoint in `run_dir` if there is one. Returns the final state.
-
-    Writes `config.yaml`, `metrics.jsonl` and `checkpoints/`.
+    Writes `config.yaml`, `volumes.txt` (where there is a folder of them), `metrics.jsonl`, `checkpoints/` and, if wanted, `tensorboard/`.
 
     Args:
       report: given the scalars of each log step.
-      note: given sentences that people should see.
+      note: given sentences that people should see; may be called from other threads.
 
     Raises:
       ConfigError: where `run_dir` belongs to another experiment.
-      TrainingDiverged, Stopped: see there.
+      CheckpointError: where its checkpoint is of another shape or dtype.
+      TrainingDiverged: NaN or Inf; the checkpoint before it stays.
+      Stopped: after SIGTERM, with the state saved; Interrupted, likewise, after Ctrl-C.
     """
+    experiment = _settled(experiment)
     config = experiment.train
+    if config.tensorboard:
+        require_tensorboard()
     _claim(run_dir, experiment)
     mesh = make_mesh(**dict(experiment.mesh))
     part, parts = share_of_batch(mesh, config.batch_size)
     method = build_method(experiment)
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     subjects = build_subjects(experiment.data, "train", experiment.seed, note)
-    stream = build_stream(experiment, subjects)
+    if experiment.data.volumes:
+        _claim_volumes(run_dir, subjects.ids)
     shape = abstract_batch(experiment)
     shardings = state_shardings(method, optimizer, shape, mesh)
 
-    with Checkpoints(run_dir / "checkpoints", keep=config.keep_checkpoints) as checkpoints, _StopFlag() as stop:
-        if (latest := checkpoints.latest) is None:
-            state, _ = init_state(method, optimizer, shape, jax.random.key(experiment.seed), mesh)
+    def check(about: dict) -> None:
+        _check_same(experiment, _settled(from_dict(about["config"], Experiment)), run_dir)
+
+    def save(step: int) -> None:
+        checkpoints.save(step, state, {"config": to_dict(experiment), "next_batch": step, "version": jaxsr.__version__})
+
+    with StopSignals() as stop, Checkpoints(run_dir / "checkpoints", keep=config.keep_checkpoints) as checkpoints:
+        if found := checkpoints.newest(abstract_state(method, optimizer, shape, shardings), check, note):
+            start, state = found
+            note(f"resumed {run_dir} at step {start}")
         else:
-            _check_same(experiment, from_dict(checkpoints.about(latest)["config"], Experiment), run_dir)
-            state = checkpoints.restore(latest, abstract_state(method, optimizer, shape, shardings))
-            note(f"resumed {run_dir} at step {latest}")
-        start = int(state.step)
+            start, (state, _) = 0, init_state(method, optimizer, shape, jax.random.key(experiment.seed), mesh)
         if start >= config.steps:
             note(f"{run_dir} is already at step {start} of {config.steps}: nothing to do")
             return state
 
-        # The position of the input is the step, so there is no other position to save.
-        iterator = batches(
-            stream,
-            config.batch_size,
-            start=start,
-            process=part,
-            processes=parts,
-            threads=experiment.data.threads,
-        )
         by_batch, everywhere = batch_sharding(mesh), replicated(mesh)
         step_fn = jax.jit(
             make_step(method, optimizer, ema=config.ema, accumulate=config.accumulate),
@@ -94,31 +88,36 @@ def train(
             out_shardings=(shardings, everywhere),
         )
         root = jax.random.fold_in(jax.random.key(experiment.seed), TRAINING)
-        clock = _Clock()
+        recent, clock = Recent(), Clock()
 
-        with MetricsFile(run_dir / "metrics.jsonl", start) as metrics_file:
-            for done in range(start + 1, config.steps + 1):
-                sample = next(iterator)
-                batch = Batch(
-                    **{
-                        name: jax.make_array_from_process_local_data(by_batch, sample[name], getattr(shape, name).shape)
-                        for name in ("high", "low")
-                    }
-                )
-                state, metrics = step_fn(state, batch, root)
-                stopping = stop.requested(done)
-                saving = done % config.checkpoint_every == 0 or done == config.steps or stopping
-                if saving or done % config.log_every == 0 or done == start + 1:
-                    scalars = {name: float(value) for name, value in metrics.items()}
-                    if not np.isfinite(list(scalars.values())).all():  # before saving: a poisoned state must never be the newest
-                        raise TrainingDiverged(_diverged(done, scalars, sample["origin"], subjects, checkpoints.latest))
-                    scalars |= clock.rates(done, config.batch_size)
-                    metrics_file.write(done, scalars)
-                    report(done, scalars)
-                if saving:
-                    checkpoints.save(done, state, {"config": to_dict(experiment), "next_batch": done, "version": jaxsr.__version__})
-                if stopping:
-                    raise Stopped(f"stopped at step {done}; run the same command again to go on from there")
+        # The position of the input is the step, so there is no other position to save.
+        with (
+            build_stream(experiment, subjects, note) as stream,
+            record(run_dir, start, config.tensorboard) as write,
+        ):
+            iterator = batches(stream, config.batch_size, start=start, process=part, processes=parts, threads=experiment.data.threads)
+            done = start
+            try:
+                while done < config.steps:
+                    if sample := stop.next_of(iterator):
+                        batch = _global(sample, shape, by_batch)
+                        state, metrics = step_fn(state, batch, root)
+                        done += 1
+                        recent.add(done, metrics, sample["origin"])
+                    stopping = sample is None or stop.requested(done)
+                    saving = done % config.checkpoint_every == 0 or done == config.steps or stopping
+                    looking = saving or done % config.log_every == 0 or done == start + 1
+                    if looking and (scalars := recent.newest()):  # before saving: a poisoned state must never be the newest
+                        scalars |= clock.rates(done, config.batch_size)
+                        write(done, scalars)
+                        report(done, scalars)
+                    if saving and done > start:
+                        save(done)
+                    if stopping:
+                        saved = ", which is saved" if done else ", before anything was to be saved"
+                        raise stop.error(f"stopped at step {done}{saved}; run the same command again to go on from there")
+            except NotFinite as error:
+                raise TrainingDiverged(_diverged(error, subjects, run_dir, checkpoints.latest)) from None
     return state
 
 
@@ -126,7 +125,7 @@ def build_method(experiment: Experiment) -> Method:
     return experiment.method.build(jnp.bfloat16 if experiment.precision == "bf16" else jnp.float32)
 
 
-def build_subjects(data: DataConfig, split: Split, seed: int, note: Callable[[str], None] = lambda text: None) -> Subjects:
+def build_subjects(data: DataConfig, split: Split, seed: int, note: Note = lambda text: None) -> Subjects:
     """The subjects of one split of the set that `data` names; what was left out is told to `note`."""
     acquisition = named_acquisition(data.acquisition)
     if data.volumes is None:
@@ -144,12 +143,21 @@ def build_subjects(data: DataConfig, split: Split, seed: int, note: Callable[[st
         note(f"left out: {sentence}")
     chosen = split_by_subject(paths, data.volumes, split, seed)
     note(f"{split}: {len(chosen)} of {len(paths)} volumes in {data.volumes}")
-    return FolderSubjects(chosen, voxel_size=data.voxel_size, acquisition=acquisition, seed=seed, interpolation=data.interpolation)
+    return FolderSubjects(
+        chosen, data.volumes, voxel_size=data.voxel_size, acquisition=acquisition, seed=seed, interpolation=data.interpolation
+    )
 
 
-def build_stream(experiment: Experiment, subjects: Subjects) -> SliceStream:
-    data = experiment.data
-    return SliceStream(subjects, (data.crop, data.crop), draws=data.draws, window=data.window, augment=data.augment, seed=experiment.seed)
+def build_stream(experiment: Experiment, subjects: Subjects, note: Note = lambda text: None) -> SliceStream:
+    data, crop = experiment.data, (experiment.data.crop, experiment.data.crop)
+    return SliceStream(subjects, crop, draws=data.draws, window=data.window, augment=data.augment, seed=experiment.seed, note=note)
+
+
+def _global(sample: Sample, shape: Batch, sharding: NamedSharding) -> Batch:
+    """This process's share of a batch as its part of the whole, laid out over all devices."""
+
+    whole = functools.partial(jax.make_array_from_process_local_data, sharding)
+    return Batch(high=whole(sample["high"], shape.high.shape), low=whole(sample["low"], shape.low.shape))
 
 
 def abstract_batch(experiment: Experiment) -> Batch:
@@ -159,79 +167,40 @@ def abstract_batch(experiment: Experiment) -> Batch:
     return Batch(high=image, low=image)  # type: ignore[arg-type]
 
 
-class MetricsFile:
-    """Scalars as JSON lines; lines of steps after `start`, which a stopped run may have left, are dropped."""
-
-    def __init__(self, path: Path, start: int):
-        self._path = path
-        if path.exists() and is_first():
-            _write_whole(path, "".join(line + "\n" for line in path.read_text().splitlines() if _step_of(line) <= start))
-
-    def __enter__(self) -> "MetricsFile":
-        self._file = self._path.open("a") if is_first() else None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file:
-            self._file.close()
-
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        if self._file:
-            self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-            self._file.flush()
-
-
-class _Clock:
-    """Steps and slices a second since the last question; compilation, which is in the first step, is told apart."""
-
-    def __init__(self) -> None:
-        self._then: float = time.monotonic()
-        self._step: int | None = None
-
-    def rates(self, step: int, batch_size: int) -> dict[str, float]:
-        now = time.monotonic()
-        elapsed, self._then = now - self._then, now
-        before, self._step = self._step, step
-        if before is None:
-            return {"first_step_seconds": elapsed}
-        rate = (step - before) / max(elapsed, 1e-9)
-        return {"steps_per_second": rate, "slices_per_second": rate * batch_size}
-
-
-class _StopFlag:
-    """Becomes true at SIGTERM; on every process of the job at the same step. Outside the context SIGTERM means what it meant before."""
-
-    def __init__(self) -> None:
-        self._requested = False
-        self._before: Any = None
-
-    def __enter__(self) -> "_StopFlag":
-        if jax.process_count() == 1:  # of several, JAX's coordination service takes the signal
-            with contextlib.suppress(ValueError):  # not the main thread: whoever called us has the signals
-                self._before = signal.signal(signal.SIGTERM, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def requested(self, step: int) -> bool:
-        """Whether to leave after `step`: processes learn of a signal at different moments, but must leave after the same one."""
-        return self._requested if jax.process_count() == 1 else bool(multihost_utils.reached_preemption_sync_point(step))
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self._requested = True
+def _settled(experiment: Experiment) -> Experiment:
+    """With `data.volumes` absolute: one folder has many spellings, and a run is resumed from anywhere."""
+    volumes = experiment.data.volumes
+    return experiment.model_copy(update={"data": experiment.data.model_copy(update={"volumes": volumes and volumes.resolve()})})
 
 
 def _claim(run_dir: Path, experiment: Experiment) -> None:
     path = run_dir / "config.yaml"
     if path.exists():
-        _check_same(experiment, load_experiment(path), run_dir)
+        _check_same(experiment, _settled(load_experiment(path)), run_dir)
+    _write_once_all_have_read(path, dump(experiment))
+
+
+def _claim_volumes(run_dir: Path, names: Sequence[str]) -> None:
+    """Refuses to go on with other volumes than the run began with: the order of all would be another."""
+    path = run_dir / "volumes.txt"
+    if path.exists():
+        before = path.read_text(encoding="utf-8").splitlines()
+        changed = [f"- {name}" for name in before if name not in set(names)] + [f"+ {name}" for name in names if name not in set(before)]
+        if changed:
+            shown = "\n  ".join([*changed[:10], *(["…"] if len(changed) > 10 else [])])
+            raise ConfigError(
+                f"{run_dir} was begun with other volumes; choose another folder, or put data.volumes back as it was ({len(changed)} "
+                f"differences, - missing, + new):\n  {shown}"
+            )
+    _write_once_all_have_read(path, "".join(f"{name}\n" for name in names))
+
+
+def _write_once_all_have_read(path: Path, text: str) -> None:
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("config read")
+        multihost_utils.sync_global_devices(f"{path.name} read")
     if is_first():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, dump(experiment))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
 
 
 def _check_same(now: Experiment, before: Experiment, run_dir: Path) -> None:
@@ -242,21 +211,10 @@ def _check_same(now: Experiment, before: Experiment, run_dir: Path) -> None:
         raise ConfigError(f"{run_dir} holds another experiment; choose another folder, or set back:\n  {lines}")
 
 
-def _diverged(step: int, scalars: dict[str, float], origin: np.ndarray, subjects: Subjects, latest: int | None) -> str:
-    slices = "\n  ".join(sample_ids(origin, subjects))
-    last = f"the last checkpoint is of step {latest}" if latest is not None else "there is no checkpoint yet"
-    wrong = ", ".join(f"{name} {value}" for name, value in scalars.items() if not np.isfinite(value))
-    return f"training diverged at step {step}: {wrong} ({last}; try a lower optimizer.learning_rate). The batch was:\n  {slices}"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")
+def _diverged(error: NotFinite, subjects: Subjects, run_dir: Path, latest: int | None) -> str:
+    last = f"the last good checkpoint is of step {latest}" if latest is not None else "there is no checkpoint yet"
+    slices = "\n  ".join(sample_ids(error.origin, subjects))
+    return (
+        f"training diverged at step {error.step}: {error} ({last}). The same command again would come to the same step: train with a lower "
+        f"optimizer.learning_rate in another folder than {run_dir}, or without a volume that is at fault. The batch was:\n  {slices}"
+    )

@@ -51,7 +51,8 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, *, ema: f
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
         average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.ema, params)
-        metrics = {**metrics, "gradient_norm": optax.tree.norm(grads)}
+        # The norm of what the step made too: a checkpoint is only good if its parameters are finite.
+        metrics = {**metrics, "gradient_norm": optax.tree.norm(grads), "parameter_norm": optax.tree.norm(params)}
         return State(state.step + 1, params, average, opt, stats), metrics
 
     return step

@@ -10,6 +10,7 @@ memory is done again in smaller ones.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ from jaxsr.runtime.mesh import MeshError, batch_sharding, replicated
 from jaxsr.upscale.plan import Plan, make_plan, map_of
 from jaxsr.volume.geometry import Kind, resample
 from jaxsr.volume.intensity import Window, fit_window
-from jaxsr.volume.io import Volume, VolumeError
+from jaxsr.volume.io import Volume
 from jaxsr.volume.slices import AXES, SliceMap, take_slices
 
 FILL = 0.8  # of the memory that is free may be meant for a batch: allocators need room to move
@@ -95,7 +96,7 @@ class Engine:
         self._programs: dict[tuple[tuple[int, int], Request], Compiled] = {}  # of the present batch size
 
     def plan(self, volume: Volume, to_mm: float | None, axes: Sequence[str]) -> Plan:
-        """What `upscale` would do, without doing it."""
+        """What `upscale` would do, without doing it. Raises VolumeError where no axis of `axes` serves."""
         return make_plan(self._method, volume.grid, to_mm, axes, self._slice_map)
 
     def upscale(
@@ -118,12 +119,11 @@ class Engine:
         """
         before = self.compilations
         plan = self.plan(volume, to_mm, axes)
-        check_plan(plan, axes)
         window = fit_window(volume.data)
         low = window.forward(resample(volume.data, volume.grid, plan.grid, self._interpolation))
         key = jax.random.fold_in(jax.random.key(seed), sample)
         image, metrics = self.fuse(low, plan.axes, key, request, lambda done: progress(done, plan.slices), note)
-        result = Volume(window.inverse(image), plan.grid.affine, volume.orientation, volume.path, volume.notes)
+        result = replace(volume, data=window.inverse(image), affine=plan.grid.affine)
         return Upscaled(result, window, metrics, plan, self.compilations - before)
 
     def fuse(
@@ -247,9 +247,3 @@ class Engine:
 def first_batch_size() -> int:
     """Slices at a time that 'auto' starts with: enough to keep the device busy."""
     return 8 if jax.default_backend() == "cpu" else 64
-
-
-def check_plan(plan: Plan, axes: Sequence[str]) -> None:
-    """Raises VolumeError where no axis of `axes` serves."""
-    if not plan.axes:
-        raise VolumeError(f"no axis of {', '.join(axes)} can be upscaled: {'; '.join(plan.left_out)}")

@@ -17,10 +17,12 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from jaxsr.bench.count import operations, quantity
+from jaxsr.files import shown
 from jaxsr.methods.base import Condition, Method, Request
 from jaxsr.train.loop import abstract_batch
-from jaxsr.upscale.engine import BatchSize, check_plan, first_batch_size
-from jaxsr.upscale.files import Job, Settings
+from jaxsr.upscale.engine import BatchSize, first_batch_size
+from jaxsr.upscale.files import Settings
+from jaxsr.upscale.inputs import Job
 from jaxsr.upscale.model import Recipe
 from jaxsr.upscale.plan import Kind, Plan, make_plan
 from jaxsr.upscale.sidecar import check_sidecar
@@ -41,7 +43,6 @@ def forecast(
     """
     check_sidecar(job.output)
     plan = make_plan(recipe.method, volume.grid, settings.to_mm, settings.axes, slice_map)
-    check_plan(plan, settings.axes)
     devices = jax.local_device_count()
     size = -(-(first_batch_size() if batch_size == "auto" else batch_size) // devices) * devices
     voxels, affine = from_ras(np.broadcast_to(np.float32(0), plan.grid.shape), plan.grid.affine, turn_from(volume.orientation))
@@ -80,7 +81,7 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
     kept = "fewer where memory is short" if facts["BatchSizeMayShrink"] else "as asked"
     host, device = (quantity(facts[name], "B", 1024) for name in ("HostBytes", "DeviceBytes"))
     return [
-        f"{facts['Input']} → {facts['Output']}",
+        f"{shown(facts['Input'])} → {shown(facts['Output'])}",
         f"  output      {sides} voxels of {size} mm, {facts['Orientation']}, the first at ({origin}) mm",
         f"  work        {facts['Slices']} slices, padded ({axes}), in {facts['Batches']} batches of {facts['BatchSize']} ({kept})",
         f"              sampling steps of each: {facts['SamplingSteps']}; multiply-adds: {quantity(facts['MultiplyAdds'])}; "

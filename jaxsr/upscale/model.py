@@ -1,6 +1,7 @@
 """A trained model, from the run directory that trained it."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from jaxsr.experiment import Experiment, load_experiment
 from jaxsr.methods.base import Method, Variables
-from jaxsr.runtime.checkpoint import CheckpointError, newest_checkpoint, read_checkpoint
+from jaxsr.runtime.checkpoint import NoCheckpoint, newest_checkpoint, read_checkpoint
 from jaxsr.train.loop import abstract_batch, build_method
 from jaxsr.train.state import abstract_state, make_optimizer
 
@@ -56,23 +57,24 @@ def read_recipe(run_dir: Path, *, precision: str | None = None) -> Recipe:
     experiment = _experiment(run_dir, precision)
     try:
         step = newest_checkpoint(run_dir / "checkpoints")
-    except CheckpointError as error:
+    except NoCheckpoint as error:
         raise ModelError(str(error)) from error
     return Recipe(run_dir.name, step, experiment, build_method(experiment))
 
 
-def load_model(run_dir: Path, *, precision: str | None = None) -> Model:
-    """The newest checkpoint of `run_dir`.
+def load_model(run_dir: Path, *, precision: str | None = None, note: Callable[[str], None] = lambda text: None) -> Model:
+    """The newest checkpoint of `run_dir` that can be read; `note` is told of those that cannot.
 
     Raises:
       ModelError: where there is no trained run.
+      CheckpointError: where the checkpoint does not fit the run's config.
     """
     experiment = _experiment(run_dir, precision)
     method = build_method(experiment)
     shapes = abstract_state(method, make_optimizer(experiment.optimizer, experiment.train.steps), abstract_batch(experiment))
     try:
-        step, state = read_checkpoint(run_dir / "checkpoints", {"ema": shapes.ema, "stats": shapes.stats})
-    except CheckpointError as error:
+        step, state = read_checkpoint(run_dir / "checkpoints", {"ema": shapes.ema, "stats": shapes.stats}, note)
+    except NoCheckpoint as error:
         raise ModelError(str(error)) from error
     return Model(run_dir.name, step, experiment, method, {"params": state["ema"], "stats": state["stats"]}, _digest(state["ema"]))
 

@@ -6,11 +6,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxsr.methods.base import Method
+from jaxsr.upscale.inputs import serving_axes
 from jaxsr.volume.geometry import Grid, target_grid
 from jaxsr.volume.slices import AXES, SliceMap, make_map
 
 BUCKET = 16  # sides are padded to multiples of at least this, so that heads of about one size share their compiled programs
-LEAST_IN_PLANE = 16  # voxels of the input; an axis with fewer is never within a slice
 
 Kind = Literal["pad", "resize"]
 
@@ -48,9 +48,9 @@ class Plan(NamedTuple):
 
 
 def make_plan(method: Method, grid: Grid, to_mm: float | None, axes: Sequence[str], slice_map: Kind = "pad") -> Plan:
-    """For a volume on `grid`, at `to_mm` (None: on its own grid) along `axes`."""
+    """For a volume on `grid`, at `to_mm` (None: on its own grid) along `axes`. Raises VolumeError where none of them serves."""
     target = target_grid(grid, to_mm) if to_mm else grid
-    serving, left_out = _serving_axes(grid.shape, axes)
+    serving, left_out = serving_axes(grid.shape, axes)
     shapes = tuple(map_of(method, target.shape, AXES[name], slice_map).shape for name in serving)
     return Plan(target, serving, shapes, tuple(target.shape[AXES[name]] for name in serving), left_out)
 
@@ -60,12 +60,3 @@ def map_of(method: Method, shape: tuple[int, ...], axis: int, kind: Kind) -> Sli
     height, width = (n for a, n in enumerate(shape) if a != axis)
     multiple = int(np.lcm(method.multiple, BUCKET)) if kind == "pad" else method.multiple
     return make_map(kind, (height, width), multiple)
-
-
-def _serving_axes(shape: tuple[int, ...], axes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    thin = {a for a, n in enumerate(shape) if n < LEAST_IN_PLANE}
-    serving = tuple(name for name in axes if not thin - {AXES[name]})
-    left_out = tuple(
-        f"{name} slices would be only {min(shape[a] for a in thin - {AXES[name]})} voxels wide" for name in axes if name not in serving
-    )
-    return serving, left_out

@@ -4,17 +4,17 @@ import datetime
 import json
 import os
 import platform
-import uuid
 from pathlib import Path
-from typing import Any
-
-import jax
+from typing import TYPE_CHECKING, Any
 
 import jaxsr
-from jaxsr.methods.base import Request
-from jaxsr.upscale.engine import Upscaled
-from jaxsr.upscale.model import Model
+from jaxsr.files import Writer, shown, write_whole
 from jaxsr.volume.io import VolumeError
+
+if TYPE_CHECKING:  # they need JAX, and where a sidecar lies must be known before it is imported
+    from jaxsr.methods.base import Request
+    from jaxsr.upscale.engine import Upscaled
+    from jaxsr.upscale.model import Model
 
 WARNING = "Synthetic: upscaled by a generative model. Structures may be invented or lost. For research only, not for diagnosis."
 
@@ -38,11 +38,13 @@ def check_sidecar(output: Path) -> None:
     """Raises VolumeError where the sidecar would replace a file that is not ours."""
     path = sidecar_path(output)
     if path.exists() and read_sidecar(output) is None:
-        raise VolumeError(f"{path} exists and was not written by jaxsr: choose another -o, whose sidecar does not replace it")
+        raise VolumeError(f"{shown(path)} exists and was not written by jaxsr: choose another -o, whose sidecar does not replace it")
 
 
-def describe(model: Model, source: Path, output: Path, result: Upscaled, request: Request, **settings: Any) -> dict[str, Any]:
+def describe(model: "Model", source: Path, output: Path, result: "Upscaled", request: "Request", **settings: Any) -> dict[str, Any]:
     """BIDS-derivatives keys where BIDS has them, ours under `JaxSR`."""
+    import jax
+
     size = result.volume.voxel_size
     return {
         "Description": WARNING,
@@ -74,9 +76,10 @@ def describe(model: Model, source: Path, output: Path, result: Upscaled, request
 
 def write_json(path: Path, content: Any) -> None:
     """Writes whole or not at all."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, json_writer(content))
+
+
+def json_writer(content: Any) -> Writer:
+    """Writes `content` to a path as JSON in UTF-8; what is no text in a file's name is escaped, which JSON can."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -5,7 +5,8 @@ where its code is above 0, else the voxel size alone with an assumed orientation
 answer taken, and a difference becomes a note (or a refusal, where going on would be a guess). Millimetres everywhere.
 """
 
-from typing import NamedTuple
+import sys
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -21,18 +22,22 @@ FARTHEST = 1e5  # mm from the scanner's centre; float32 headers cannot place a v
 ANGLE_NOTE = 0.1  # degrees
 SHEAR = 1e-3  # largest cosine between two voxel axes that still counts as a right angle
 
+_FORMATS = {"Nifti1Image": "NIfTI-1", "Nifti1Pair": "NIfTI-1 pair", "Nifti2Image": "NIfTI-2", "Nifti2Pair": "NIfTI-2 pair"}
+_SCANNER, _ALIGNED, _CODES = 1, 2, range(1, 6)  # an unknown code still says that the space is somebody's
 _UNITS = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}  # unknown (taken as mm), metre, millimetre, micron
 
 
 class Placement(NamedTuple):
     affine: np.ndarray  # float64 [4, 4], voxel index → scanner mm
     notes: tuple[str, ...]
+    codes: tuple[int, int]  # of sform and qform, for files written with this affine in both
 
 
 def place(image: SpatialImage) -> Placement:
     """The affine of an image in millimetres, with notes. Raises VolumeError, without the file's name, where there is none to trust."""
+    codes = _SCANNER, _SCANNER
     if isinstance(image, nib.Nifti1Pair):
-        affine, notes = _place_nifti(image)
+        affine, notes, codes = _place_nifti(image)
     elif isinstance(image, nib.MGHImage):
         affine, notes = _checked(image.affine, image.shape), []
     else:
@@ -44,7 +49,28 @@ def place(image: SpatialImage) -> Placement:
             f"the affine is sheared (axes {_shear_angle(affine):.1f} degrees off a right angle, as by gantry tilt): "
             "it has to be resampled to a straight grid"
         )
-    return Placement(affine, tuple(notes))
+    return Placement(affine, tuple(notes), codes)
+
+
+def describe(image: SpatialImage) -> dict[str, Any]:
+    """What the header says of itself, as JSON holds it; numbers that are not finite are null."""
+    kind = image.get_data_dtype()
+    facts: dict[str, Any] = {
+        "format": _FORMATS.get(type(image).__name__, type(image).__name__.removesuffix("Image")),
+        "type": "RGB" if kind.fields else kind.name,
+        "byte_order": "big" if (kind.byteorder if kind.byteorder != "=" else sys.byteorder) in (">", "big") else "little",
+        "shape": [int(n) for n in image.shape],
+    }
+    if isinstance(image, nib.Nifti1Pair):
+        raw = _raw_header(image)
+        facts |= {name: int(raw[name]) for name in ("sform_code", "qform_code")}
+        facts["units"] = {1: "m", 2: "mm", 3: "um"}.get(int(raw["xyzt_units"]) & 7, "unknown")
+        facts |= {name: _finite(raw[field]) for name, field in (("slope", "scl_slope"), ("intercept", "scl_inter"))}
+    return facts
+
+
+def _finite(number: np.ndarray) -> float | None:
+    return float(number) if np.isfinite(number) else None
 
 
 def check_affine(affine: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -87,7 +113,7 @@ def _checked(affine: np.ndarray, shape: tuple[int, ...], scale: float = 1.0) -> 
     return affine
 
 
-def _place_nifti(image: nib.Nifti1Pair) -> tuple[np.ndarray, list[str]]:
+def _place_nifti(image: nib.Nifti1Pair) -> tuple[np.ndarray, list[str], tuple[int, int]]:
     raw = _raw_header(image)
     notes: list[str] = []
     unit = int(raw["xyzt_units"]) & 7
@@ -110,9 +136,14 @@ def _place_nifti(image: nib.Nifti1Pair) -> tuple[np.ndarray, list[str]]:
     affine = _checked(image.affine, image.shape, scale)
     if sform:
         notes += _compare_pixdim(affine, pixdim)
-    if sform and qform:
-        notes += _compare_forms(affine, image, scale)
-    return affine, notes
+    apart = _compare_forms(affine, image, scale) if sform and qform else []
+    notes += apart
+    first = _known(raw["sform_code"]) if sform else _known(raw["qform_code"]) if qform else _SCANNER
+    return affine, notes, (first, _known(raw["qform_code"]) if qform and not apart else first)
+
+
+def _known(code: np.ndarray) -> int:
+    return int(code) if int(code) in _CODES else _ALIGNED
 
 
 def _compare_pixdim(affine: np.ndarray, pixdim: np.ndarray) -> list[str]:

@@ -62,6 +62,11 @@ def fit_window(data: np.ndarray, *, percentiles: tuple[float, float] = (0.1, 99.
     raise VolumeError(f"the volume has no contrast: every voxel is {low:g}; check that it is the scan you mean")
 
 
+def background_share(data: np.ndarray) -> float:
+    """The share of the voxels that is filling or air."""
+    return 1 - _foreground(data.ravel()).size / data.size
+
+
 def _foreground(values: np.ndarray) -> np.ndarray:
     common = _most_common(values)
     filling = values == common

@@ -6,18 +6,16 @@ what is odd but usable is read with a note. Reading takes the data into memory (
 volume is in use), and gzip files are read to their last byte, so that a truncated or damaged one is noticed.
 """
 
-import errno
-import os
-import uuid
-from contextlib import suppress
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import SpatialImage
 
+from jaxsr.files import Writer, shown, write_together
 from jaxsr.volume.decode import load_data, open_image
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid, resample_oblique, straight_grid
@@ -31,6 +29,7 @@ IN_PLANE_SIDE = 16  # voxels
 LARGEST = 1e15  # intensity; its square is a float32 too
 SUFFIXES = (".nii", ".nii.gz", ".mgh", ".mgz")
 
+STRAIGHTENED = "the sheared volume was resampled to a straight grid"
 _DIRECTIONS = ("left to right", "posterior to anterior", "inferior to superior")
 _NIFTI1_SIDE = 32767
 
@@ -43,6 +42,8 @@ class Volume:
     affine: float64 `[4, 4]`, voxel index → scanner mm.
     orientation: where the axes of the file point, as in ('L', 'P', 'S'); `write_volume` returns to it.
     notes: what was odd about the file, one sentence each: to be shown and kept beside the result.
+    codes: NIfTI's words for the space of `affine`, of sform and qform: 1 scanner, 2 aligned, 3 Talairach, 4 MNI, 5 another template.
+    zeroed: voxels that were NaN or infinite in the file and are 0 here.
     """
 
     data: np.ndarray
@@ -50,6 +51,8 @@ class Volume:
     orientation: tuple[str, str, str] = ("R", "A", "S")
     path: Path | None = None
     notes: tuple[str, ...] = ()
+    codes: tuple[int, int] = (1, 1)
+    zeroed: int = 0
 
     @property
     def grid(self) -> Grid:
@@ -73,27 +76,35 @@ def read_volume(path: str | Path, *, volume: int | None = None, nan: Literal["re
       VolumeError: one sentence with the way out, for everything that is not one usable volume; see the module's tests for the list.
     """
     path = Path(path)
-    image = open_image(path)
     try:
+        image = open_image(path)
         _check_sides(image.shape)
-        affine, notes = place(image)
-        data, affine, orientation = _turned(load_data(image, volume), affine)
-        data, more = _check_values(data, nan)
+        affine, notes, codes = place(image)
+        data, behind = load_data(image, volume)
+        data, affine, orientation = _turned(data, affine)
+        data, zeroed, more = _check_values(data, nan)
     except VolumeError as error:
-        raise VolumeError(f"{path}: {error}") from None
-    notes += more + tuple(
-        f"only {n} voxels from {name}: this axis does not serve as an in-plane axis"
-        for n, name in zip(data.shape, _DIRECTIONS, strict=True)
-        if n < IN_PLANE_SIDE
+        raise VolumeError(f"{shown(path)}: {error}") from None
+    notes += (
+        behind
+        + more
+        + tuple(
+            f"only {n} voxels from {name}: this axis does not serve as an in-plane axis"
+            for n, name in zip(data.shape, _DIRECTIONS, strict=True)
+            if n < IN_PLANE_SIDE
+        )
     )
-    return Volume(data, affine, orientation, path, notes)
+    return Volume(data, affine, orientation, path, notes, codes, zeroed)
 
 
-def write_volume(path: str | Path, volume: Volume, *, description: str = "") -> None:
+def write_volume(path: str | Path, volume: Volume, *, description: str = "", before: Mapping[Path, Writer] | None = None) -> None:
     """Writes float32 in the volume's own orientation; the format goes by the suffix: .nii, .nii.gz, .mgh or .mgz.
 
-    NIfTI gets sform and qform, both with code 1 and equal, millimetres, slope 1 and intercept 0, and nothing of any earlier header but
-    `description` (79 characters). The file appears complete or not at all; missing folders are made.
+    NIfTI gets sform and qform, equal, with the volume's codes, millimetres, slope 1 and intercept 0, and nothing else of any earlier header
+    but `description` (79 characters). The file appears complete or not at all (FileError); missing folders are made.
+
+    Args:
+      before: files that belong to it, and how each is written: they appear just before it, or not at all.
 
     A sheared affine is refused: neither a qform nor an MGH header can hold it, and programs that read them would place the voxels
     elsewhere than programs that read the sform. `straighten` it first.
@@ -107,11 +118,11 @@ def write_volume(path: str | Path, volume: Volume, *, description: str = "") -> 
         if is_sheared(volume.affine):
             raise VolumeError("a sheared affine cannot be written as a valid qform: resample the volume to a straight grid first")
     except VolumeError as error:
-        raise VolumeError(f"{path}: {error}") from None
+        raise VolumeError(f"{shown(path)}: {error}") from None
 
     data, affine = from_ras(np.asarray(volume.data, np.float32), volume.affine, turn_from(volume.orientation))
-    image = nib.MGHImage(data, affine) if suffix in (".mgh", ".mgz") else _nifti(data, affine, description)
-    _write_whole(path, suffix, image)
+    image = nib.MGHImage(data, affine) if suffix in (".mgh", ".mgz") else _nifti(data, affine, volume.codes, description)
+    write_together({**(before or {}), path: functools.partial(nib.save, image)})
 
 
 def straighten(volume: Volume) -> Volume:
@@ -120,7 +131,7 @@ def straighten(volume: Volume) -> Volume:
         return volume
     grid = straight_grid(volume.grid)
     data = resample_oblique(volume.data, volume.grid, grid)
-    return replace(volume, data=data, affine=grid.affine, notes=(*volume.notes, "the sheared volume was resampled to a straight grid"))
+    return replace(volume, data=data, affine=grid.affine, notes=(*volume.notes, STRAIGHTENED))
 
 
 def _turned(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[str, str, str]]:
@@ -137,7 +148,8 @@ def _check_sides(shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_values(data: np.ndarray, nan: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def _check_values(data: np.ndarray, nan: str) -> tuple[np.ndarray, int, tuple[str, ...]]:
+    """The data, all finite, how many voxels were not, and notes."""
     notes: tuple[str, ...] = ()
     finite = np.isfinite(data)
     if not finite.all():
@@ -152,36 +164,18 @@ def _check_values(data: np.ndarray, nan: str) -> tuple[np.ndarray, tuple[str, ..
         raise VolumeError(f"the volume has no contrast, every voxel is {low + 0:g}: check that it is the scan you mean")
     if max(-low, high) > LARGEST:
         raise VolumeError(f"intensities from {low:g} to {high:g} are no scanner's: the file is damaged; copy or convert it again")
-    return data, notes
+    return data, data.size - int(finite.sum()), notes
 
 
-def _nifti(data: np.ndarray, affine: np.ndarray, description: str) -> nib.Nifti1Pair:
+def _nifti(data: np.ndarray, affine: np.ndarray, codes: tuple[int, int], description: str) -> nib.Nifti1Pair:
     kind = nib.Nifti2Image if max(data.shape) > _NIFTI1_SIDE else nib.Nifti1Image
     image = kind(data, affine)
     image.header.set_data_dtype(np.float32)
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=codes[0])
+    image.set_qform(affine, code=codes[1])
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = description.encode("ascii", "replace")[:79]
     return image
-
-
-def _write_whole(path: Path, suffix: str, image: SpatialImage) -> None:
-    """To a hidden file beside `path`, then renamed: nobody ever sees half of it."""
-    temporary = path.parent / f".{path.name.removesuffix(suffix)[:100]}.{uuid.uuid4().hex[:12]}.tmp{suffix}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        nib.save(image, temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise VolumeError(f"{path}: the disk is full, nothing was written: free some space and run again") from error
-        raise VolumeError(f"{path}: cannot be written ({error.strerror or error}): choose another place") from error
-    finally:
-        with suppress(OSError):  # not there, as it should be, or its folder never was
-            temporary.unlink()
 
 
 def _suffix(path: Path) -> str:
@@ -189,4 +183,4 @@ def _suffix(path: Path) -> str:
     for suffix in SUFFIXES:
         if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
             return path.name[-len(suffix) :]
-    raise VolumeError(f"{path}: the suffix does not name a format that is written: use one of {', '.join(SUFFIXES)}")
+    raise VolumeError(f"{shown(path)}: the suffix does not name a format that is written: use one of {', '.join(SUFFIXES)}")

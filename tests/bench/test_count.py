@@ -11,6 +11,7 @@ from jax import lax
 from jaxsr.bench.count import OUTSIDE, count, count_part, describe, multiply_adds, operations, quantity
 from jaxsr.config import ConfigError
 from jaxsr.experiment import DataConfig, Experiment
+from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.base import Part
 from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
 from jaxsr.models.sr3 import Sr3UNet
@@ -67,6 +68,14 @@ def test_sr3_with_three_channels_has_the_46_18_g_of_the_literature():
     counted = count_part(Part(network.apply, variables, (image, image, level)), [])
     assert counted["parameters"] == 97_807_491
     assert counted["multiply_adds"] / 1e9 == pytest.approx(46.18, abs=0.005)
+
+
+def test_the_autoencoder_has_its_published_size_in_both_halves():
+    """spec: 83,653,863 parameters; encode 136.4 G, decode 311.1 G at 256², attention included."""
+    counted = count(Experiment(method=AutoencoderConfig(), data=DataConfig(crop=256)))
+    assert (counted["parameters"], counted["notes"]) == (83_653_863, [])
+    assert counted["parts"]["encoder"]["multiply_adds"] / 1e9 == pytest.approx(136.4, abs=0.05)
+    assert counted["parts"]["decoder"]["multiply_adds"] / 1e9 == pytest.approx(311.1, abs=0.05)
 
 
 def test_counting_allocates_nothing():

@@ -7,6 +7,7 @@ import pytest
 
 from jaxsr.data.pipeline import SliceStream, batches, sample_ids
 from jaxsr.data.subjects import Pair
+from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid
 from jaxsr.volume.slices import take_slices
 
@@ -140,6 +141,59 @@ def test_crops_hold_tissue_where_there_is_some():
 
     running = stream(Corner())
     assert np.mean([(running[i]["low"] > -0.85).mean() > 0.1 for i in range(32)]) > 0.9  # it gives up after twenty tries
+
+
+class Damaged(Numbered):
+    """Some cannot be loaded."""
+
+    def __init__(self, bad, **how):
+        super().__init__(**how)
+        self.bad = bad
+
+    def load(self, index, visit=0):
+        if index in self.bad:
+            raise VolumeError(f"volume {index} is truncated")
+        return super().load(index, visit)
+
+
+def test_a_subject_that_cannot_be_loaded_gives_its_turn_to_the_next_and_is_told_once():
+    """The others come when they would have come; the stream is still random access, and origins name who really came."""
+    notes = []
+    whole, damaged, again = stream(), stream(Damaged({1, 2}), note=notes.append), stream(Damaged({1, 2}))
+    samples = [damaged[i] for i in range(80)]
+    for i in (77, 3, 41, 60):
+        assert same(again[i], samples[i])
+    for i, sample in enumerate(samples):
+        planned = int(whole[i]["origin"][1])
+        assert sample["origin"][1] == {1: 3, 2: 3}.get(planned, planned)
+        if planned not in (1, 2):
+            assert same(sample, whole[i])
+    assert sorted(notes) == ["left out: volume 1 is truncated", "left out: volume 2 is truncated"]
+
+
+def test_where_none_can_be_loaded_the_stream_ends_with_the_reason():
+    with pytest.raises(VolumeError, match="none of the 5 subjects can be loaded; the last: volume"):
+        stream(Damaged(range(5)))[0]
+
+
+def test_mistakes_in_our_own_code_are_no_bad_subjects():
+    class Broken(Numbered):
+        def load(self, index, visit=0):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stream(Broken())[0]
+
+
+def test_leaving_the_stream_waits_for_no_more_subjects():
+    release, slow = threading.Event(), Numbered(50)
+    load = slow.load
+    slow.load = lambda index, visit=0: (release.wait(60), load(index, visit))[1]
+    with stream(slow) as left:
+        waiting = [left._cache._future(visit) for visit in range(4)]
+    assert all(future.cancelled() for future in waiting[1:])
+    release.set()
+    assert waiting[0].result(60)
 
 
 def test_names_of_slices_can_be_read():

@@ -127,12 +127,27 @@ def test_truth_and_simulation_share_a_window_and_a_field_of_view():
 
 def test_a_visit_is_another_acquisition_of_the_same_person(tmp_path):
     folder = folder_of(tmp_path, ["a.nii"])
-    people = FolderSubjects([folder / "a.nii"], voxel_size=1.0, acquisition=SCANNER)
+    people = FolderSubjects([folder / "a.nii"], folder, voxel_size=1.0, acquisition=SCANNER)
     first, again, second = (people.load(0, visit) for visit in (0, 0, 1))
     np.testing.assert_array_equal(first.low, again.low)
     assert not np.array_equal(first.low, second.low)
     # Only the window differs in `high`: it is that of another acquisition.
     assert np.corrcoef(first.high.ravel(), second.high.ravel())[0, 1] == pytest.approx(1, abs=1e-5)
+
+
+def test_what_is_simulated_goes_by_the_path_below_the_root_wherever_that_lies(tmp_path):
+    """Two files of one name in folders of one name are two volumes; the same tree elsewhere is the same set."""
+    names = ["a/anat/T1.nii", "b/anat/T1.nii"]
+    drawn = []
+    for root in (tmp_path / "here", tmp_path / "there" / "deeper"):
+        for name in names:
+            (root / name).parent.mkdir(parents=True)
+            write_volume(root / name, truth())
+        people = FolderSubjects([root / name for name in names], root, voxel_size=1.0, acquisition=SCANNER)
+        assert people.ids == names
+        drawn.append([people.load(i).low for i in range(2)])
+    assert not np.array_equal(drawn[0][0], drawn[0][1])
+    np.testing.assert_array_equal(drawn[0], drawn[1])
 
 
 def test_volumes_of_different_sizes_and_orientations_load_on_their_own_grids(tmp_path):
@@ -143,7 +158,7 @@ def test_volumes_of_different_sizes_and_orientations_load_on_their_own_grids(tmp
     assert nib.aff2axcodes(nib.load(tmp_path / "c.mgz").affine) == ("P", "S", "R")
     paths, left_out = find_volumes(tmp_path, 1.0)
     assert not left_out
-    people = FolderSubjects(paths, voxel_size=1.0, acquisition=SCANNER)
+    people = FolderSubjects(paths, tmp_path, voxel_size=1.0, acquisition=SCANNER)
     for i, shape in enumerate(((16, 18, 20), (10, 16, 13), (14, 14, 14))):
         pair = people.load(i)
         assert pair.high.shape == pair.low.shape == pair.grid.shape == shape
@@ -164,7 +179,11 @@ def test_what_can_be_no_truth_is_left_out_with_its_reason(tmp_path):
     paths, left_out = find_volumes(tmp_path, 1.0)
     assert [p.relative_to(tmp_path).as_posix() for p in paths] == ["deep/er/fine.nii.gz", "fine.nii"]
     assert len(left_out) == 3
-    for word in ("broken.nii: cannot be read", "3 × 3 × 3 mm are no truth at data.voxel_size=1 mm", "8 × 8 × 8 × 5 is not one volume"):
+    for word in (
+        "broken.nii: not a volume in a format that is read",
+        "3 × 3 × 3 mm are no truth at data.voxel_size=1 mm",
+        "8 × 8 × 8 × 5 is not one volume",
+    ):
         assert any(word in sentence for sentence in left_out)
 
 
@@ -172,12 +191,12 @@ def test_a_folder_without_a_truth_is_refused_with_every_reason(tmp_path):
     with pytest.raises(VolumeError, match="no file ends in"):
         find_volumes(tmp_path, 1.0)
     folder_of(tmp_path, ["coarse.nii"], voxel_size=3.0)
-    with pytest.raises(VolumeError, match=r"coarse\.nii: voxels of 3 × 3 × 3 mm"):
+    with pytest.raises(VolumeError, match=r"would serve with data.voxel_size=3:\n.*coarse\.nii: voxels of 3 × 3 × 3 mm"):
         find_volumes(tmp_path, 1.0)
     with pytest.raises(VolumeError, match="is not a folder"):
         find_volumes(tmp_path / "absent", 1.0)
     with pytest.raises(VolumeError, match="split is empty"):
-        FolderSubjects([], voxel_size=1.0, acquisition=SCANNER)
+        FolderSubjects([], tmp_path, voxel_size=1.0, acquisition=SCANNER)
 
 
 # ------------------------------------------------------------------------------------------------ the embedded set

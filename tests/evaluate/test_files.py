@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxsr.evaluate.files import pair_files, stem, write_whole
+from jaxsr.evaluate.files import pair_files, stem
 
 
 def folder(root: Path, *names: str) -> Path:
@@ -64,16 +64,6 @@ def test_masks_are_no_outputs_but_find_their_reference(tmp_path):
     references = folder(tmp_path / "r", "sub-1_T1w.nii")
     assert not pair_files(references, root).matched
     assert names(pair_files(references, root, masks=True)) == {"sub-1": ("sub-1_T1w.nii", "sub-1_desc-brain_mask.nii")}
-
-
-def test_a_failed_write_leaves_nothing_behind(tmp_path):
-    def fail(path):
-        path.write_text("half")
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        write_whole(tmp_path / "a.csv", fail)
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_stem_has_no_format():

@@ -1,5 +1,8 @@
 """Laws of checkpoints: what comes back is what was saved, or nothing does."""
 
+import hashlib
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,14 +62,68 @@ def test_a_part_can_be_read_without_the_rest(saved):
     np.testing.assert_array_equal(part["ema"]["w"], STATE["ema"]["w"] + 1)
 
 
-def test_a_damaged_newest_checkpoint_is_skipped_with_a_note(saved):
-    for path in (saved / "9" / "state").rglob("*"):
-        if path.is_file():
-            path.write_bytes(b"")
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "one bit flipped": flip,
+    "garbage": lambda path: path.write_bytes(np.random.default_rng(0).bytes(path.stat().st_size)),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("what", ["arrays", "state/_METADATA", "about/metadata", "state/manifest.ocdbt", "SHA256SUMS"])
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_note(saved, what, kind):
+    """By who reads, and by who goes on from it: that one sets it aside, so that the step can be saved again."""
+    newest = saved / "9"
+    DAMAGE[kind](max(newest.glob("state/ocdbt*/d/*"), key=lambda p: p.stat().st_size) if what == "arrays" else newest / what)
     notes = []
-    step, _ = read_checkpoint(saved, shapes({"ema": STATE["ema"]}), notes.append)
+    step, part = read_checkpoint(saved, shapes({"ema": STATE["ema"]}), notes.append)
     assert step == 7
-    assert "skipped" in notes[0]
+    np.testing.assert_array_equal(part["ema"]["w"], STATE["ema"]["w"])
+    assert "checkpoints/9 is damaged and is skipped" in notes[0].replace(str(saved), "checkpoints")
+
+    with Checkpoints(saved) as checkpoints:
+        step, state = checkpoints.newest(shapes(STATE), lambda about: None, notes.append)
+        assert step == 7
+        checkpoints.save(9, STATE, {})
+    jax.tree.map(np.testing.assert_array_equal, state, STATE)
+    assert "it is now 9.corrupt" in notes[1]
+    assert {p.name for p in saved.iterdir()} == {"7", "9", "9.corrupt"}
+    assert read_checkpoint(saved, shapes({"ema": STATE["ema"]}))[0] == 9
+
+
+def test_the_checksums_are_those_of_every_file_and_sha256sum_reads_them(saved):
+    lines = dict(reversed(line.split("  ")) for line in (saved / "9" / "SHA256SUMS").read_text().splitlines())
+    items = {p.relative_to(saved / "9").as_posix() for item in ("state", "about") for p in (saved / "9" / item).rglob("*") if p.is_file()}
+    assert items <= lines.keys()
+    for name, digest in lines.items():
+        assert hashlib.sha256((saved / "9" / name).read_bytes()).hexdigest() == digest
+
+
+def test_what_an_interrupted_save_left_is_no_checkpoint_and_goes(saved):
+    shutil.copytree(saved / "9", saved / "11.orbax-checkpoint-tmp")
+    assert read_checkpoint(saved, shapes({"ema": STATE["ema"]}))[0] == 9
+    assert (saved / "11.orbax-checkpoint-tmp").exists()  # a reader leaves it alone: it may be being written
+    with Checkpoints(saved) as checkpoints:
+        assert checkpoints.latest == 9
+        checkpoints.save(11, STATE, {})
+    assert {p.name for p in saved.iterdir()} == {"7", "9", "11"}
+
+
+def test_what_is_said_beside_the_state_can_refuse_it_and_nothing_is_set_aside(saved):
+    def refuse(about):
+        raise KeyError(about["config"]["seed"])
+
+    with Checkpoints(saved) as checkpoints, pytest.raises(KeyError, match="1"):
+        checkpoints.newest(shapes(STATE), refuse, print)
+    assert {p.name for p in saved.iterdir()} == {"7", "9"}
 
 
 def test_an_empty_folder_is_no_model(tmp_path):

@@ -1,31 +1,56 @@
-"""Laws of the trainer: what stops and goes on is what never stopped."""
+"""Laws of the trainer: what stops and goes on is what never stopped, and what goes wrong is told where it began."""
 
+import functools
 import json
 import os
+import re
+import shutil
+import signal
+import struct
 import subprocess
 import sys
-from pathlib import Path
+import threading
+import time
 
 import jax
+import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
 import pytest
 
-from jaxsr.config import ConfigError, from_dict
+from jaxsr.cli.status import run as run_command
+from jaxsr.config import ConfigError, dump, from_dict
+from jaxsr.data.pipeline import SliceStream, sample_ids
+from jaxsr.data.subjects import AnatomySubjects
 from jaxsr.experiment import Experiment
-from jaxsr.train.loop import TrainingDiverged, train
+from jaxsr.runtime.checkpoint import CheckpointError, find_damage
+from jaxsr.train import loop
+from jaxsr.train.loop import TrainingDiverged, build_stream, build_subjects, train
+from jaxsr.train.metrics import HELD, NotFinite, Recent
+from jaxsr.train.state import init_state as init_state_as_it_is
+from jaxsr.train.state import state_shardings
+from jaxsr.train.step import make_step
+from jaxsr.train.stop import Stopped
 from jaxsr.upscale.model import ModelError, load_model
 
 TINY = {
     "method": {
         "kind": "sr3",
-        "network": {"width": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4, "attention_at": [], "dropout": 0.1},
+        "network": {
+            "width": 8,
+            "multipliers": [1],
+            "blocks": 1,
+            "groups": 4,
+            "attention_at": [],
+            "dropout": 0.1,
+            "middle_attention": False,
+        },
         "prediction": "v",
         "residual_std": 0.2,
         "sampling_steps": 1,
         "eta": 0.0,
     },
-    "data": {"voxel_size": 6.0, "crop": 16, "subjects": 3, "draws": 8, "window": 2, "threads": 1},
+    "data": {"voxel_size": 6.0, "crop": 8, "subjects": 3, "draws": 8, "window": 2, "threads": 1},
     "train": {"steps": 6, "batch_size": 4, "log_every": 1, "checkpoint_every": 3, "accumulate": 2},
 }
 
@@ -41,6 +66,30 @@ def tiny(**changes):
     return from_dict(data, Experiment)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """Runs of one network and optimiser share the traced and compiled step, and the weights drawn for it, which would be most of the time.
+
+    Runs in processes of their own, which share nothing, are in tests/robustness/test_kill.py.
+    """
+    methods, optimizers, steps = (functools.cache(f) for f in (lambda config, kind: config.build(kind), loop.make_optimizer, make_step))
+    made = {}
+
+    def init_state(method, optimizer, shape, key, mesh):
+        name = (method, optimizer, shape)
+        if name not in made:
+            made[name] = jax.device_get(init_state_as_it_is(method, optimizer, shape, key, mesh)[0])
+        shardings = state_shardings(method, optimizer, shape, mesh)
+        return jax.device_put(jax.tree.map(jnp.array, made[name]), shardings), shardings
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "build_method", lambda experiment: methods(experiment.method, jnp.float32))
+        patch.setattr(loop, "make_optimizer", lambda config, count: optimizers(config, count if config.decay == "cosine" else 0))
+        patch.setattr(loop, "make_step", steps)
+        patch.setattr(loop, "init_state", init_state)
+        yield
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
@@ -52,22 +101,31 @@ def assert_equal_states(a, b):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=jax.tree_util.keystr(path))
 
 
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(uninterrupted, tmp_path):
+def losses(run_dir):
+    return {(line := json.loads(text))["step"]: line["loss"] for text in (run_dir / "metrics.jsonl").read_text().splitlines()}
+
+
+def until(step, action=lambda: os.kill(os.getpid(), signal.SIGTERM)):
+    """A report that acts at `step`."""
+    return lambda done, scalars: action() if done == step else None
+
+
+def copied(uninterrupted, tmp_path):
+    return shutil.copytree(uninterrupted[0], tmp_path / "run")
+
+
+# ------------------------------------------------------------------------------------------------ going on
+
+
+def test_a_run_that_was_stopped_goes_on_bit_for_bit_with_one_line_a_step(uninterrupted, tmp_path):
     """Parameters, EMA, optimiser and data position: 3 + 3 steps are 6 steps."""
-    train(tiny(train__steps=3), tmp_path)
-    resumed = train(tiny(), tmp_path)
-    assert_equal_states(resumed, uninterrupted[1])
-
-
-def test_the_metrics_have_one_line_a_step_also_after_resuming(uninterrupted, tmp_path):
     train(tiny(train__steps=3), tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')  # what a killed run may leave behind
-    train(tiny(), tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    straight = [json.loads(line)["loss"] for line in (uninterrupted[0] / "metrics.jsonl").read_text().splitlines()]
-    assert [line["loss"] for line in lines] == straight
+    resumed = train(tiny(), tmp_path)
+    assert_equal_states(resumed, uninterrupted[1])
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
+    assert losses(tmp_path) == losses(uninterrupted[0])
 
 
 def test_a_finished_run_is_left_alone(uninterrupted):
@@ -79,49 +137,224 @@ def test_a_finished_run_is_left_alone(uninterrupted):
     assert_equal_states(again, state)
 
 
-def test_a_run_directory_of_another_experiment_is_refused_with_the_difference(uninterrupted):
+def test_a_damaged_newest_checkpoint_is_skipped_told_and_written_anew(uninterrupted, tmp_path):
+    run = copied(uninterrupted, tmp_path)
+    largest = max((run / "checkpoints" / "6").rglob("*"), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-100])
+    (run / "checkpoints" / "7.orbax-checkpoint-tmp").mkdir()  # what a save that was killed leaves
+    notes, upscaling = [], []
+    assert load_model(run, note=upscaling.append).step == 3
+    assert "checkpoints/6 is damaged and is skipped" in upscaling[0]
+    state = train(tiny(), run, note=notes.append)
+    assert_equal_states(state, uninterrupted[1])
+    assert any("checkpoints/6 is damaged" in n and "6.corrupt" in n for n in notes)
+    assert any("resumed" in n and "at step 3" in n for n in notes)
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"3", "6", "6.corrupt"}
+    assert find_damage(run / "checkpoints" / "6") == ""
+    assert losses(run) == losses(uninterrupted[0])
+
+
+def test_where_every_checkpoint_is_damaged_the_run_begins_again(uninterrupted, tmp_path):
+    run = copied(uninterrupted, tmp_path)
+    for step in ("3", "6"):
+        (run / "checkpoints" / step / "SHA256SUMS").unlink()
+    notes = []
+    assert_equal_states(train(tiny(), run, note=notes.append), uninterrupted[1])
+    assert sum("is damaged" in n for n in notes) == 2
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_a_run_directory_of_another_experiment_is_refused_with_the_difference(uninterrupted, tmp_path):
     with pytest.raises(ConfigError, match=r"optimizer.learning_rate: 0.0001 → 0.01"):
         train(tiny(optimizer__learning_rate=0.01), uninterrupted[0])
+    run = copied(uninterrupted, tmp_path)
+    (run / "config.yaml").unlink()  # the checkpoint says it too
+    with pytest.raises(ConfigError, match=r"optimizer.learning_rate: 0.0001 → 0.01"):
+        train(tiny(optimizer__learning_rate=0.01), run)
 
 
-def test_more_steps_are_another_experiment_where_the_rate_depends_on_them(tmp_path):
-    falling = {"optimizer__decay": "cosine", "optimizer__warmup_steps": 0}
-    train(tiny(train__steps=1, train__checkpoint_every=1, **falling), tmp_path)
+def test_a_checkpoint_that_does_not_fit_the_config_beside_it_is_no_model(uninterrupted, tmp_path):
+    run = copied(uninterrupted, tmp_path)
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("width: 8", "width: 16"))
+    with pytest.raises(CheckpointError, match=r"(?s)checkpoint 6 does not fit.*float32\[.*8\] saved, float32\[.*16\] expected"):
+        load_model(run)
+
+
+def test_more_steps_are_another_experiment_where_the_rate_depends_on_them(uninterrupted, tmp_path):
+    (tmp_path / "config.yaml").write_text(dump(tiny(train__steps=1, optimizer__decay="cosine")))
     with pytest.raises(ConfigError, match=r"train\.steps: 1 → 6"):
-        train(tiny(**falling), tmp_path)
+        train(tiny(optimizer__decay="cosine"), tmp_path)
 
 
-def test_a_run_that_diverges_keeps_the_last_good_checkpoint(tmp_path):
-    """NaN data after a checkpoint: the message tells the truth about what is left, and what is left can be read."""
+# ------------------------------------------------------------------------------------------------ NaN and Inf
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """From batch 4 on (counted from 0, so at step 5) one voxel is NaN."""
+
+    def draw(self, position):
+        sample = as_it_is(self, position)
+        if position >= 4 * TINY["train"]["batch_size"]:
+            sample["high"][3, 3] = np.nan
+        return sample
+
+    as_it_is = SliceStream.__getitem__
+    monkeypatch.setattr(SliceStream, "__getitem__", draw)
+
+
+@pytest.mark.parametrize("log_every, checkpoint_every, last", [(1, 1, 4), (6, 3, 3), (100, 100, None)])
+def test_a_loss_that_is_not_finite_is_told_with_its_own_step_samples_and_the_last_good_checkpoint(
+    log_every, checkpoint_every, last, poisoned, uninterrupted, tmp_path
+):
+    """Also between log steps: the step is that at which it began, the samples are those of its batch, and nothing poisoned is saved."""
+    with pytest.raises(TrainingDiverged) as caught:
+        train(tiny(train__log_every=log_every, train__checkpoint_every=checkpoint_every), tmp_path)
+    said = str(caught.value)
+    assert re.search(r"diverged at step 5: .*loss nan", said)
+    assert (f"last good checkpoint is of step {last}" if last else "no checkpoint yet") in said
+    experiment = tiny()
+    subjects = build_subjects(experiment.data, "train", experiment.seed)
+    with build_stream(experiment, subjects) as stream:
+        ids = list(sample_ids(np.stack([stream[4 * 4 + i]["origin"] for i in range(4)]), subjects))
+    assert said.splitlines()[1:] == [f"  {name}" for name in ids]
+    saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir()]
+    assert max(saved, default=None) == last
+    assert all(step < 5 for step in losses(tmp_path))
+
+
+def test_what_diverged_diverges_again_and_says_the_way_out(poisoned, tmp_path, capsys):
+    for _ in range(2):
+        assert run_command(lambda: train(tiny(), tmp_path) and None) == 6
+        said = capsys.readouterr().err
+        assert re.search(r"step 5.*checkpoint is of step 3.*lower optimizer.learning_rate in another folder", said)
+    assert load_model(tmp_path).step == 3
+
+
+def test_parameters_that_are_not_finite_are_no_good_checkpoint_though_the_loss_was(tmp_path):
     wild = {"optimizer__learning_rate": 1e30, "optimizer__clip_norm": None, "optimizer__warmup_steps": 0}
-    with pytest.raises(TrainingDiverged, match="last checkpoint is of step 1"):
+    with pytest.raises(TrainingDiverged, match=r"at step 1: parameter_norm inf \(there is no checkpoint yet"):
         train(tiny(train__checkpoint_every=1, **wild), tmp_path)
-    assert load_model(tmp_path).step == 1
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
-def test_sigterm_saves_says_so_and_the_run_goes_on_bit_for_bit(uninterrupted, tmp_path):
-    program = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import os, signal
-from pathlib import Path
-from test_loop import tiny
-from jaxsr.cli.status import run
-from jaxsr.train.loop import train
-terminate = lambda step, scalars: os.kill(os.getpid(), signal.SIGTERM) if step == 2 else None
-sys.exit(run(lambda: train(tiny(), Path(sys.argv[2]), report=terminate) and None))
-"""
-    words = [sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 143, done.stderr
-    assert "stopped at step" in done.stderr
+def test_metrics_that_nobody_asks_for_are_looked_at_all_the_same():
+    """Few are held, however rare the log steps."""
+    recent = Recent()
+    recent.add(1, {"loss": jnp.float32(np.inf)}, np.zeros((1, 4)))
+    for step in range(2, 1 + HELD):
+        recent.add(step, {"loss": jnp.float32(1)}, np.ones((1, 4)))
+    with pytest.raises(NotFinite) as caught:
+        recent.add(1 + HELD, {"loss": jnp.float32(1)}, np.ones((1, 4)))
+    assert caught.value.step == 1
+    np.testing.assert_array_equal(caught.value.origin, np.zeros((1, 4)))
+
+
+# ------------------------------------------------------------------------------------------------ signals
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+
+
+@posix
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_step_says_so_and_the_run_goes_on_bit_for_bit(number, status, uninterrupted, tmp_path, capsys):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    stop = until(2, lambda: os.kill(os.getpid(), number))
+    assert run_command(lambda: train(tiny(), tmp_path, report=stop) and None) == status
+    assert "stopped at step 2, which is saved; run the same command again" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
     assert_equal_states(train(tiny(), tmp_path), uninterrupted[1])
+    assert losses(tmp_path) == losses(uninterrupted[0])
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_samples_and_last_checkpoint(tmp_path):
-    with pytest.raises(TrainingDiverged, match=r"(?s)diverged at step \d+: .*checkpoint.*anatomy-train-"):
-        train(tiny(optimizer__learning_rate=1e30, optimizer__clip_norm=None, optimizer__warmup_steps=0), tmp_path)
+@posix
+def test_a_signal_while_waiting_for_data_saves_without_waiting(uninterrupted, tmp_path, monkeypatch):
+    """A volume that takes longer to load than a scheduler's grace: it comes only once the state is saved. Step 5 needs the third visit."""
+    fourth_done, loaded, seen = threading.Event(), threading.Event(), []
+
+    def load(self, index, visit=0):
+        if visit == 2:
+            assert fourth_done.wait(120)
+            time.sleep(0.5)  # until the main thread waits
+            os.kill(os.getpid(), signal.SIGTERM)
+            end = time.monotonic() + 120
+            while not (tmp_path / "checkpoints" / "4").exists() and time.monotonic() < end:
+                time.sleep(0.01)
+            seen.extend(p.name for p in (tmp_path / "checkpoints").iterdir())
+            loaded.set()
+        return as_it_is(self, index, visit)
+
+    as_it_is = AnatomySubjects.load
+    monkeypatch.setattr(AnatomySubjects, "load", load)
+    with pytest.raises(Stopped, match="stopped at step 4, which is saved"):
+        train(tiny(train__checkpoint_every=100), tmp_path, report=until(4, fourth_done.set))
+    assert loaded.wait(180)
+    monkeypatch.undo()
+    assert "4" in seen, "nothing was saved before the volume came"
+    assert_equal_states(train(tiny(train__checkpoint_every=100), tmp_path), uninterrupted[1])
+
+
+@posix
+def test_a_second_ctrl_c_ends_the_process_at_once():
+    """Even inside a computation that never returns to Python."""
+    program = """
+import ctypes, os, signal, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # children of a background job ignore it
+from jaxsr.train.stop import StopSignals
+with StopSignals():
+    me = os.getpid()
+    threading.Thread(target=lambda: [(time.sleep(0.5), os.kill(me, signal.SIGINT)) for _ in range(2)], daemon=True).start()
+    while True:
+        ctypes.CDLL(None).sleep(30)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGINT
+    assert "Ctrl-C again quits at once" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------ TensorBoard
+
+
+def test_tensorboard_holds_every_step_once_also_after_resuming(uninterrupted, tmp_path):
+    pytest.importorskip("tensorboardX", reason="needs the extra [tracking]")
+    with pytest.raises(Stopped):
+        train(tiny(train__tensorboard=True, train__checkpoint_every=2), tmp_path, report=until(5))
+    shutil.rmtree(tmp_path / "checkpoints" / "5")  # as if it had been killed before that was saved
+    train(tiny(train__tensorboard=True), tmp_path)
+    shown = {}
+    for path in sorted((tmp_path / "tensorboard").iterdir()):
+        for event in events(path):
+            if event.session_log.status == event.session_log.START:  # TensorBoard forgets what came before of these steps
+                shown = {step: loss for step, loss in shown.items() if step < event.step}
+            for value in event.summary.value:
+                if value.tag == "loss":
+                    assert event.step not in shown
+                    shown[event.step] = value.simple_value
+    assert shown == losses(uninterrupted[0])
+
+
+def events(path):
+    """Of an event file: records of length, checksum, data, checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data, at = path.read_bytes(), 0
+    while at < len(data):
+        (length,) = struct.unpack_from("<Q", data, at)
+        yield Event.FromString(data[at + 12 : at + 12 + length])
+        at += 12 + length + 4
+
+
+def test_without_its_package_tensorboard_is_refused_with_the_command_that_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"train\.tensorboard.*pip install 'jaxsr\[tracking\]'"):
+        train(tiny(train__tensorboard=True), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------ what was trained
 
 
 def test_a_trained_model_loads_with_the_moving_average(uninterrupted):
@@ -137,15 +370,51 @@ def test_a_folder_without_a_run_is_no_model(tmp_path):
         load_model(tmp_path)
 
 
-def test_a_folder_of_volumes_of_different_sizes_and_orientations_trains(tmp_path):
-    rng = np.random.default_rng(0)
-    heads = tmp_path / "heads"
-    heads.mkdir()
-    for i, (shape, codes) in enumerate([((40, 44, 36), "RAS"), ((37, 52, 41), "LPI"), ((60, 30, 33), "ASR")]):
+# ------------------------------------------------------------------------------------------------ folders of volumes
+
+
+@pytest.fixture
+def heads(tmp_path):
+    """Five people, of different sizes and orientations."""
+    rng, folder = np.random.default_rng(0), tmp_path / "heads"
+    for i, (shape, codes) in enumerate([((40, 44, 36), "RAS"), ((37, 52, 41), "LPI"), *[((30, 30, 33), "ASR")] * 3]):
         data = rng.normal(100, 30, shape).clip(0).astype(np.float32)
         image = nib.Nifti1Image(data, nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(tuple(codes)), shape))
-        nib.save(image, heads / f"sub-{i:02d}_T1w.nii.gz")
+        path = folder / f"sub-{i:02d}" / "anat" / "T1w.nii.gz"
+        path.parent.mkdir(parents=True)
+        nib.save(image, path)
+    return folder
+
+
+def cut(path):
+    """The header stays whole, the voxels do not."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_an_unreadable_volume_is_told_once_and_the_run_is_a_function_of_step_and_files(heads, tmp_path, monkeypatch):
+    """It trains on, goes on bit for bit where it was stopped, and from another folder with another spelling of the same path."""
+    cut(heads / "sub-03" / "anat" / "T1w.nii.gz")
+    config = {"data__voxel_size": 1.0, "data__draws": 2}  # a visit a step or two: all come
     notes = []
-    state = train(tiny(data__volumes=str(heads), data__voxel_size=1.0, train__steps=2), tmp_path / "run", note=notes.append)
-    assert int(state.step) == 2
-    assert any("3 of 3 volumes" in n for n in notes)
+    straight = train(tiny(data__volumes=str(heads), **config), tmp_path / "straight", note=notes.append)
+    assert int(straight.step) == 6
+    assert any("train: 5 of 5 volumes" in n for n in notes)
+    told = [n for n in notes if n.startswith("left out")]
+    assert len(told) == 1
+    assert "sub-03/anat/T1w.nii.gz" in told[0]
+    assert (tmp_path / "straight" / "volumes.txt").read_text().splitlines() == [f"sub-{i:02d}/anat/T1w.nii.gz" for i in range(5)]
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Stopped):
+        train(tiny(data__volumes="heads", **config), tmp_path / "stopped", report=until(3))
+    monkeypatch.chdir(heads)
+    resumed = train(tiny(data__volumes="../heads/.", **config), tmp_path / "stopped")
+    assert_equal_states(resumed, straight)
+
+
+def test_another_set_of_volumes_is_another_experiment(heads, uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    train(tiny(data__volumes=str(heads), train__steps=1), run)
+    (heads / "sub-01" / "anat" / "T1w.nii.gz").rename(heads / "sub-01" / "anat" / "T1.nii.gz")
+    with pytest.raises(ConfigError, match=r"(?s)other volumes.*2 differences.*- sub-01/anat/T1w.nii.gz.*\+ sub-01/anat/T1.nii.gz"):
+        train(tiny(data__volumes=str(heads)), run)

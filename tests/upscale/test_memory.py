@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jaxsr.methods.base import Request, UpscaleOutput
-from jaxsr.runtime.memory import OutOfMemory, host_free, is_out_of_memory
+from jaxsr.runtime import memory
+from jaxsr.runtime.memory import OutOfMemory, free_memory, is_out_of_memory
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.upscale import engine as engines
 from jaxsr.upscale.engine import Engine
@@ -133,18 +134,12 @@ def test_lack_of_memory_is_known_by_its_class_or_its_word(error, expected):
     assert is_out_of_memory(error) == expected
 
 
-def test_a_containers_limit_counts_where_it_is_lower_and_cached_files_give_way(tmp_path):
-    group = tmp_path / "sys/fs/cgroup"
-    group.mkdir(parents=True)
-    assert host_free(tmp_path) is None
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:    5000 kB\n")
-    (tmp_path / "proc/self").mkdir()
-    (tmp_path / "proc/self/statm").write_text("70 30 10 1 0 20 0\n")
-    assert host_free(tmp_path) == 5000 * 1024
-    (group / "memory.current").write_text("3000\n")
-    (group / "memory.stat").write_text("anon 2000\ninactive_file 500\n")
-    (group / "memory.max").write_text("max\n")
-    assert host_free(tmp_path) == 5000 * 1024
-    (group / "memory.max").write_text("4000\n")
-    assert host_free(tmp_path) == 4000 - 3000 + 500
+def test_what_is_free_on_a_host_is_shared_by_the_devices_made_of_it_within_the_limit_of_the_process(monkeypatch):
+    monkeypatch.setattr(memory, "host_memory", lambda: 2**40)
+    monkeypatch.setattr(memory, "address_space_left", lambda: None)
+    assert free_memory(jax.local_devices()) == 2**40 // jax.local_device_count()
+    monkeypatch.setattr(memory, "address_space_left", lambda: 2**30)
+    assert free_memory(jax.local_devices()) == 2**30 // jax.local_device_count()
+    monkeypatch.setattr(memory, "host_memory", lambda: None)
+    monkeypatch.setattr(memory, "address_space_left", lambda: None)
+    assert free_memory(jax.local_devices()) is None

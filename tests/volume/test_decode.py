@@ -163,7 +163,7 @@ def test_a_header_that_promises_more_than_the_file_can_hold_is_refused_before_an
 
 
 def test_a_volume_that_does_not_fit_in_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxsr.volume.decode._free_memory", lambda: 10_000)
+    monkeypatch.setattr("jaxsr.volume.decode.free_memory", lambda: 10_000)
     with pytest.raises(VolumeError, match=r"16 × 17 × 18 voxels needs.*larger machine"):
         read_volume(saved(tmp_path / "v.nii"))
 

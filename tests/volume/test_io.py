@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from jaxsr.files import FileError
 from jaxsr.volume.io import Volume, VolumeError, read_volume, straighten, write_volume
 from jaxsr.volume.orientation import Turn, codes_of, from_ras, turn_from
 
@@ -127,7 +128,7 @@ def test_a_file_can_be_replaced_by_what_was_read_from_it(tmp_path):
 
 @pytest.mark.parametrize(
     "failure, raised, message",
-    [(OSError(errno.ENOSPC, "No space left on device"), VolumeError, "disk is full"), (KeyboardInterrupt(), KeyboardInterrupt, None)],
+    [(OSError(errno.ENOSPC, "No space left on device"), FileError, "disk is full"), (KeyboardInterrupt(), KeyboardInterrupt, None)],
 )
 def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, failure, raised, message):
     path = tmp_path / "v.nii"
@@ -154,10 +155,10 @@ def test_a_suffix_that_names_no_format_is_refused(tmp_path, name):
 
 def test_a_place_that_cannot_be_written_to_is_refused(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(VolumeError, match="cannot be written"):
+    with pytest.raises(FileError, match="cannot be written"):
         write_volume(tmp_path / "file" / "v.nii", make_volume())
     (tmp_path / "folder.nii").mkdir()
-    with pytest.raises(VolumeError, match="cannot be written"):
+    with pytest.raises(FileError, match="cannot be written"):
         write_volume(tmp_path / "folder.nii", make_volume())
     assert sorted(os.listdir(tmp_path)) == ["file", "folder.nii"]
 

@@ -1,0 +1,172 @@
+"""What `jaxsr upscale` is given: which files, where each goes, and everything about one that is checked before anything is computed.
+
+Needs no JAX, so that what cannot be used is said within a second.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from jaxsr.files import shown
+from jaxsr.upscale.sidecar import sidecar_path
+from jaxsr.volume.geometry import Grid, target_grid
+from jaxsr.volume.intensity import fit_window
+from jaxsr.volume.io import IN_PLANE_SIDE, SMALLEST_SIDE, SUFFIXES, Volume, VolumeError, read_volume, straighten
+from jaxsr.volume.memory import free_memory
+from jaxsr.volume.slices import AXES
+
+BYTES_PER_VOXEL = 40  # of the output, on the host: 16 were measured while slices are upscaled, 36 while the picture is drawn
+_READ = (*SUFFIXES, ".hdr", ".img", ".hdr.gz", ".img.gz", ".nii.bz2", ".nii.zst")
+_NOT_WRITTEN = (".hdr", ".img", ".gz", ".bz2", ".zst", ".nrrd", ".mha", ".mhd", ".mnc", ".mif", ".dcm", ".json", ".png", ".txt")
+_LONGEST_LIST = 1 << 24  # bytes
+
+
+class Job(NamedTuple):
+    """One input and where its output goes."""
+
+    source: Path
+    output: Path
+
+
+def find_jobs(source: Path, output: Path) -> list[Job]:
+    """Inputs and outputs: a file to a file, a folder (its volumes, not those of folders in it) to a folder, a `.txt` list to a folder.
+
+    An output in a folder has the name of its input, or `.nii.gz` for formats that are only read, and so never lies outside that folder.
+
+    Raises:
+      VolumeError: for inputs that are not there, an output that is an input or a folder, or a folder without volumes.
+    """
+    paths, several = find_sources(source)
+    if several or output.is_dir() or not output.name.lower().endswith(SUFFIXES):
+        jobs = [Job(path, output / _output_name(path)) for path in paths]
+    else:
+        jobs = [Job(path, output) for path in paths]
+    if not several and not output.is_dir() and output.suffix.lower() in _NOT_WRITTEN and not output.name.lower().endswith(SUFFIXES):
+        raise VolumeError(f"{shown(output)}: the suffix names no format that is written; use one of {', '.join(SUFFIXES)}, or a folder")
+    for job in jobs:
+        if _exists(job.output) and _exists(job.source) and job.output.samefile(job.source):
+            raise VolumeError(f"{shown(job.output)}: the output is the input; choose another -o")
+        if _exists(job.output) and job.output.is_dir():
+            raise VolumeError(f"{shown(job.output)}: the output is a folder; choose another -o")
+    count = Counter(sidecar_path(job.output) for job in jobs)  # a.nii and a.nii.gz would share theirs
+    repeated = sorted({shown(job.output) for job in jobs if count[sidecar_path(job.output)] > 1})
+    if repeated:
+        raise VolumeError(f"several inputs would be written to {', '.join(repeated)}: give them different names")
+    return jobs
+
+
+def find_sources(source: Path) -> tuple[list[Path], bool]:
+    """The file itself, the volumes in a folder, or what a `.txt` list names (`#` starts a comment); and whether there may be several."""
+    if source.suffix.lower() == ".txt" and source.is_file():
+        return _listed(source), True
+    if source.is_dir():
+        return sorted(p for p in source.iterdir() if p.name.lower().endswith(SUFFIXES) and not p.name.startswith(".")), True
+    return [source], False
+
+
+def is_done(job: Job) -> bool:
+    """The output is there: it is written whole or not at all, after its sidecar; and what is there is never ours to replace unasked."""
+    return _exists(job.output)
+
+
+def read_input(
+    path: Path,
+    *,
+    to_mm: float | None = None,
+    axes: Sequence[str] = tuple(AXES),
+    volume: int | None = None,
+    nan: Literal["refuse", "zero"] = "refuse",
+    note: Callable[[str], None] = lambda text: None,
+) -> Volume:
+    """The volume, on right-angled axes, with everything checked that can be before anything is computed.
+
+    Args:
+      to_mm: the voxel size wanted; None where it is not known yet.
+      note: given what is odd but usable.
+
+    Raises:
+      VolumeError: as `read_volume`, and as `check_target`; where there is no contrast, or no axis of `axes` serves.
+    """
+    read = straighten(read_volume(path, volume=volume, nan=nan))
+    for sentence in read.notes:
+        note(f"{shown(path.name)}: {sentence}")
+    try:
+        fit_window(read.data)
+        _, left_out = serving_axes(read.data.shape, axes)
+    except VolumeError as error:
+        raise VolumeError(f"{shown(path)}: {error}") from None
+    check_target(read, to_mm)
+    for sentence in left_out:
+        note(f"{shown(path.name)}: {sentence}, so that axis is left out")
+    return read
+
+
+def check_target(volume: Volume, to_mm: float | None) -> Grid:
+    """The grid of the output (its own where `to_mm` is None); VolumeError where it is out of proportion to the head or to this machine."""
+    target = target_grid(volume.grid, to_mm) if to_mm else volume.grid
+    at = f"{shown(volume.path or 'the volume')}: at {to_mm or min(volume.voxel_size):g} mm the volume would have"
+    sides = " × ".join(map(str, target.shape))
+    if min(target.shape) < SMALLEST_SIDE:
+        raise VolumeError(f"{at} only {sides} voxels: choose a smaller --to-mm")
+    needed, free = memory_needed(target), free_memory()
+    if free is not None and needed > free:
+        raise VolumeError(
+            f"{at} {sides} voxels, which needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: "
+            "choose a larger --to-mm, or a larger machine"
+        )
+    return target
+
+
+def memory_needed(target: Grid) -> int:
+    """Bytes of the host's memory that upscaling to `target` takes, beside the model."""
+    return BYTES_PER_VOXEL * int(np.prod([int(n) for n in target.shape], dtype=object))
+
+
+def serving_axes(shape: Sequence[int], axes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those of `axes` along whose slices both sides have at least 16 voxels, and a sentence for each other.
+
+    Raises:
+      VolumeError: where there is none.
+    """
+    thin = {a for a, n in enumerate(shape) if n < IN_PLANE_SIDE}
+    serving = tuple(name for name in axes if not thin - {AXES[name]})
+    left_out = tuple(
+        f"{name} slices would be only {min(shape[a] for a in thin - {AXES[name]})} voxels wide" for name in axes if name not in serving
+    )
+    if not serving:
+        raise VolumeError(f"no axis of {', '.join(axes)} can be upscaled: {'; '.join(left_out)}")
+    return serving, left_out
+
+
+def _listed(path: Path) -> list[Path]:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LONGEST_LIST + 1).decode("utf-8-sig")
+    except OSError as error:
+        raise VolumeError(f"{shown(path)}: cannot be read ({error.strerror}): check its permissions") from error
+    except UnicodeDecodeError as error:
+        raise VolumeError(f"{shown(path)}: not a list but binary data; a .txt list names one volume a line, in UTF-8") from error
+    if len(text) > _LONGEST_LIST:
+        raise VolumeError(f"{shown(path)}: too long for a list of volumes; name one volume a line")
+    lines = [line.strip() for line in text.splitlines()]
+    return [path.parent / line for line in lines if line and not line.startswith("#")]  # an absolute line stays what it is
+
+
+def _output_name(source: Path) -> str:
+    if source.name in ("", ".."):
+        raise VolumeError(f"{shown(source)}: a folder, not a volume: name the volume in it")
+    name = source.name
+    if name.lower().endswith(SUFFIXES):
+        return name
+    known = max((s for s in _READ if name.lower().endswith(s)), key=len, default="")
+    return name[: len(name) - len(known)] + ".nii.gz"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long, or with a zero in it: reading says so
+        return False
