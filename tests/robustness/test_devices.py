@@ -64,7 +64,7 @@ def runs(tmp_path_factory):
     four = [
         {"run": "1x4", "set": ["train.steps=2"], "copy_to": copies},
         {"run": "1x4"},
-        {"run": "1x4 fsdp, accumulated", "set": ["mesh.data=2", "mesh.fsdp=2", "train.accumulate=2"]},
+        {"run": "1x4 fsdp", "set": ["mesh.data=2", "mesh.fsdp=2", "train.accumulate=2"]},
         {"run": "1x4 tensor", "set": ["mesh.data=2", "mesh.tensor=2"]},
     ]
     two = [
@@ -113,7 +113,7 @@ def assert_same_run(folder, expected):
             np.testing.assert_allclose(ours, leaf, rtol=0, atol=ROUNDING * largest, err_msg=name)
 
 
-ARRANGEMENTS = ["1x4", "1x4 fsdp, accumulated", "1x4 tensor", "2x2", "2x2 tensor"]
+ARRANGEMENTS = ["1x4", "1x4 fsdp", "1x4 tensor", "2x2", "2x2 tensor"]
 
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jaxsr.runtime.distributed import Place, place
-from jaxsr.upscale.files import Job, share
+from jaxsr.upscale.files import share
+from jaxsr.upscale.inputs import Job
 
 LAUNCH = Path(__file__).parents[2] / "launch" / "local.sh"
 
