@@ -63,6 +63,13 @@ def test_a_local_process_that_fails_takes_the_others_with_it(stub):
     assert "ended with status 6" in answer.stderr
 
 
+def test_local_processes_that_upscale_go_on_without_one_that_fails(stub):
+    environment = stub('[[ $JAXSR_PROCESS == 1 ]] && echo "why it failed" && exit 5; sleep 1; echo "went on"')
+    answer = subprocess.run([LAUNCH / "local.sh", "3", "upscale"], capture_output=True, text=True, env=environment, timeout=20)
+    assert (answer.returncode, answer.stdout) == (5, "went on\n")
+    assert "why it failed" in answer.stderr
+
+
 def test_a_failing_step_of_the_gpu_check_is_told_and_does_not_stop_the_others(stub, tmp_path):
     environment = stub('case "$*" in *pytest*) exit 1;; *upscale*) echo words;; *) echo \'{"seconds": 0.25}\';; esac')
     answer = subprocess.run([LAUNCH / "gpu_check.sh", tmp_path / "out"], capture_output=True, text=True, env=environment, timeout=60)

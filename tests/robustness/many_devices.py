@@ -50,11 +50,7 @@ def perform(task):
         if task.get("signal") == [jax.process_index(), step]:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    try:
-        loop.train(load_experiment(CONFIG, task.get("set", [])), Path(task["run"]), report=report)
-    except loop.Stopped as stopped:
-        print(stopped)
-        raise
+    loop.train(load_experiment(CONFIG, task.get("set", [])), Path(task["run"]), report=report)
     for folder in task.get("copy_to", ()):
         shutil.copytree(task["run"], folder)
 
