@@ -135,6 +135,8 @@ def _compare_subject(
         check_same_grid(reference.grid, volume.grid, f"the mask {mask[1]}")
         inside = volume.data > 0.5
     source, notes = (low[1], []) if low is not None else _source_of([output for _, output in files.values()])
+    if low is None and source is not None and source.samefile(next(iter(files.values()))[0]):
+        source, notes = None, ["interpolations are left out, the outputs were made from the reference itself: name a scan of it with --low"]
     baselines: dict[str, Volume] = {}
     if source is not None:
         try:

@@ -115,6 +115,14 @@ def test_the_input_is_found_in_the_sidecar(study):
     assert "gone.nii.gz" in comparison.notes[0]
 
 
+def test_outputs_made_from_the_reference_itself_are_not_compared_with_its_interpolations(study):
+    (study / "out" / "sub-01_desc-sr_T1w.json").write_text(json.dumps({"Sources": ["../ref/sub-01_T1w.nii.gz"]}))
+    one = study / "out" / "sub-01_desc-sr_T1w.nii.gz", study / "ref" / "sub-01_T1w.nii.gz"
+    comparison = compare_files({"sr3": one[0]}, one[1], study / "e", montage=False)
+    assert {r.method for r in comparison.rows} == {"sr3"}
+    assert "made from the reference itself" in comparison.notes[0]
+
+
 def test_csv_and_json_hold_every_row_and_do_not_change_when_written_again(study):
     def run(folder):
         compare_files({"sr3": study / "out"}, study / "ref", folder, low=study / "low", montage=False)
