@@ -222,7 +222,7 @@ def test_a_trained_run_reconstructs_a_volume_and_the_sidecar_says_by_what(tmp_pa
     model = load_model(tmp_path / "run")
     job = Job(tmp_path / "scan.nii.gz", tmp_path / "out.nii.gz")
     result = upscale_file(make_engine(model, batch_size=32), model, job, Settings(8.0, model.method.default_request, axes=("axial",)))
-    assert result.data.shape == data.shape
+    assert result.output.data.shape == data.shape
     assert json.loads((tmp_path / "out.json").read_text())["JaxSR"]["Method"] == "autoencoder"
 
 
