@@ -37,10 +37,7 @@ PATIENCE = 300  # seconds that anything may take
 def start(folder: Path, run: str) -> subprocess.Popen:
     words = [sys.executable, "-c", JAXSR, "train", "tiny.yaml", "--run-dir", run]
     with (folder / f"{run}.err").open("a") as said:
-        # Where tests run in the background Ctrl-C is ignored, and children inherit that.
-        return subprocess.Popen(
-            words, cwd=folder, stdout=said, stderr=said, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-        )
+        return subprocess.Popen(words, cwd=folder, stdout=said, stderr=said)
 
 
 def finish(folder: Path, run: str) -> None:
