@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # rich takes 0.15 s to import, too long for --help
     from rich.console import Console
 
+LOG_WIDTH = 160  # of tables in a log, where nobody says how wide it is
 LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 
 Advance = Callable[..., None]  # advance(done, text="", total=None)
@@ -19,7 +21,8 @@ def open_console(quiet: bool = False) -> "Console":
     """Where commands write; lines are as long as they are."""
     from rich.console import Console
 
-    return Console(quiet=quiet, soft_wrap=True, highlight=False, markup=False)  # paths and extras have brackets
+    width = None if sys.stdout.isatty() else LOG_WIDTH
+    return Console(quiet=quiet, width=width, soft_wrap=True, highlight=False, markup=False)  # paths and extras have brackets
 
 
 def print_table(target: "Console", rows: Sequence[Mapping[str, str]], title: str | None = None) -> None:
