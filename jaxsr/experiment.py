@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 
@@ -29,7 +29,7 @@ class DataConfig(Strict):
     """
 
     volumes: Path | None = None
-    voxel_size: float = pydantic.Field(1.0, gt=0)
+    voxel_size: float = pydantic.Field(1.0, ge=0.1, le=10)
     acquisition: Literal["1.5T", "3T"] = "1.5T"
     interpolation: Literal["linear", "cubic", "kspace"] = "cubic"
     crop: int = pydantic.Field(128, ge=8)
@@ -47,17 +47,20 @@ class DataConfig(Strict):
         return self
 
 
+Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Strict):
     """AdamW with linear warm-up, then constant or falling as half a cosine to `final` times the rate."""
 
     learning_rate: float = pydantic.Field(1e-4, gt=0)
     warmup_steps: int = pydantic.Field(100, ge=0)
     decay: Literal["constant", "cosine"] = "constant"
-    final: float = pydantic.Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
+    final: float = pydantic.Field(0.01, ge=0, le=1)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    epsilon: float = pydantic.Field(1e-8, gt=0)
     weight_decay: float = pydantic.Field(0.0, ge=0)
-    clip_norm: float | None = 1.0
+    clip_norm: float | None = pydantic.Field(1.0, gt=0)
 
 
 class TrainConfig(Strict):
@@ -89,6 +92,13 @@ class MeshConfig(Strict):
     fsdp: int = 1
     tensor: int = 1
     expert: int = 1
+
+    @pydantic.model_validator(mode="after")
+    def _sizes(self) -> "MeshConfig":
+        sizes = [self.data, self.fsdp, self.tensor, self.expert]
+        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+            raise ValueError(f"sizes must be at least 1, and one of them may be -1, got data, fsdp, tensor, expert = {sizes}")
+        return self
 
 
 class Experiment(Strict):

@@ -50,7 +50,7 @@ def stub(tmp_path):
 def test_local_processes_get_their_number_and_share_a_coordinator_and_the_gpus(stub):
     environment = stub('for i in 1 2 3; do echo "$JAXSR_PROCESS/$JAXSR_PROCESSES $JAXSR_COORDINATOR gpu $CUDA_VISIBLE_DEVICES"; done')
     answer = subprocess.run(
-        [LAUNCH / "local.sh", "2", "train"], capture_output=True, text=True, env={**environment, "CUDA_VISIBLE_DEVICES": "4,5"}, timeout=20
+        [LAUNCH / "local.sh", "2", "train"], capture_output=True, text=True, env={**environment, "CUDA_VISIBLE_DEVICES": "4,5"}, timeout=120
     )
     assert answer.returncode == 0
     assert re.fullmatch(r"(0/2 localhost:\d+ gpu 4\n){3}", answer.stdout)
@@ -58,21 +58,21 @@ def test_local_processes_get_their_number_and_share_a_coordinator_and_the_gpus(s
 
 def test_a_local_process_that_fails_takes_the_others_with_it(stub):
     environment = stub("[[ $JAXSR_PROCESS == 1 ]] && exit 6; exec sleep 60")
-    answer = subprocess.run([LAUNCH / "local.sh", "3", "train"], capture_output=True, text=True, env=environment, timeout=20)
+    answer = subprocess.run([LAUNCH / "local.sh", "3", "train"], capture_output=True, text=True, env=environment, timeout=120)
     assert answer.returncode == 6
     assert "ended with status 6" in answer.stderr
 
 
 def test_local_processes_that_upscale_go_on_without_one_that_fails(stub):
     environment = stub('[[ $JAXSR_PROCESS == 1 ]] && echo "why it failed" && exit 5; sleep 1; echo "went on"')
-    answer = subprocess.run([LAUNCH / "local.sh", "3", "upscale"], capture_output=True, text=True, env=environment, timeout=20)
+    answer = subprocess.run([LAUNCH / "local.sh", "3", "upscale"], capture_output=True, text=True, env=environment, timeout=120)
     assert (answer.returncode, answer.stdout) == (5, "went on\n")
     assert "why it failed" in answer.stderr
 
 
 def test_a_failing_step_of_the_gpu_check_is_told_and_does_not_stop_the_others(stub, tmp_path):
     environment = stub('case "$*" in *pytest*) exit 1;; *upscale*) echo words;; *) echo \'{"seconds": 0.25}\';; esac')
-    answer = subprocess.run([LAUNCH / "gpu_check.sh", tmp_path / "out"], capture_output=True, text=True, env=environment, timeout=60)
+    answer = subprocess.run([LAUNCH / "gpu_check.sh", tmp_path / "out"], capture_output=True, text=True, env=environment, timeout=120)
     assert answer.returncode == 1
     assert answer.stdout.count("not a JSON object") == 2
     assert "GPU tests: status 1" in answer.stdout

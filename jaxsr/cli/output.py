@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ def open_console(quiet: bool = False) -> "Console":
     """Where commands write; lines are as long as they are."""
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else LOG_WIDTH
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else LOG_WIDTH
     return Console(quiet=quiet, width=width, soft_wrap=True, highlight=False, markup=False)  # paths and extras have brackets
 
 

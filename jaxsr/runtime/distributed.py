@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import jax
 
+from jaxsr.runtime.mesh import MeshError
+
 
 class Place(NamedTuple):
     """Which process this is, from 0, and how many there are; its number on its own machine, where the launcher gives each all GPUs."""
@@ -27,12 +29,25 @@ _LAUNCHERS = (
 
 
 def place() -> Place:
-    """What launch/local.sh, srun or mpirun say in the environment; nothing is started or waited for."""
+    """What launch/local.sh, srun or mpirun say in the environment; nothing is started or waited for.
+
+    Raises:
+      MeshError: where they say what cannot be.
+    """
     for process, processes, local in _LAUNCHERS:
         if process in os.environ and processes in os.environ:
-            number = os.environ.get(local) if local else None
-            return Place(int(os.environ[process]), int(os.environ[processes]), None if number is None else int(number))
+            found = Place(_number(process), _number(processes), _number(local) if local and local in os.environ else None)
+            if found.process >= found.processes:
+                raise MeshError(f"{process}={found.process} must lie below {processes}={found.processes}: processes are counted from 0")
+            return found
     return Place(0, 1)
+
+
+def _number(variable: str) -> int:
+    text = os.environ[variable]
+    if not text.isdigit():
+        raise MeshError(f"the environment says {variable}={text}, which is not a number: correct it, or unset it for a single process")
+    return int(text)
 
 
 def start() -> None:
@@ -46,7 +61,7 @@ def start() -> None:
     if coordinator := os.environ.get("JAXSR_COORDINATOR"):
         if os.environ.get("JAX_PLATFORMS", "") in ("", "cpu"):
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(coordinator, int(os.environ["JAXSR_PROCESSES"]), int(os.environ["JAXSR_PROCESS"]))
+        jax.distributed.initialize(coordinator, _number("JAXSR_PROCESSES"), _number("JAXSR_PROCESS"))
     elif place().processes > 1:
         jax.distributed.initialize()
 

@@ -19,7 +19,7 @@ from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Request, UpscaleOutput
 from jaxsr.upscale.model import Model
 
-SECONDS = 20  # of one command in this process
+SECONDS = 60  # of one command in this process, the first of which imports and compiles, on a slow machine
 
 TINY = """
 method:
