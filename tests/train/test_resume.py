@@ -1,4 +1,4 @@
-"""Stopping and going on with nothing shared between runs and nothing replaced: in bfloat16, with a rate that depends on the number of steps."""
+"""Stopping and going on with nothing of the trainer replaced: in bfloat16, with a rate that depends on the number of steps."""
 
 import json
 import os
