@@ -102,7 +102,7 @@ def upscale(
     from jaxsr.upscale.model import load_model, read_recipe
 
     loaded = None if dry_run else load_model(model, precision=precision, note=terminal.print)
-    recipe = read_recipe(model, precision=precision) if loaded is None else loaded.recipe
+    recipe = read_recipe(model, precision=precision, note=terminal.print) if loaded is None else loaded.recipe
     default, trained = recipe.method.default_request, recipe.experiment.data.voxel_size
     target = to_mm or trained
     if abs(target - trained) > 1e-6:

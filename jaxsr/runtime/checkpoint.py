@@ -7,7 +7,8 @@ The position of the input is the step: batch k is a function of k alone, on any 
 
 A checkpoint is written under a temporary name and renamed when it is whole, so what a killed process leaves is no checkpoint. What
 happens to it later (a copy cut short, a flipped bit: Orbax keeps no checksum of the arrays) shows in `SHA256SUMS`, which is written before
-the renaming and which `sha256sum -c` reads too. A damaged checkpoint is skipped with a note, and the one before it is taken.
+the renaming and which `sha256sum -c` reads too. A damaged checkpoint is skipped with a note, and the one before it is taken; one that
+cannot be read at the moment (a file server that does not answer, a permission) is not damaged, and ends the command.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from jaxsr.runtime.distributed import is_first
 HOW = "train with `jaxsr train CONFIG --run-dir DIR` first"
 SUMS = "SHA256SUMS"
 
+_ASIDE = ".corrupt"  # what damaged checkpoints end with, then -2, -3, …
 _REWRITTEN = "_CHECKPOINT_METADATA"  # by Orbax at the moment of renaming: times only
 
 Note = Callable[[str], None]
@@ -76,7 +78,7 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def newest(self, abstract_state: Any, check: Callable[[dict[str, Any]], None], note: Note) -> tuple[int, Any] | None:
-        """The newest step that can be read and its state, as `restore`; None where there is none.
+        """The newest step that is not damaged and its state, as `restore`; None where no checkpoint has been.
 
         Damaged ones are renamed to STEP.corrupt, so that the step can be saved again, and `note` is told.
 
@@ -84,14 +86,20 @@ class Checkpoints:
           check: given what was saved beside the state, before the state is read; raises to refuse it.
 
         Raises:
-          CheckpointError: as `restore`, and whatever `check` raises.
+          CheckpointError: as `restore` and `find_damage`, and whatever `check` raises; where all there were are damaged: hours of training
+            are not begun again unasked.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
-            if damage := self._damage(step):
+            if damage := self._damage(step, note):
                 self._set_aside(step, damage, note)
             else:
                 check(self.about(step))
                 return step, self.restore(step, abstract_state)
+        if _from_first(is_first() and any(self._folder.glob(f"*{_ASIDE}*"))):
+            raise CheckpointError(
+                f"every checkpoint in {self._folder} is damaged and was set aside as *{_ASIDE}: "
+                f"delete that folder to begin anew, or choose another --run-dir"
+            )
         return None
 
     def restore(self, step: int, abstract_state: Any) -> Any:
@@ -115,16 +123,21 @@ class Checkpoints:
                 lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
                 (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
-    def _damage(self, step: int) -> str:
+    def _damage(self, step: int, note: Note) -> str:
         """As `find_damage`; read by one process, told to all."""
-        damage = find_damage(self._folder / str(step)) if is_first() else ""
-        if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(bool(damage))):
-            return damage or "damaged"
-        return damage
+        damage, error = "", None
+        if is_first():
+            try:
+                damage = find_damage(self._folder / str(step), note)
+            except CheckpointError as unreadable:
+                error = unreadable
+        if _from_first(error is not None):
+            raise error or CheckpointError(f"{self._folder / str(step)} cannot be read by the first process, which says why")
+        return damage or ("damaged" if _from_first(bool(damage)) else "")
 
     def _set_aside(self, step: int, damage: str, note: Note) -> None:
         damaged = self._folder / str(step)
-        aside = next(p for n in range(1, 1000) if not (p := damaged.with_name(f"{step}.corrupt{'' if n == 1 else f'-{n}'}")).exists())
+        aside = next(p for n in range(1, 1000) if not (p := damaged.with_name(f"{step}{_ASIDE}{'' if n == 1 else f'-{n}'}")).exists())
         if is_first():
             damaged.rename(aside)
         if jax.process_count() > 1:
@@ -133,42 +146,78 @@ class Checkpoints:
         note(f"checkpoint {damaged} is damaged and is skipped ({damage}); it is now {aside.name}")
 
 
-def find_damage(checkpoint: Path) -> str:
-    """What is wrong with the files of `checkpoint`, by their checksums; empty where nothing is."""
-    try:
-        lines = (checkpoint / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
-        for line in lines:
-            saved, _, name = line.partition("  ")
-            if not name or _sha256(checkpoint / name) != saved:
-                return f"{name or SUMS} is not what was written: its SHA-256 differs"
-        return "" if lines else f"{SUMS} is empty"
-    except OSError as error:
-        return f"{Path(error.filename or SUMS).name}: {error.strerror}"
+def was_begun(folder: Path) -> bool:
+    """Whether `folder` holds a checkpoint, be it a damaged one."""
+    return folder.is_dir() and any(p.name.isdigit() or _ASIDE in p.name for p in folder.iterdir())
 
 
-def read_checkpoint(folder: Path, abstract: Any, note: Note = lambda text: None) -> tuple[int, Any]:
-    """The newest step that can be read, and the part of its state that `abstract` names, e.g. only `{"ema": …}`.
+def find_damage(checkpoint: Path, note: Note = lambda text: None) -> str:
+    """What is wrong with the files of `checkpoint`, by their checksums; empty where nothing is.
+
+    One without checksums, as older versions wrote them, is taken for whole, and `note` is told.
 
     Raises:
-      NoCheckpoint: where there is no complete checkpoint, or none can be read.
-      CheckpointError: where shapes or dtypes differ.
+      CheckpointError: where a file is there and cannot be read, which says nothing about what is in it.
+    """
+    path = checkpoint / SUMS
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines:
+            saved, _, name = line.partition("  ")
+            if not name or not name.isprintable():
+                return f"{SUMS} is not what was written"
+            path = checkpoint / name
+            try:
+                if _sha256(path) != saved:
+                    return f"{name} is not what was written: its SHA-256 differs"
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return f"{name} is missing"
+        return "" if lines else f"{SUMS} is empty"
+    except FileNotFoundError:
+        if not checkpoint.is_dir():
+            return "it is gone"
+        note(f"checkpoint {checkpoint} has no checksums ({SUMS}) and cannot be verified")
+        return ""
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}); nothing was changed: "
+            f"run the same command again once it can, or move {checkpoint} away to use the one before"
+        ) from error
+
+
+def newest_checkpoint(folder: Path, note: Note = lambda text: None) -> int:
+    """The newest step under `folder` that is not damaged; `note` is told of those that are.
+
+    Raises:
+      NoCheckpoint: where there is none.
+      CheckpointError: as `find_damage`.
     """
     if not folder.is_dir():
         raise NoCheckpoint(f"{folder} holds no checkpoint: {HOW}")
+    with ocp.CheckpointManager(folder.resolve(), item_handlers={"about": ocp.JsonCheckpointHandler()}) as manager:
+        for step in sorted(manager.all_steps(), reverse=True):
+            if not (damage := find_damage(folder / str(step), note)):
+                return step
+            note(f"checkpoint {folder / str(step)} is damaged and is skipped ({damage})")
+    raise NoCheckpoint(f"{folder} holds no checkpoint that can be read: {HOW}")
+
+
+def read_checkpoint(folder: Path, abstract: Any, note: Note = lambda text: None) -> tuple[int, Any]:
+    """The step of `newest_checkpoint`, and the part of its state that `abstract` names, e.g. only `{"ema": …}`.
+
+    Raises:
+      CheckpointError: as `newest_checkpoint`, and where shapes or dtypes differ.
+    """
+    step = newest_checkpoint(folder, note)
     # The handler of what is not read is named too: Orbax would warn people about it otherwise.
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
     with ocp.CheckpointManager(folder.resolve(), item_handlers=handlers) as manager:
-        for step in sorted(manager.all_steps(), reverse=True):
-            if damage := find_damage(folder / str(step)):
-                note(f"checkpoint {folder / str(step)} is damaged and is skipped ({damage})")
-                continue
-            saved = manager.item_metadata(step)["state"]
-            _check(step, {name: saved[name] for name in abstract}, abstract)
-            restore = ocp.args.PyTreeRestore(
-                item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
-            )
-            return step, manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
-    raise NoCheckpoint(f"{folder} holds no checkpoint that can be read: {HOW}")
+        saved = manager.item_metadata(step)["state"]
+        _check(step, {name: saved[name] for name in abstract}, abstract)
+        restore = ocp.args.PyTreeRestore(
+            item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
+        )
+        return step, manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
 
 
 def _sha256(path: Path) -> str:
@@ -176,17 +225,9 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def newest_checkpoint(folder: Path) -> int:
-    """The newest complete step under `folder`, whose state is not read.
-
-    Raises:
-      CheckpointError: where there is none.
-    """
-    if folder.is_dir():
-        with ocp.CheckpointManager(folder.resolve(), item_handlers={"about": ocp.JsonCheckpointHandler()}) as manager:
-            if (step := manager.latest_step()) is not None:
-                return step
-    raise NoCheckpoint(f"{folder} holds no checkpoint: {HOW}")
+def _from_first(said: bool) -> bool:
+    """What the first process says, told to all."""
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(said))) if jax.process_count() > 1 else said
 
 
 def _handlers() -> Any:

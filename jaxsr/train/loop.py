@@ -17,7 +17,7 @@ from jaxsr.experiment import FREE_ON_RESUME, DataConfig, Experiment, load_experi
 from jaxsr.files import write_text
 from jaxsr.methods.base import Batch, Method
 from jaxsr.physics.acquisition import named_acquisition
-from jaxsr.runtime.checkpoint import Checkpoints
+from jaxsr.runtime.checkpoint import Checkpoints, was_begun
 from jaxsr.runtime.distributed import is_first
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
 from jaxsr.train.metrics import Clock, NotFinite, Recent, record, require_tensorboard
@@ -46,7 +46,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
 
     Raises:
       ConfigError: where `run_dir` belongs to another experiment.
-      CheckpointError: where its checkpoint is of another shape or dtype.
+      CheckpointError: where its checkpoint is of another shape or dtype or cannot be read, or all are damaged.
       TrainingDiverged: NaN or Inf; the checkpoint before it stays.
       Stopped: after SIGTERM, with the state saved; Interrupted, likewise, after Ctrl-C.
     """
@@ -54,14 +54,16 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
     config = experiment.train
     if config.tensorboard:
         require_tensorboard()
-    _claim(run_dir, experiment)
+    begun = was_begun(run_dir / "checkpoints")
+    if begun:
+        _check_config(run_dir, experiment)
     mesh = make_mesh(**dict(experiment.mesh))
     part, parts = share_of_batch(mesh, config.batch_size)
     method = build_method(experiment)
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     subjects = build_subjects(experiment.data, "train", experiment.seed, note)
-    if experiment.data.volumes:
-        _claim_volumes(run_dir, subjects.ids)
+    if begun and experiment.data.volumes:
+        _check_volumes(run_dir, subjects.ids)
     shape = abstract_batch(experiment)
     shardings = state_shardings(method, optimizer, shape, mesh)
 
@@ -72,7 +74,9 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
         checkpoints.save(step, state, {"config": to_dict(experiment), "next_batch": step, "version": jaxsr.__version__})
 
     with StopSignals() as stop, Checkpoints(run_dir / "checkpoints", keep=config.keep_checkpoints) as checkpoints:
-        if found := checkpoints.newest(abstract_state(method, optimizer, shape, shardings), check, note):
+        found = checkpoints.newest(abstract_state(method, optimizer, shape, shardings), check, note)
+        _claim(run_dir, experiment, subjects)  # only now: what is refused leaves nothing that would refuse the next
+        if found:
             start, state = found
             note(f"resumed {run_dir} at step {start}")
         else:
@@ -173,14 +177,13 @@ def _settled(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"data": experiment.data.model_copy(update={"volumes": volumes and volumes.resolve()})})
 
 
-def _claim(run_dir: Path, experiment: Experiment) -> None:
+def _check_config(run_dir: Path, experiment: Experiment) -> None:
     path = run_dir / "config.yaml"
     if path.exists():
         _check_same(experiment, _settled(load_experiment(path)), run_dir)
-    _write_once_all_have_read(path, dump(experiment))
 
 
-def _claim_volumes(run_dir: Path, names: Sequence[str]) -> None:
+def _check_volumes(run_dir: Path, names: Sequence[str]) -> None:
     """Refuses to go on with other volumes than the run began with: the order of all would be another."""
     path = run_dir / "volumes.txt"
     if path.exists():
@@ -192,15 +195,20 @@ def _claim_volumes(run_dir: Path, names: Sequence[str]) -> None:
                 f"{run_dir} was begun with other volumes; choose another folder, or put data.volumes back as it was ({len(changed)} "
                 f"differences, - missing, + new):\n  {shown}"
             )
-    _write_once_all_have_read(path, "".join(f"{name}\n" for name in names))
 
 
-def _write_once_all_have_read(path: Path, text: str) -> None:
+def _claim(run_dir: Path, experiment: Experiment, subjects: Subjects) -> None:
+    """Writes what the run is of, once all processes have read what was there."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"{path.name} read")
+        multihost_utils.sync_global_devices("run directory read")
     if is_first():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_text(run_dir / "config.yaml", dump(experiment))
+        volumes = run_dir / "volumes.txt"
+        if experiment.data.volumes:
+            write_text(volumes, "".join(f"{name}\n" for name in subjects.ids))
+        else:
+            volumes.unlink(missing_ok=True)  # of another experiment, which got no further than that
 
 
 def _check_same(now: Experiment, before: Experiment, run_dir: Path) -> None:

@@ -40,7 +40,7 @@ class Model(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """What a run directory says of its model without its weights being read; `step` is that of the newest checkpoint."""
+    """What a run directory says of its model without its weights being read; `step` is that which `load_model` would take."""
 
     name: str
     step: int
@@ -48,15 +48,16 @@ class Recipe(NamedTuple):
     method: Method
 
 
-def read_recipe(run_dir: Path, *, precision: str | None = None) -> Recipe:
-    """The model in `run_dir` but for its weights.
+def read_recipe(run_dir: Path, *, precision: str | None = None, note: Callable[[str], None] = lambda text: None) -> Recipe:
+    """The model in `run_dir` but for its weights, whose checksums are verified; `note` is told of checkpoints that are skipped.
 
     Raises:
       ModelError: where there is no trained run.
+      CheckpointError: where a checkpoint cannot be read.
     """
     experiment = _experiment(run_dir, precision)
     try:
-        step = newest_checkpoint(run_dir / "checkpoints")
+        step = newest_checkpoint(run_dir / "checkpoints", note)
     except NoCheckpoint as error:
         raise ModelError(str(error)) from error
     return Recipe(run_dir.name, step, experiment, build_method(experiment))
@@ -67,7 +68,7 @@ def load_model(run_dir: Path, *, precision: str | None = None, note: Callable[[s
 
     Raises:
       ModelError: where there is no trained run.
-      CheckpointError: where the checkpoint does not fit the run's config.
+      CheckpointError: where the checkpoint does not fit the run's config, or cannot be read.
     """
     experiment = _experiment(run_dir, precision)
     method = build_method(experiment)

@@ -29,15 +29,56 @@ method:
 data: {{voxel_size: 6.0, crop: 16, subjects: 3, draws: 8, window: 2, threads: 1}}
 train: {{steps: {steps}, batch_size: 2, log_every: 1, checkpoint_every: 3}}
 """
-# `python -m jaxsr`, but for Ctrl-C: children of a job in the background, as tests may be, ignore it.
-JAXSR = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); runpy.run_module('jaxsr', run_name='__main__')"
+# `python -m jaxsr`, but for Ctrl-C, which children of a job in the background, as tests may be, ignore; and but for a shake of hands:
+# RUN.steps gets each step whose metrics are written, and while RUN.pause is there, the run waits after the step that it names, or ("saving") before
+# a save is renamed. So no machine is too slow to kill it in time.
+JAXSR = """
+import contextlib, runpy, signal, sys, time
+from pathlib import Path
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from jaxsr.runtime.checkpoint import Checkpoints
+from jaxsr.train import metrics
+
+pause, steps, record, sign = Path(sys.argv[-1] + ".pause"), Path(sys.argv[-1] + ".steps"), metrics.record, Checkpoints._sign
+until = pause.read_text() if pause.exists() else ""
+
+def wait():
+    while pause.exists():
+        time.sleep(0.005)
+
+@contextlib.contextmanager
+def record_and_wait(*args):
+    with record(*args) as write:
+        def write_and_wait(step, scalars):
+            write(step, scalars)
+            with steps.open("a") as file:
+                file.write(f"{step}\\n")
+            if until.isdigit() and step >= int(until):
+                wait()
+        yield write_and_wait
+
+def sign_and_wait(self):
+    sign(self)
+    if until == "saving":
+        wait()
+
+metrics.record, Checkpoints._sign = record_and_wait, sign_and_wait
+runpy.run_module("jaxsr", run_name="__main__")
+"""
 PATIENCE = 300  # seconds that anything may take
 
 
-def start(folder: Path, run: str) -> subprocess.Popen:
+def start(folder: Path, run: str, pause: str | int = "") -> subprocess.Popen:
+    (folder / f"{run}.steps").write_text("")
+    (folder / f"{run}.pause").write_text(str(pause)) if pause else go_on(folder, run)
     words = [sys.executable, "-c", JAXSR, "train", "tiny.yaml", "--run-dir", run]
     with (folder / f"{run}.err").open("a") as said:
         return subprocess.Popen(words, cwd=folder, stdout=said, stderr=said)
+
+
+def go_on(folder: Path, run: str) -> None:
+    (folder / f"{run}.pause").unlink(missing_ok=True)
 
 
 def finish(folder: Path, run: str) -> None:
@@ -67,24 +108,9 @@ def unfinished(run: Path) -> list[Path]:
     return list((run / "checkpoints").glob("*.orbax-checkpoint-tmp"))
 
 
-def kill_at_step(process, run: Path, step: int) -> None:
-    wait_until(lambda: any(line["step"] >= step for line in lines_of(run)), process)
-    process.kill()
-    process.wait()
-
-
-def kill_while_saving(process, run: Path) -> None:
-    """Frozen as soon as a save is seen, so that it can be looked whether it is unfinished still."""
-    left_before = set(unfinished(run))
-    while True:
-        wait_until(lambda: set(unfinished(run)) - left_before, process)
-        process.send_signal(signal.SIGSTOP)
-        time.sleep(0.02)
-        if set(unfinished(run)) - left_before:
-            process.kill()
-            process.wait()
-            return
-        process.send_signal(signal.SIGCONT)
+def wait_for_step(process, run: Path, step: int) -> None:
+    """Of this process; metrics.jsonl has what those before it left, too."""
+    wait_until(lambda: f"{step}\n" in run.with_suffix(".steps").read_text().splitlines(keepends=True), process)
 
 
 def arrays(run: Path, step: int) -> dict[str, np.ndarray]:
@@ -112,17 +138,21 @@ def assert_same_runs(killed: Path, straight: Path, steps: int) -> None:
 def kill_again_and_again(folder: Path, steps: int, kills: list[str], seed: int) -> None:
     killed, rng = folder / "killed", np.random.default_rng(seed)
     for kind in kills:
-        process, before = start(folder, "killed"), newest_step(killed)
         if kind == "saving":
-            kill_while_saving(process, killed)
-            assert unfinished(killed)
-        elif kind == "starting":  # imports, reading the checkpoint, compiling: whatever it is at by then
-            time.sleep(rng.uniform(0.5, 6))
-            process.kill()
-            process.wait()
+            for left in unfinished(killed):  # which the one to come would not be told from
+                shutil.rmtree(left)
+            process = start(folder, "killed", pause="saving")
+            wait_until(lambda: unfinished(killed), process)
         else:
-            kill_at_step(process, killed, before + int(rng.integers(1, 5)))
-        assert process.returncode == -signal.SIGKILL
+            step = newest_step(killed) + int(rng.integers(1, 5))
+            process = start(folder, "killed", pause=step + 1)  # not at `step`: in the midst of what comes after it, but no further
+            if kind == "starting":  # imports, reading the checkpoint, compiling: whatever it is at by then
+                time.sleep(rng.uniform(0.5, 6))
+            else:
+                wait_for_step(process, killed, step)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert kind != "saving" or unfinished(killed)
     finish(folder, "killed")
     assert_same_runs(killed, folder / "straight", steps)
     assert not unfinished(killed)
@@ -152,14 +182,16 @@ def test_a_run_killed_twenty_times_ends_as_the_uninterrupted_one(tmp_path):
 def test_signals_save_the_step_and_end_with_their_own_status(folder):
     """SIGTERM before the first step is compiled, Ctrl-C while training: what is saved is the step that was stopped at, and it goes on."""
     run = folder / "stopped"
-    process = start(folder, "stopped")
+    process = start(folder, "stopped", pause=1)
     wait_until((run / "config.yaml").exists, process)
     process.terminate()
+    go_on(folder, "stopped")
     assert process.wait(PATIENCE) == 128 + signal.SIGTERM
 
-    process = start(folder, "stopped")
-    wait_until(lambda: len(lines_of(run)) >= 4, process)
+    process = start(folder, "stopped", pause=5)
+    wait_for_step(process, run, 4)
     process.send_signal(signal.SIGINT)
+    go_on(folder, "stopped")
     assert process.wait(PATIENCE) == 128 + signal.SIGINT
     stopped_at = lines_of(run)[-1]["step"]
     assert newest_step(run) == stopped_at < 15

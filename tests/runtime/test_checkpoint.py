@@ -1,7 +1,10 @@
 """Laws of checkpoints: what comes back is what was saved, or nothing does."""
 
+import errno
 import hashlib
+import os
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -77,8 +80,15 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
-@pytest.mark.parametrize("what", ["arrays", "state/_METADATA", "about/metadata", "state/manifest.ocdbt", "SHA256SUMS"])
+@pytest.mark.parametrize(
+    "what, kind",
+    [
+        (what, kind)
+        for what in ("arrays", "state/_METADATA", "about/metadata", "state/manifest.ocdbt", "SHA256SUMS")
+        for kind in DAMAGE
+        if (what, kind) != ("SHA256SUMS", "missing")
+    ],
+)
 def test_a_damaged_newest_checkpoint_is_skipped_with_a_note(saved, what, kind):
     """By who reads, and by who goes on from it: that one sets it aside, so that the step can be saved again."""
     newest = saved / "9"
@@ -97,6 +107,37 @@ def test_a_damaged_newest_checkpoint_is_skipped_with_a_note(saved, what, kind):
     assert "it is now 9.corrupt" in notes[1]
     assert {p.name for p in saved.iterdir()} == {"7", "9", "9.corrupt"}
     assert read_checkpoint(saved, shapes({"ema": STATE["ema"]}))[0] == 9
+
+
+def test_a_checkpoint_without_checksums_is_taken_and_said_to_be_unverified(saved):
+    """As older versions wrote them."""
+    (saved / "9" / "SHA256SUMS").unlink()
+    notes = []
+    assert read_checkpoint(saved, shapes({"ema": STATE["ema"]}), notes.append)[0] == 9
+    with Checkpoints(saved) as checkpoints:
+        assert checkpoints.newest(shapes(STATE), lambda about: None, notes.append)[0] == 9
+    assert [("has no checksums" in n, "cannot be verified" in n) for n in notes] == [(True, True)] * 2
+    assert {p.name for p in saved.iterdir()} == {"7", "9"}
+
+
+@pytest.mark.parametrize("name", ["SHA256SUMS", "manifest.ocdbt"])
+def test_a_file_that_cannot_be_read_at_the_moment_is_no_damage_and_nothing_is_set_aside(saved, name, monkeypatch):
+    """EIO, as of a disk or a file server: named with its reason."""
+
+    def unreadable(path, *args, **kwargs):
+        if path.name == name and "9" in path.parts:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return as_it_is(path, *args, **kwargs)
+
+    as_it_is = Path.open
+    monkeypatch.setattr(Path, "open", unreadable)
+    monkeypatch.setattr(Path, "read_text", lambda path, **how: path.open(**how).read())
+    sentence = rf"9/.*{name} cannot be read \({os.strerror(errno.EIO)}\)"
+    with pytest.raises(CheckpointError, match=sentence):
+        read_checkpoint(saved, shapes({"ema": STATE["ema"]}))
+    with Checkpoints(saved) as checkpoints, pytest.raises(CheckpointError, match=sentence):
+        checkpoints.newest(shapes(STATE), lambda about: None, print)
+    assert {p.name for p in saved.iterdir()} == {"7", "9"}
 
 
 def test_the_checksums_are_those_of_every_file_and_sha256sum_reads_them(saved):

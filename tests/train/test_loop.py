@@ -154,13 +154,21 @@ def test_a_damaged_newest_checkpoint_is_skipped_told_and_written_anew(uninterrup
     assert losses(run) == losses(uninterrupted[0])
 
 
-def test_where_every_checkpoint_is_damaged_the_run_begins_again(uninterrupted, tmp_path):
+def test_where_every_checkpoint_is_damaged_the_run_is_refused_until_they_are_deleted(uninterrupted, tmp_path):
+    """Hours of training are not begun again unasked; and not the second time either."""
     run = copied(uninterrupted, tmp_path)
     for step in ("3", "6"):
-        (run / "checkpoints" / step / "SHA256SUMS").unlink()
-    notes = []
-    assert_equal_states(train(tiny(), run, note=notes.append), uninterrupted[1])
+        (run / "checkpoints" / step / "SHA256SUMS").write_bytes(b"")
+    notes, before = [], (run / "metrics.jsonl").read_bytes()
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"every checkpoint in .*run/checkpoints is damaged.*delete that folder"):
+            train(tiny(), run, note=notes.append)
     assert sum("is damaged" in n for n in notes) == 2
+    assert (run / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(ConfigError, match="holds another experiment"):
+        train(tiny(optimizer__learning_rate=0.01), run)
+    shutil.rmtree(run / "checkpoints")
+    assert_equal_states(train(tiny(), run), uninterrupted[1])
 
 
 # ------------------------------------------------------------------------------------------------ what is refused
@@ -175,6 +183,28 @@ def test_a_run_directory_of_another_experiment_is_refused_with_the_difference(un
         train(tiny(optimizer__learning_rate=0.01), run)
 
 
+def test_a_command_that_was_refused_leaves_no_claim_on_its_folder(uninterrupted, tmp_path):
+    """Nor does a config without any checkpoint, of a run that was stopped before its first."""
+    run = tmp_path / "run"
+    for wrong in ({"data__volumes": str(tmp_path / "nothere")}, {"mesh": {"data": 3}}):
+        with pytest.raises(ValueError, match=r"nothere|mesh|devices"):
+            train(tiny(**wrong), run)
+        assert not run.exists()
+    run.mkdir()
+    (run / "config.yaml").write_text(dump(tiny(optimizer__learning_rate=0.01)))
+    (run / "volumes.txt").write_text("sub-01/anat/T1w.nii.gz\n")
+    assert_equal_states(train(tiny(), run), uninterrupted[1])
+    assert (run / "config.yaml").read_bytes() == (uninterrupted[0] / "config.yaml").read_bytes()
+    assert not (run / "volumes.txt").exists()
+
+    other = copied(uninterrupted, tmp_path / "other")
+    (other / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match="another experiment"):
+        train(tiny(optimizer__learning_rate=0.01), other)
+    assert not (other / "config.yaml").exists()
+    assert int(train(tiny(), other).step) == 6
+
+
 def test_a_checkpoint_that_does_not_fit_the_config_beside_it_is_no_model(uninterrupted, tmp_path):
     run = copied(uninterrupted, tmp_path)
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("width: 8", "width: 16"))
@@ -183,6 +213,7 @@ def test_a_checkpoint_that_does_not_fit_the_config_beside_it_is_no_model(uninter
 
 
 def test_more_steps_are_another_experiment_where_the_rate_depends_on_them(uninterrupted, tmp_path):
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     (tmp_path / "config.yaml").write_text(dump(tiny(train__steps=1, optimizer__decay="cosine")))
     with pytest.raises(ConfigError, match=r"train\.steps: 1 → 6"):
         train(tiny(optimizer__decay="cosine"), tmp_path)

@@ -1,6 +1,7 @@
 """`--dry-run`: what is planned is what is done, from the same inputs, without weights and without running anything."""
 
 import json
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -88,6 +89,19 @@ def test_a_plan_needs_no_weights(work, tmp_path):
     with Checkpoints(emptied / "checkpoints") as checkpoints:
         checkpoints.save(1, {"nothing": jnp.zeros(1)}, {})
     assert cli(*words) == 0
+
+
+def test_a_plan_takes_the_checkpoint_that_the_run_would_take_and_refuses_where_it_would(work, tmp_path, capsys):
+    """Damaged ones are skipped and told."""
+    model = shutil.copytree(work / "run", tmp_path / "run")
+    shutil.copytree(model / "checkpoints" / "3", model / "checkpoints" / "4")
+    words = ["upscale", "-i", work / "scan.nii", "-o", tmp_path / "out.nii", "-m", model, "--no-montage", "-v", "--dry-run"]
+    for damaged, status, step in (("4", 0, 3), ("3", 4, None)):
+        (model / "checkpoints" / damaged / "state" / "manifest.ocdbt").write_bytes(b"")
+        assert cli(*words) == status
+        said = capsys.readouterr().out
+        assert f"checkpoints/{damaged} is damaged" in said.replace("\n", "").replace(str(model), "")
+        assert (f"run, step {step}" in said) == (step is not None)
 
 
 @pytest.mark.parametrize(
