@@ -141,4 +141,9 @@ def choice(option: str, value: str, known: tuple[str, ...]) -> str:
 
 def choices(option: str, value: str, known: tuple[str, ...]) -> tuple[str, ...]:
     """The comma-separated parts of `value`, or all of `known`."""
-    return known if value == "all" else tuple(choice(option, part.strip(), known) for part in value.split(","))
+    if value == "all":
+        return known
+    parts = tuple(choice(option, part.strip(), known) for part in value.split(","))
+    if len(set(parts)) < len(parts):
+        raise typer.BadParameter(f"'{value}' names one of them twice", param_hint=option)
+    return parts

@@ -14,11 +14,12 @@ from jaxsr.files import shown
 from jaxsr.upscale.sidecar import sidecar_path
 from jaxsr.volume.geometry import Grid, target_grid
 from jaxsr.volume.intensity import fit_window
-from jaxsr.volume.io import IN_PLANE_SIDE, SMALLEST_SIDE, SUFFIXES, Volume, VolumeError, read_volume, straighten
+from jaxsr.volume.io import SMALLEST_SIDE, SUFFIXES, Volume, VolumeError, read_volume, straighten
 from jaxsr.volume.memory import free_memory
 from jaxsr.volume.slices import AXES
 
 BYTES_PER_VOXEL = 48  # of the output, on the host: 16 were measured while slices are upscaled, up to 42 while the picture is drawn
+IN_PLANE_SIDE = 16  # voxels
 _READ = (*SUFFIXES, ".hdr", ".img", ".hdr.gz", ".img.gz", ".nii.bz2", ".nii.zst")
 _NOT_WRITTEN = (".hdr", ".img", ".gz", ".bz2", ".zst", ".nrrd", ".mha", ".mhd", ".mnc", ".mif", ".dcm", ".json", ".png", ".txt")
 _LONGEST_LIST = 1 << 24  # bytes
