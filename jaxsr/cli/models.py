@@ -33,7 +33,9 @@ def demo(
     found = run_demo(out, terminal.print, functools.partial(progress, terminal), overrides=overrides)
     titles = {"Held-out synthetic heads": found.held_out, "MNI T1 template (illustration: not held out)": found.template}
     for title, comparison in titles.items():
-        print_table(terminal, [{k: v for k, v in row.items() if k not in ("RMSE", "MAE")} for row in comparison.table()], title=f"\n{title}")
+        print_table(
+            terminal, [{k: v for k, v in row.items() if k not in ("RMSE", "MAE")} for row in comparison.table()], title=f"\n{title}"
+        )
         for region in ("foreground", "image"):
             by = gains(comparison, region)
             terminal.print(f"{METHOD} against the best interpolation, {region}: PSNR {by['psnr']:+.2f} dB, SSIM {by['ssim']:+.4f}")

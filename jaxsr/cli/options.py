@@ -5,11 +5,14 @@ import itertools
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from jaxsr.cli.status import Exit
+
+if TYPE_CHECKING:
+    from jaxsr.methods.base import Method
 
 bare = functools.partial(typer.Option, show_default=False)  # the help text says what the default is
 
@@ -121,6 +124,15 @@ def slices_at_a_time(text: str) -> int | Literal["auto"]:
 def check_voxel_size(to_mm: float | None) -> None:
     if to_mm is not None and not 0.1 <= to_mm <= 10:
         raise typer.BadParameter(f"{to_mm:g} is not a voxel size between 0.1 and 10 mm", param_hint="--to-mm")
+
+
+def check_sampling(method: "Method", kind: str, steps: int | None, eta: float | None = None, option: str = "--steps") -> None:
+    """`steps` and `eta`, where given, are something that `method` can do; `option` is what the command calls the steps."""
+    for name, value in ((option, steps), ("--eta", eta)):
+        if value is not None and method.most_steps == 1:
+            raise typer.BadParameter(f"{kind} does not sample, so {name} would change nothing: leave it out", param_hint=name)
+    if steps is not None and not 1 <= steps <= method.most_steps:
+        raise typer.BadParameter(f"{steps} is not in 1…{method.most_steps}, the steps of the model's schedule", param_hint=option)
 
 
 def failed(failures: list[tuple[Path, str]], total: int) -> str:

@@ -152,7 +152,9 @@ def _volume_index(shape: tuple[int, ...], volume: int | None) -> tuple[int, ...]
     if count < 1:
         raise VolumeError("the file holds no volume (a dimension is 0): convert the scan again")
     if volume is None and count > 1:
-        raise VolumeError(f"the file holds {count} volumes: name one (upscale and inspect take --volume K, K from 0 to {count - 1}), or split it")
+        raise VolumeError(
+            f"the file holds {count} volumes: name one (upscale and inspect take --volume K, K from 0 to {count - 1}), or split it"
+        )
     if volume is not None and not 0 <= volume < count:
         raise VolumeError(f"there is no volume {volume}: the file holds {count}, counted from 0")
     return tuple(int(i) for i in np.unravel_index(volume or 0, shape[3:], order="F"))
