@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from jaxsr.files import shown
 from jaxsr.upscale.sidecar import sidecar_path
+from jaxsr.volume.decode import HOLD
 from jaxsr.volume.geometry import Grid, target_grid
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import SMALLEST_SIDE, SUFFIXES, Volume, VolumeError, read_volume, straighten
@@ -18,7 +19,7 @@ from jaxsr.volume.memory import free_memory
 from jaxsr.volume.slices import AXES
 
 # Of the output, on the host, beside the input: measured, and held by a test.
-BYTES_A_VOXEL = 20  # the interpolated input and the mean in float32, the sum in float64, and what interpolation holds on its way
+BYTES_A_VOXEL = 18  # the interpolated input and the mean in float32, the sum in float64, and what interpolation holds on its way
 BYTES_A_VOXEL_PICTURED = 32  # while the picture is made: two interpolations, the output, and what finds the head in it
 IN_PLANE_SIDE = 16  # voxels
 _READ = (*SUFFIXES, ".hdr", ".img", ".hdr.gz", ".img.gz", ".nii.bz2", ".nii.zst")
@@ -140,8 +141,9 @@ def scale_notes(volume: Volume, to_mm: float | None, trained: Sequence[float] | 
 
 
 def memory_needed(volume: Volume, target: Grid, *, picture: bool = True) -> int:
-    """Bytes of the host's memory that upscaling `volume` to `target` takes beside the model, itself among them; `picture`: with a montage."""
-    return volume.data.nbytes + (BYTES_A_VOXEL_PICTURED if picture else BYTES_A_VOXEL) * math.prod(int(n) for n in target.shape)
+    """Bytes of the host's memory that upscaling `volume` to `target` takes, itself among them, beside the model; `picture`: with one."""
+    ours = (BYTES_A_VOXEL_PICTURED if picture else BYTES_A_VOXEL) * math.prod(int(n) for n in target.shape)
+    return max(HOLD * volume.data.nbytes, volume.data.nbytes + ours)
 
 
 def serving_axes(shape: Sequence[int], axes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -171,7 +171,7 @@ def test_steps_and_eta_mean_nothing_to_a_method_that_does_not_sample():
 
     check_sampling(Direct(), "autoencoder", None, None)
     for given in ({"steps": 1}, {"steps": None, "eta": 0.5}):
-        with pytest.raises(typer.BadParameter, match="autoencoder does not sample, so --(steps|eta) would change nothing"):
+        with pytest.raises(typer.BadParameter, match=r"autoencoder does not sample, so --(steps|eta) would change nothing"):
             check_sampling(Direct(), "autoencoder", **given)
     assert build_method(from_dict({"method": {"kind": "autoencoder"}}, Experiment)).most_steps == 1
 
