@@ -39,7 +39,8 @@ def test_work_is_that_of_every_slice_and_step_with_the_last_batch_filled_up(resu
 
 
 @pytest.mark.parametrize("words, sentence", [
-    (["--sampling-steps", "5000"], "5000 is not in 1…2000"), (["--sampling-steps", "0"], "'--sampling-steps': Input should be greater than or equal to 1"),
+    (["--sampling-steps", "5000"], "5000 is not in 1…2000"),
+    (["--sampling-steps", "0"], "'--sampling-steps': Input should be greater than or equal to 1"),
     (["--shape", "96,x,96,96"], "is not three sides X,Y,Z"), (["--shape", "96,96,²"], "is not three sides X,Y,Z"),
     (["--shape", "16,16,16"], "at least 31 voxels"), (["--shape", "30,31,31"], "at least 31 voxels"),
 ])  # fmt: skip
