@@ -8,6 +8,7 @@ import numpy as np
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Batch, Method, Variables
 from jaxsr.physics.acquisition import acquired_shape, named_acquisition
+from jaxsr.upscale.inputs import IN_PLANE_SIDE
 from jaxsr.volume.io import Volume
 
 
@@ -56,3 +57,12 @@ def synthetic_head(shape: tuple[int, int, int], experiment: Experiment) -> Volum
     data = np.where(sum(x**2 for x in axes) < 0.8, noise, 0).astype(np.float32)
     voxel_size = [v * n / m for v, n, m in zip(target, shape, coarse, strict=True)]
     return Volume(data, np.diag([*voxel_size, 1.0]))
+
+
+def smallest_side(experiment: Experiment) -> int:
+    """Voxels that a side of `synthetic_head` must have for slices of all three axes to serve."""
+    target, acquisition = (experiment.data.voxel_size,) * 3, named_acquisition(experiment.data.acquisition)
+    side = IN_PLANE_SIDE
+    while min(acquired_shape((side,) * 3, target, acquisition)) < IN_PLANE_SIDE:
+        side += 1
+    return side

@@ -13,6 +13,7 @@ from jaxsr.cli.options import (
     Device,
     Overrides,
     bare,
+    check_sampling,
     check_voxel_size,
     choice,
     failed,
@@ -158,19 +159,27 @@ def bench_upscale(
     config: Config,
     overrides: Overrides = None,
     shape: Annotated[str, typer.Option(help="Voxels of the volume.")] = "96,96,96",
-    sampling_steps: Annotated[int | None, bare(help="[default: the model's]")] = None,
+    sampling_steps: Annotated[int | None, bare(min=1, help="[default: the model's]")] = None,
     batch_size: BatchSize = "auto",
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Time upscaling a synthetic volume with the network of CONFIG and random weights."""
-    sides = tuple(int(n) for n in shape.split(",") if n.strip().isdigit())
-    if len(sides) != 3 or min(sides) < 16:
-        raise typer.BadParameter(f"'{shape}' is not three sides X,Y,Z of at least 16 voxels", param_hint="--shape")
+    parts = [part.strip() for part in shape.split(",")]
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise typer.BadParameter(f"'{shape}' is not three sides X,Y,Z in voxels, as in 96,96,96", param_hint="--shape")
+    sides = (int(parts[0]), int(parts[1]), int(parts[2]))
+    size = slices_at_a_time(batch_size)
     select_device(device)
     from jaxsr.bench import upscale as bench
+    from jaxsr.bench.synthetic import smallest_side
     from jaxsr.experiment import load_experiment
+    from jaxsr.train.loop import build_method
 
     experiment = load_experiment(config, overrides or [])
-    result = bench.bench_upscale(experiment, sides, sampling_steps, slices_at_a_time(batch_size))
+    check_sampling(build_method(experiment), experiment.method.kind, sampling_steps, option="--sampling-steps")
+    if min(sides) < (least := smallest_side(experiment)):
+        said = f"'{shape}' is too small: at {experiment.data.voxel_size:g} mm every side must have at least {least} voxels"
+        raise typer.BadParameter(f"{said}, for the scan that it is upscaled from to have slices that serve", param_hint="--shape")
+    result = bench.bench_upscale(experiment, sides, sampling_steps, size)
     print_result(result, bench.describe(result), as_json)

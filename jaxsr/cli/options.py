@@ -5,11 +5,14 @@ import itertools
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from jaxsr.cli.status import Exit
+
+if TYPE_CHECKING:
+    from jaxsr.methods.base import Method
 
 bare = functools.partial(typer.Option, show_default=False)  # the help text says what the default is
 
@@ -123,6 +126,15 @@ def check_voxel_size(to_mm: float | None) -> None:
         raise typer.BadParameter(f"{to_mm:g} is not a voxel size between 0.1 and 10 mm", param_hint="--to-mm")
 
 
+def check_sampling(method: "Method", kind: str, steps: int | None, eta: float | None = None, option: str = "--steps") -> None:
+    """`steps` and `eta`, where given, are something that `method` can do; `option` is what the command calls the steps."""
+    for name, value in ((option, steps), ("--eta", eta)):
+        if value is not None and method.most_steps == 1:
+            raise typer.BadParameter(f"{kind} does not sample, so {name} would change nothing: leave it out", param_hint=name)
+    if steps is not None and not 1 <= steps <= method.most_steps:
+        raise typer.BadParameter(f"{steps} is not in 1…{method.most_steps}, the steps of the model's schedule", param_hint=option)
+
+
 def failed(failures: list[tuple[Path, str]], total: int) -> str:
     """What a command that goes on after a failure says last."""
     from jaxsr.files import shown
@@ -141,4 +153,9 @@ def choice(option: str, value: str, known: tuple[str, ...]) -> str:
 
 def choices(option: str, value: str, known: tuple[str, ...]) -> tuple[str, ...]:
     """The comma-separated parts of `value`, or all of `known`."""
-    return known if value == "all" else tuple(choice(option, part.strip(), known) for part in value.split(","))
+    if value == "all":
+        return known
+    parts = tuple(choice(option, part.strip(), known) for part in value.split(","))
+    if len(set(parts)) < len(parts):
+        raise typer.BadParameter(f"'{value}' names one of them twice", param_hint=option)
+    return parts

@@ -1,6 +1,7 @@
 """Commands that work on volumes: upscale, evaluate."""
 
 import json
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from jaxsr.cli.options import (
     BatchSize,
     Device,
     bare,
+    check_sampling,
     check_voxel_size,
     choice,
     choices,
@@ -72,17 +74,20 @@ def upscale(
 
     from jaxsr.files import shown
     from jaxsr.upscale.inputs import find_jobs, is_done, read_input
-    from jaxsr.upscale.sidecar import check_sidecar, sidecar_path, write_json
+    from jaxsr.upscale.sidecar import check_record, check_sidecar, picture_path, write_json
 
     jobs = find_jobs(source, output)
     terminal = open_console(quiet=quiet)
     if not jobs:
         raise Exit(3, f"{shown(source)}: no volumes to upscale (.nii, .nii.gz, .mgz, .mgh)")
+    if run_json:
+        check_record(run_json, jobs)
     single = None
     # What cannot be used is said before JAX and the model are loaded; but with --run-json where failures are recorded.
     if len(jobs) == 1 and not run_json and (overwrite or not is_done(jobs[0])):
-        check_sidecar(jobs[0].output)
-        single = read_input(jobs[0].source, to_mm=to_mm, axes=axis_names, volume=volume, nan=nan, note=terminal.print)  # type: ignore[arg-type]
+        check_sidecar(jobs[0].output, picture=picture)
+        how = {"axes": axis_names, "volume": volume, "nan": nan, "picture": picture}
+        single = read_input(jobs[0].source, to_mm=to_mm, note=terminal.print, **how)  # type: ignore[arg-type]
 
     select_device(device, apart=True)
     from jaxsr.runtime.distributed import place
@@ -91,6 +96,9 @@ def upscale(
     here = place()
     mine = share(jobs, here)
     if here.processes > 1:
+        if run_json:
+            run_json = run_json if here.process == 0 else run_json.with_stem(f"{run_json.stem}.{here.process}")
+            check_record(run_json, jobs)
         terminal.print(f"process {here.process} of {here.processes}: {len(mine)} of {len(jobs)} volumes")
     todo = mine if overwrite else [job for job in mine if not is_done(job)]
     if len(todo) < len(mine):
@@ -103,19 +111,20 @@ def upscale(
 
     loaded = None if dry_run else load_model(model, precision=precision, note=terminal.print)
     recipe = read_recipe(model, precision=precision, note=terminal.print) if loaded is None else loaded.recipe
+    check_sampling(recipe.method, recipe.experiment.method.kind, steps, eta)
     default, trained = recipe.method.default_request, recipe.experiment.data.voxel_size
     target = to_mm or trained
     if abs(target - trained) > 1e-6:
         terminal.print(f"note: the model was trained for {trained:g} mm, not {target:g} mm")
     request = default._replace(steps=steps or default.steps, eta=default.eta if eta is None else eta, to_mm=target)
-    settings = Settings(target, request, axis_names, seed, volume, nan)  # type: ignore[arg-type]
+    settings = Settings(target, request, axis_names, seed, volume, nan, picture)  # type: ignore[arg-type]
     engine = make_engine(loaded, batch_size=size, slice_map=slice_map) if loaded else None  # type: ignore[arg-type]
     if verbose:
         terminal.print(f"{recipe.name}, step {recipe.step}, on {device_in_use()}, {request.steps} sampling steps")
 
     def plan(job: "Job") -> dict[str, Any]:
-        low, how = single or read_source(job.source, settings), {"batch_size": size, "slice_map": slice_map, "picture": picture}
-        facts = forecast(recipe, job, low, settings, **how)  # type: ignore[arg-type]
+        low = single or read_source(job.source, settings)
+        facts = forecast(recipe, job, low, settings, batch_size=size, slice_map=slice_map)  # type: ignore[arg-type]
         terminal.print("\n".join(lines(facts)))
         return facts
 
@@ -127,7 +136,7 @@ def upscale(
             done = upscale_file(engine, loaded, job, settings, volume=single, progress=report, note=note)
         if picture:
             title = f"{shown(job.source.name)} at {target:g} mm (synthetic)"
-            montage(sidecar_path(job.output).with_suffix(".png"), done.low, done.output, title)
+            montage(picture_path(job.output), done.low, done.output, title)
         terminal.print(f"wrote {shown(job.output)}")
         return done.facts
 
@@ -139,15 +148,18 @@ def upscale(
             records.append(record)
             try:
                 record |= (plan if dry_run else do)(job)
-            except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-                record |= {"Error": str(error), "Status": status_of(error)}
-                failures.append((job.source, str(error)))
+            except Exception as error:
+                status = status_of(error)
+                why = str(error) if status else f"{type(error).__name__}: {error}"
+                record |= {"Error": why, "Status": status or 1}
+                failures.append((job.source, why))
                 if len(todo) == here.processes == 1:
                     raise
+                if status is None:  # a mistake of ours: that the other volumes go on is no reason to hide it
+                    traceback.print_exception(error)
     finally:
         if run_json:
-            path = run_json if here.process == 0 else run_json.with_stem(f"{run_json.stem}.{here.process}")
-            write_json(path, {"DryRun": dry_run, "Process": here.process, "Processes": here.processes, "Volumes": records})
+            write_json(run_json, {"DryRun": dry_run, "Process": here.process, "Processes": here.processes, "Volumes": records})
     if failures:
         raise Exit(5 if all(record.get("Status") == 5 for record in records) else 1, failed(failures, len(todo)))
 

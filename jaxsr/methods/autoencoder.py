@@ -89,6 +89,7 @@ class Autoencoder:
         self.decoder = Decoder(**shared, channels=config.network.channels, dtype=dtype)
         self.multiple = config.multiple
         self.default_request = Request(steps=1)
+        self.most_steps = 1
 
     def init(self, key: Array, batch: Batch) -> Variables:
         image = self._to_channels(batch.high)

@@ -101,6 +101,7 @@ class Sr3:
         self.network = Sr3UNet(**dict(config.network), dtype=dtype)
         self.multiple = config.multiple
         self.default_request = Request(config.sampling_steps, config.eta)
+        self.most_steps = config.schedule.steps
 
     def init(self, key: Array, batch: Batch) -> Variables:
         level = jnp.ones(batch.low.shape[0])

@@ -2,19 +2,22 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxsr.experiment import Experiment
 from jaxsr.files import shown
 from jaxsr.methods.base import Request
+from jaxsr.physics.acquisition import named_acquisition
 from jaxsr.runtime.distributed import Place
 from jaxsr.runtime.memory import OutOfMemory
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.upscale.engine import BatchSize, Engine, Progress
-from jaxsr.upscale.inputs import Job, check_target, read_input
+from jaxsr.upscale.inputs import Job, check_target, read_input, scale_notes
 from jaxsr.upscale.model import Model
 from jaxsr.upscale.sidecar import check_sidecar, describe, json_writer, sidecar_path
 from jaxsr.volume.geometry import Grid
@@ -31,6 +34,7 @@ class Settings(NamedTuple):
     seed: int = 0
     volume: int | None = None
     nan: Literal["refuse", "zero"] = "refuse"
+    picture: bool = True
 
 
 def share(jobs: list[Job], place: Place) -> list[Job]:
@@ -52,7 +56,14 @@ def make_engine(model: Model, *, batch_size: BatchSize, slice_map: Literal["pad"
 
 def read_source(path: Path, settings: Settings, note: Callable[[str], None] = lambda text: None) -> Volume:
     """`read_input` with these settings."""
-    return read_input(path, to_mm=settings.to_mm, axes=settings.axes, volume=settings.volume, nan=settings.nan, note=note)
+    how = {"axes": settings.axes, "volume": settings.volume, "nan": settings.nan, "picture": settings.picture}
+    return read_input(path, to_mm=settings.to_mm, note=note, **how)  # type: ignore[arg-type]
+
+
+def training_scans(experiment: Experiment) -> tuple[float, float, float]:
+    """Voxel size in mm of the scans that a model learnt from: that of the acquisition, or of the heads where they were coarser."""
+    x, y, z = (max(mm, experiment.data.voxel_size) for mm in named_acquisition(experiment.data.acquisition).voxel_size)
+    return x, y, z
 
 
 class Written(NamedTuple):
@@ -99,11 +110,15 @@ def _upscale_file(
     progress: Progress,
     note: Callable[[str], None],
 ) -> Written:
-    check_sidecar(job.output)
+    check_sidecar(job.output, picture=settings.picture)
     if volume is None:
         volume = read_source(job.source, settings, note)
     else:
-        check_target(volume, settings.to_mm)
+        check_target(volume, settings.to_mm, picture=settings.picture)
+    odd = scale_notes(volume, settings.to_mm, training_scans(model.experiment))
+    for sentence in odd:
+        note(f"{shown(job.source.name)}: {sentence}")
+    volume = replace(volume, notes=(*volume.notes, *odd))
     started = time.monotonic()
     result = engine.upscale(
         volume, settings.request, to_mm=settings.to_mm, axes=settings.axes, seed=settings.seed, progress=progress, note=note

@@ -6,7 +6,6 @@ needs less; a convolution's workspace comes on top. Nothing is compiled, for tha
 """
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,27 +20,22 @@ from jaxsr.files import shown
 from jaxsr.methods.base import Condition, Method, Request
 from jaxsr.train.loop import abstract_batch
 from jaxsr.upscale.engine import BatchSize, first_batch_size
-from jaxsr.upscale.files import Settings
-from jaxsr.upscale.inputs import Job
+from jaxsr.upscale.files import Settings, training_scans
+from jaxsr.upscale.inputs import Job, memory_needed, scale_notes
 from jaxsr.upscale.model import Recipe
 from jaxsr.upscale.plan import Kind, Plan, make_plan
 from jaxsr.upscale.sidecar import check_sidecar
 from jaxsr.volume.io import Volume
 from jaxsr.volume.orientation import from_ras, turn_from
 
-BYTES_A_VOXEL = 16  # of the output: the interpolated input and the mean in float32, the sum in float64
-MONTAGE_BYTES_A_VOXEL = 30  # instead, while the picture is made: two interpolations, the output, and what finds the head in it
 
-
-def forecast(
-    recipe: Recipe, job: Job, volume: Volume, settings: Settings, *, batch_size: BatchSize, slice_map: Kind, picture: bool
-) -> dict[str, Any]:
-    """The plan for `volume`, as JSON can hold it; `picture`: with a montage.
+def forecast(recipe: Recipe, job: Job, volume: Volume, settings: Settings, *, batch_size: BatchSize, slice_map: Kind) -> dict[str, Any]:
+    """The plan for `volume`, as JSON can hold it.
 
     Raises:
       VolumeError: for what would be refused.
     """
-    check_sidecar(job.output)
+    check_sidecar(job.output, picture=settings.picture)
     plan = make_plan(recipe.method, volume.grid, settings.to_mm, settings.axes, slice_map)
     devices = jax.local_device_count()
     size = -(-(first_batch_size() if batch_size == "auto" else batch_size) // devices) * devices
@@ -66,10 +60,10 @@ def forecast(
         "Batches": plan.batches(size),
         "SamplingSteps": settings.request.steps,
         "MultiplyAdds": volume_multiply_adds(traces, plan, size),
-        "HostBytes": host_bytes(volume, plan, picture),
+        "HostBytes": memory_needed(volume, plan.grid, picture=settings.picture),
         "DeviceBytes": weights + max(live_bytes(trace) for trace in traces.values()) // devices,
         "Devices": devices,
-        "Notes": [*volume.notes, *plan.left_out],
+        "Notes": [*volume.notes, *scale_notes(volume, settings.to_mm, training_scans(recipe.experiment)), *plan.left_out],
     }
 
 
@@ -89,11 +83,6 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
         f"  memory      host: {host} for volumes; each of the devices ({facts['Devices']}): about {device}, estimated from shapes",
         *(f"  note        {note}" for note in facts["Notes"]),
     ]
-
-
-def host_bytes(volume: Volume, plan: Plan, picture: bool) -> int:
-    """Of the volumes held at once, the input among them."""
-    return volume.data.nbytes + (MONTAGE_BYTES_A_VOXEL if picture else BYTES_A_VOXEL) * math.prod(plan.grid.shape)
 
 
 def live_bytes(jaxpr: ClosedJaxpr | Jaxpr) -> int:

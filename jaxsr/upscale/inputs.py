@@ -3,24 +3,29 @@
 Needs no JAX, so that what cannot be used is said within a second.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from jaxsr.files import shown
 from jaxsr.upscale.sidecar import sidecar_path
+from jaxsr.volume.decode import HOLD
 from jaxsr.volume.geometry import Grid, target_grid
 from jaxsr.volume.intensity import fit_window
-from jaxsr.volume.io import IN_PLANE_SIDE, SMALLEST_SIDE, SUFFIXES, Volume, VolumeError, read_volume, straighten
+from jaxsr.volume.io import SMALLEST_SIDE, SUFFIXES, Volume, VolumeError, read_volume, straighten
 from jaxsr.volume.memory import free_memory
 from jaxsr.volume.slices import AXES
 
-BYTES_PER_VOXEL = 48  # of the output, on the host: 16 were measured while slices are upscaled, up to 42 while the picture is drawn
+# Of the output, on the host, beside the input: measured, and held by a test.
+BYTES_A_VOXEL = 18  # the interpolated input and the mean in float32, the sum in float64, and what interpolation holds on its way
+BYTES_A_VOXEL_PICTURED = 32  # while the picture is made: two interpolations, the output, and what finds the head in it
+IN_PLANE_SIDE = 16  # voxels
 _READ = (*SUFFIXES, ".hdr", ".img", ".hdr.gz", ".img.gz", ".nii.bz2", ".nii.zst")
 _NOT_WRITTEN = (".hdr", ".img", ".gz", ".bz2", ".zst", ".nrrd", ".mha", ".mhd", ".mnc", ".mif", ".dcm", ".json", ".png", ".txt")
+_WAYS = ("from left to right", "from back to front", "from bottom to top")
+COARSER, UNLIKE = 1.01, 1.25  # ratios of voxel sizes above which it is said
 _LONGEST_LIST = 1 << 24  # bytes
 
 
@@ -79,12 +84,14 @@ def read_input(
     axes: Sequence[str] = tuple(AXES),
     volume: int | None = None,
     nan: Literal["refuse", "zero"] = "refuse",
+    picture: bool = True,
     note: Callable[[str], None] = lambda text: None,
 ) -> Volume:
     """The volume, on right-angled axes, with everything checked that can be before anything is computed.
 
     Args:
       to_mm: the voxel size wanted; None where it is not known yet.
+      picture: with a montage, which takes memory.
       note: given what is odd but usable.
 
     Raises:
@@ -98,20 +105,20 @@ def read_input(
         _, left_out = serving_axes(read.data.shape, axes)
     except VolumeError as error:
         raise VolumeError(f"{shown(path)}: {error}") from None
-    check_target(read, to_mm)
+    check_target(read, to_mm, picture=picture)
     for sentence in left_out:
         note(f"{shown(path.name)}: {sentence}, so that axis is left out")
     return read
 
 
-def check_target(volume: Volume, to_mm: float | None) -> Grid:
+def check_target(volume: Volume, to_mm: float | None, *, picture: bool = True) -> Grid:
     """The grid of the output (its own where `to_mm` is None); VolumeError where it is out of proportion to the head or to this machine."""
     target = target_grid(volume.grid, to_mm) if to_mm else volume.grid
     at = f"{shown(volume.path or 'the volume')}: at {to_mm or min(volume.voxel_size):g} mm the volume would have"
     sides = " × ".join(map(str, target.shape))
     if min(target.shape) < SMALLEST_SIDE:
         raise VolumeError(f"{at} only {sides} voxels: choose a smaller --to-mm")
-    needed, free = memory_needed(target), free_memory()
+    needed, free = memory_needed(volume, target, picture=picture), free_memory()
     if free is not None and needed > free:
         raise VolumeError(
             f"{at} {sides} voxels, which needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: "
@@ -120,9 +127,23 @@ def check_target(volume: Volume, to_mm: float | None) -> Grid:
     return target
 
 
-def memory_needed(target: Grid) -> int:
-    """Bytes of the host's memory that upscaling to `target` takes, beside the model."""
-    return BYTES_PER_VOXEL * int(np.prod([int(n) for n in target.shape], dtype=object))
+def scale_notes(volume: Volume, to_mm: float | None, trained: Sequence[float] | None = None) -> tuple[str, ...]:
+    """What voxel sizes give cause to say: axes that get coarser, and a scan unlike those `trained` on (mm to the right, front, top)."""
+    notes = []
+    coarser = [f"{mm:.3g} mm {way}" for mm, way in zip(volume.voxel_size, _WAYS, strict=True) if to_mm and to_mm > COARSER * mm]
+    if coarser:
+        notes.append(
+            f"{to_mm:.3g} mm is coarser than the scan ({', '.join(coarser)}): what it resolves there is lost, unless --to-mm is less"
+        )
+    if trained and any(max(mm / of, of / mm) > UNLIKE for mm, of in zip(volume.voxel_size, trained, strict=True)):
+        notes.append(f"the model was trained on scans of {_millimetres(trained)}, this one has {_millimetres(volume.voxel_size)}")
+    return tuple(notes)
+
+
+def memory_needed(volume: Volume, target: Grid, *, picture: bool = True) -> int:
+    """Bytes of the host's memory that upscaling `volume` to `target` takes, itself among them, beside the model; `picture`: with one."""
+    ours = (BYTES_A_VOXEL_PICTURED if picture else BYTES_A_VOXEL) * math.prod(int(n) for n in target.shape)
+    return max(HOLD * volume.data.nbytes, volume.data.nbytes + ours)
 
 
 def serving_axes(shape: Sequence[int], axes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -139,6 +160,12 @@ def serving_axes(shape: Sequence[int], axes: Sequence[str]) -> tuple[tuple[str, 
     if not serving:
         raise VolumeError(f"no axis of {', '.join(axes)} can be upscaled: {'; '.join(left_out)}")
     return serving, left_out
+
+
+def _millimetres(sizes: Sequence[float]) -> str:
+    """As in '2 mm' or '10 × 1.95 × 1.28 mm'."""
+    said = [f"{mm:.3g}" for mm in sizes]
+    return f"{said[0] if len(set(said)) == 1 else ' × '.join(said)} mm"
 
 
 def _listed(path: Path) -> list[Path]:

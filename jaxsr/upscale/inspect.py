@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxsr.files import shown
-from jaxsr.upscale.inputs import check_target, memory_needed, read_input, serving_axes
+from jaxsr.upscale.inputs import check_target, memory_needed, read_input, scale_notes, serving_axes
 from jaxsr.volume.decode import open_image
 from jaxsr.volume.header import describe
 from jaxsr.volume.intensity import background_share, fit_window
@@ -35,7 +35,7 @@ def inspect(
     return {
         **report,
         "usable": True,
-        "notes": list(read.notes),
+        "notes": [*read.notes, *scale_notes(read, to_mm)],
         "volume": {
             "orientation": "".join(read.orientation),
             "shape": list(data.shape),
@@ -56,7 +56,7 @@ def inspect(
             "voxel_size_mm": [to_mm] * 3 if to_mm else voxel_size,
             "shape": _as_stored(target.shape, read.orientation),
             "bytes": 4 * target.shape[0] * target.shape[1] * target.shape[2],
-            "memory_bytes": memory_needed(target),
+            "memory_bytes": memory_needed(read, target),
         },
     }
 

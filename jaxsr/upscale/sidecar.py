@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +35,52 @@ def read_sidecar(output: Path) -> dict[str, Any] | None:
     return facts if isinstance(facts, dict) and "JaxSR" in facts else None
 
 
-def check_sidecar(output: Path) -> None:
-    """Raises VolumeError where the sidecar would replace a file that is not ours."""
-    path = sidecar_path(output)
-    if path.exists() and read_sidecar(output) is None:
+def picture_path(output: Path) -> Path:
+    """`scan.nii.gz` → `scan.png`."""
+    return sidecar_path(output).with_suffix(".png")
+
+
+def check_sidecar(output: Path, *, picture: bool = False) -> None:
+    """Raises VolumeError where the sidecar, or the picture, would replace a file that is not ours; a picture is where our sidecar is."""
+    if read_sidecar(output) is not None:
+        return
+    path, drawn = sidecar_path(output), picture_path(output)
+    if path.exists():
         raise VolumeError(f"{shown(path)} exists and was not written by jaxsr: choose another -o, whose sidecar does not replace it")
+    if picture and drawn.exists():
+        raise VolumeError(
+            f"{shown(drawn)} exists and was not written by jaxsr: choose another -o, whose picture does not replace it, or --no-montage"
+        )
+
+
+def check_record(path: Path, jobs: Iterable[tuple[Path, Path]]) -> None:
+    """Raises VolumeError where a record of a run at `path` would replace what is read or written for `jobs`, or a file that is not ours."""
+    taken: dict[Path, str] = {}
+    for source, output in jobs:
+        taken |= {
+            _resolved(output.parent): "the outputs' folder",
+            _resolved(source): "an input",
+            _resolved(output): "an output",
+            _resolved(sidecar_path(output)): "a sidecar",
+            _resolved(picture_path(output)): "a picture",
+        }
+    if what := taken.get(_resolved(path)):
+        raise VolumeError(f"--run-json {shown(path)} is the place of {what}: name another file")
+    if not path.exists():
+        return
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        facts = None
+    if not (isinstance(facts, dict) and {"DryRun", "Volumes"} <= facts.keys()):
+        raise VolumeError(f"--run-json {shown(path)} exists and is no record of a run: name another file")
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError):  # a name too long, or with a zero in it, or links in a circle: reading says so
+        return path.absolute()
 
 
 def describe(model: "Model", source: Path, output: Path, result: "Upscaled", request: "Request", **settings: Any) -> dict[str, Any]:

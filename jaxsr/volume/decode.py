@@ -33,7 +33,7 @@ FORMATS = ".nii, .nii.gz, .hdr/.img, .mgh or .mgz"
 _ACCEPTED = (nib.Nifti1Pair, nib.MGHImage, nib.AnalyzeImage)  # NIfTI-1 and -2, single files and pairs, derive from the first
 _GZIP = b"\x1f\x8b"
 _GZIP_RATIO = 1032  # deflate cannot do better
-_HOLD = 4  # float32 copies of a volume alive while it is read and turned
+HOLD = 4  # float32 copies of a volume alive at most while it is read, turned and its window found
 _DRAIN = 1 << 20  # bytes read at a time in search of the checksum
 _TRAILING = 1 << 26  # bytes after the voxels; far more than the tags that MGH files have there
 _PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".mgz": gzip.open, ".bz2": bz2.open}
@@ -152,7 +152,9 @@ def _volume_index(shape: tuple[int, ...], volume: int | None) -> tuple[int, ...]
     if count < 1:
         raise VolumeError("the file holds no volume (a dimension is 0): convert the scan again")
     if volume is None and count > 1:
-        raise VolumeError(f"the file holds {count} volumes: pick one with --volume K, K from 0 to {count - 1}")
+        raise VolumeError(
+            f"the file holds {count} volumes: name one (upscale and inspect take --volume K, K from 0 to {count - 1}), or split it"
+        )
     if volume is not None and not 0 <= volume < count:
         raise VolumeError(f"there is no volume {volume}: the file holds {count}, counted from 0")
     return tuple(int(i) for i in np.unravel_index(volume or 0, shape[3:], order="F"))
@@ -199,7 +201,7 @@ def _check_size(image: SpatialImage) -> None:
         )
     memory = free_memory()
     # Voxels as stored, scaled in at most as many bytes, and as float32; or, later, several copies as float32.
-    wanted = max(4 * _HOLD, 2 * proxy.dtype.itemsize + 4) * math.prod(int(n) for n in proxy.shape[:3])
+    wanted = max(4 * HOLD, 2 * proxy.dtype.itemsize + 4) * math.prod(int(n) for n in proxy.shape[:3])
     if memory is not None and wanted > memory:
         raise VolumeError(
             f"a volume of {_sides(proxy.shape)} voxels needs {wanted / 1e9:.1f} GB and {memory / 1e9:.1f} GB are free: "

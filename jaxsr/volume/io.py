@@ -25,12 +25,10 @@ from jaxsr.volume.orientation import codes_of, from_ras, to_ras, turn_from, turn
 __all__ = ["Volume", "VolumeError", "read_volume", "straighten", "write_volume"]
 
 SMALLEST_SIDE = 4  # voxels
-IN_PLANE_SIDE = 16  # voxels
 LARGEST = 1e15  # intensity; its square is a float32 too
 SUFFIXES = (".nii", ".nii.gz", ".mgh", ".mgz")
 
 STRAIGHTENED = "the sheared volume was resampled to a straight grid"
-_DIRECTIONS = ("left to right", "posterior to anterior", "inferior to superior")
 _NIFTI1_SIDE = 32767
 
 
@@ -85,16 +83,7 @@ def read_volume(path: str | Path, *, volume: int | None = None, nan: Literal["re
         data, zeroed, more = _check_values(data, nan)
     except VolumeError as error:
         raise VolumeError(f"{shown(path)}: {error}") from None
-    notes += (
-        behind
-        + more
-        + tuple(
-            f"only {n} voxels from {name}: this axis does not serve as an in-plane axis"
-            for n, name in zip(data.shape, _DIRECTIONS, strict=True)
-            if n < IN_PLANE_SIDE
-        )
-    )
-    return Volume(data, affine, orientation, path, notes, codes, zeroed)
+    return Volume(data, affine, orientation, path, notes + behind + more, codes, zeroed)
 
 
 def write_volume(path: str | Path, volume: Volume, *, description: str = "", before: Mapping[Path, Writer] | None = None) -> None:
@@ -156,7 +145,7 @@ def _check_values(data: np.ndarray, nan: str) -> tuple[np.ndarray, int, tuple[st
         nans = int(np.isnan(data).sum())
         found = f"{nans} NaN and {data.size - int(finite.sum()) - nans} infinite voxels of {data.size}"
         if nan == "refuse":
-            raise VolumeError(f"{found}: repair the volume, or set them to 0 with --nan zero")
+            raise VolumeError(f"{found}: repair the volume, or have them set to 0 (upscale and inspect take --nan zero)")
         data[~finite] = 0
         notes = (f"{found} set to 0",)
     low, high = float(data.min()), float(data.max())

@@ -5,9 +5,15 @@ import json
 import pytest
 
 from jaxsr.bench.count import count
+from jaxsr.bench.synthetic import smallest_side, synthetic_head
 from jaxsr.bench.upscale import bench_upscale, describe
+from jaxsr.cli import app
+from jaxsr.cli.status import run
+from jaxsr.config import dump
 from jaxsr.experiment import DataConfig, Experiment
 from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
+from jaxsr.upscale.inputs import serving_axes
+from jaxsr.volume.slices import AXES
 
 NETWORK = Sr3NetworkConfig(width=8, multipliers=(1,), blocks=1, attention_at=(), groups=4, dropout=0.0, middle_attention=False)
 TINY = Experiment(method=Sr3Config(network=NETWORK), data=DataConfig(crop=16))
@@ -30,3 +36,23 @@ def test_one_shape_is_compiled_once(result):
 def test_work_is_that_of_every_slice_and_step_with_the_last_batch_filled_up(result):
     """Three axes, 3 batches of 12 for 32 slices each, 3 sampling steps."""
     assert result["multiply_adds"] == 3 * 3 * 12 * 3 * count(TINY, 32)["multiply_adds"]
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--sampling-steps", "5000"], "5000 is not in 1…2000"),
+    (["--sampling-steps", "0"], "'--sampling-steps': Input should be greater than or equal to 1"),
+    (["--shape", "96,x,96,96"], "is not three sides X,Y,Z"), (["--shape", "96,96,²"], "is not three sides X,Y,Z"),
+    (["--shape", "16,16,16"], "at least 31 voxels"), (["--shape", "30,31,31"], "at least 31 voxels"),
+])  # fmt: skip
+def test_what_cannot_be_timed_is_refused_in_a_sentence(words, sentence, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text(dump(TINY.model_copy(update={"data": DataConfig(crop=16, voxel_size=1.0)})))
+    assert run(lambda: app(["bench", "upscale", str(tmp_path / "c.yaml"), *words], standalone_mode=False)) == 2
+    assert sentence in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_the_smallest_volume_has_slices_along_every_axis():
+    """31 × 1 mm is 15.5 voxels of 2 mm, which round to 16; 30 are 15."""
+    experiment = TINY.model_copy(update={"data": DataConfig(crop=16, voxel_size=1.0)})
+    side = smallest_side(experiment)
+    assert serving_axes(synthetic_head((side,) * 3, experiment).data.shape, tuple(AXES))[1] == ()
+    assert serving_axes(synthetic_head((side - 1, side, side), experiment).data.shape, tuple(AXES))[1]

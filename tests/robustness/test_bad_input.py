@@ -251,7 +251,7 @@ REFUSED = [
     Case("6b", "NaN in the affine", file(srow_y=np.nan), r"row 2 of the affine is \[nan, .*not finite"),
     Case("10a", "(x, y, 1, 1)", file(HEAD[:, :, :1, None]), "18 × 17 × 1 voxels is too thin.*at least 4"),
     Case("10b", "(1, y, z)", file(HEAD[:1]), "1 × 17 × 16 voxels is too thin"),
-    Case("11a", "4-D", file(TWICE), "holds 2 volumes: pick one with --volume K, K from 0 to 1"),
+    Case("11a", "4-D", file(TWICE), "holds 2 volumes: name one .upscale and inspect take --volume K, K from 0 to 1., or split it"),
     Case("11b", "RGB", file(np.zeros(SHAPE, RGB)), r"colours \(RGB\)"),
     Case("11c", "complex", file(HEAD.astype(np.complex64)), "complex: give the magnitude"),
     Case("12d", "intercept NaN", file(scl_slope=2, scl_inter=np.nan), "inter"),

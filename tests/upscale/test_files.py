@@ -3,16 +3,21 @@
 import tracemalloc
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+import typer
 
+from jaxsr.cli.options import choices
+from jaxsr.experiment import Experiment
+from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.base import Request, UpscaleOutput
-from jaxsr.runtime.mesh import make_mesh
-from jaxsr.upscale.engine import Engine
-from jaxsr.upscale.files import Settings, montage, read_source
-from jaxsr.upscale.inputs import Job, check_target, find_jobs, is_done, memory_needed
-from jaxsr.upscale.sidecar import check_sidecar, sidecar_path, write_json
+from jaxsr.upscale.files import Settings, make_engine, montage, upscale_file
+from jaxsr.upscale.inputs import Job, check_target, find_jobs, is_done, memory_needed, read_input, scale_notes
+from jaxsr.upscale.model import Model
+from jaxsr.upscale.sidecar import check_record, check_sidecar, sidecar_path, write_json
 from jaxsr.volume.io import Volume, VolumeError, read_volume, write_volume
+from jaxsr.volume.slices import AXES
 
 
 @pytest.fixture
@@ -69,8 +74,13 @@ def test_the_sidecar_has_the_name_of_the_volume(name, expected):
     assert sidecar_path(Path("x") / name) == Path("x") / expected
 
 
-def test_upscaling_and_its_picture_take_no_more_memory_than_is_said(tmp_path):
-    """By 2 along each axis, where the interpolations' intermediate volumes are largest beside the source."""
+@pytest.mark.parametrize("shape, voxel_size", [
+    ((80, 90, 100), (1, 1, 1)), ((48, 52, 56), (2, 2, 2)), ((100, 110, 20), (1, 1, 6)), ((20, 110, 100), (6, 1, 1)),
+    ((120, 120, 120), (0.5, 0.5, 0.5)),
+])  # fmt: skip
+@pytest.mark.parametrize("picture", [False, True])
+def test_the_hosts_memory_is_enough_and_not_half_too_much(shape, voxel_size, picture, tmp_path):
+    """At sizes where volumes count for more than all else; with larger output than input the interpolations count, else the input."""
 
     class Identity:
         multiple = 8
@@ -78,20 +88,27 @@ def test_upscaling_and_its_picture_take_no_more_memory_than_is_said(tmp_path):
         def upscale(self, variables, condition, keys, request):
             return UpscaleOutput(condition.low, {})
 
-    source = tmp_path / "v.nii"
-    write_volume(source, Volume(np.random.default_rng(0).normal(size=(64, 64, 64)).astype(np.float32), np.eye(4)))
-    engine, settings = Engine(Identity(), {}, make_mesh(), batch_size=8), Settings(0.5, Request(steps=1))
-    volume = read_source(source, settings)
-    engine.upscale(volume, settings.request, to_mm=0.5)  # what compiling takes is not meant
+    volume = Volume(
+        np.random.default_rng(0).normal(100, 30, shape).astype(np.float32), np.diag([*voxel_size, 1.0]), path=tmp_path / "v.nii"
+    )
+    job, settings = Job(tmp_path / "v.nii", tmp_path / "o.nii"), Settings(1.0, Request(steps=1), picture=picture)
+    expected = memory_needed(volume, check_target(volume, settings.to_mm), picture=picture)
+    write_volume(job.source, volume)
+    model = Model("run", 1, Experiment(method=AutoencoderConfig()), Identity(), {}, "")
+    engine = make_engine(model, batch_size=8)
+    engine.upscale(volume, settings.request, to_mm=settings.to_mm)  # what compiling takes is not meant
+    if picture:
+        montage(tmp_path / "warm.png", volume, volume, "nor what is imported and cached at first")
+    del volume
     tracemalloc.start()
     try:
-        result = engine.upscale(volume, settings.request, to_mm=0.5)
-        write_volume(tmp_path / "out.nii.gz", result.volume)
-        montage(tmp_path / "out.png", volume, result.volume, "title")
+        done = upscale_file(engine, model, job, settings)
+        if picture:
+            montage(tmp_path / "o.png", done.low, done.output, "title")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert 0.5 * memory_needed(result.volume.grid) < peak < memory_needed(result.volume.grid)
+    assert 0.65 * expected < peak < expected
 
 
 @pytest.mark.parametrize("name, expected", [
@@ -119,3 +136,79 @@ def test_an_output_in_a_format_that_is_not_written_is_refused_and_not_taken_for_
         find_jobs(scan, tmp_path / name)
     (tmp_path / name).mkdir()
     assert find_jobs(scan, tmp_path / name) == [Job(scan, tmp_path / name / scan.name)]
+
+
+def test_an_axis_that_does_not_serve_is_told_once(tmp_path):
+    data = np.random.default_rng(0).normal(size=(20, 20, 8)).astype(np.float32)
+    write_volume(tmp_path / "thin.nii", Volume(data, np.eye(4)))
+    told = []
+    assert read_input(tmp_path / "thin.nii", note=told.append).notes == ()
+    assert told == [f"thin.nii: {axis} slices would be only 8 voxels wide, so that axis is left out" for axis in ("sagittal", "coronal")]
+
+
+def test_an_axis_named_twice_is_refused():
+    with pytest.raises(typer.BadParameter, match="names one of them twice"):
+        choices("--axes", "axial, axial", tuple(AXES))
+    assert choices("--axes", "axial,coronal", tuple(AXES)) == ("axial", "coronal")
+
+
+@pytest.mark.parametrize("voxel, count, sentence", [
+    (1.0, 5, r"holds 5 volumes: name one \(upscale and inspect take --volume K, K from 0 to 4\), or split it"),
+    (np.nan, 1, r"or have them set to 0 \(upscale and inspect take --nan zero\)"),
+])  # fmt: skip
+def test_a_way_out_names_the_commands_that_have_it(voxel, count, sentence, tmp_path):
+    """`evaluate` and `prepare` read by the same function, and have neither option."""
+    data = np.random.default_rng(0).normal(size=(5, 5, 5, count)).astype(np.float32)
+    data[0, 0, 0] = voxel
+    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "v.nii")
+    with pytest.raises(VolumeError, match=sentence):
+        read_volume(tmp_path / "v.nii")
+
+
+def test_a_picture_of_somebody_else_is_refused(tmp_path):
+    (tmp_path / "out.png").write_bytes(b"figure 1 of my paper")
+    check_sidecar(tmp_path / "out.nii.gz")
+    with pytest.raises(VolumeError, match=r"out\.png exists and was not written by jaxsr: .*--no-montage"):
+        check_sidecar(tmp_path / "out.nii.gz", picture=True)
+    write_json(tmp_path / "out.json", {"JaxSR": {}})
+    check_sidecar(tmp_path / "out.nii.gz", picture=True)
+
+
+@pytest.mark.parametrize("name, what", [
+    ("scan.nii.gz", "an input"), ("out.nii.gz", "an output"), ("out.json", "a sidecar"), ("x/../out.png", "a picture"),
+    (".", "the outputs' folder"),
+])  # fmt: skip
+def test_the_record_of_a_run_takes_no_other_files_place(name, what, scan, tmp_path):
+    with pytest.raises(VolumeError, match=f"is the place of {what}: name another file"):
+        check_record(tmp_path / name, [Job(scan, tmp_path / "out.nii.gz")])
+
+
+def test_the_record_of_a_run_replaces_only_records_of_runs(scan, tmp_path):
+    jobs = [Job(scan, tmp_path / "out.nii.gz"), Job(Path("a\0b.nii"), tmp_path / "a\0b.nii")]
+    check_record(tmp_path / "run.json", jobs)
+    for content in ('{"RepetitionTime": 2.3}', "[]", "\0"):
+        (tmp_path / "run.json").write_text(content)
+        with pytest.raises(VolumeError, match=r"run\.json exists and is no record of a run: name another file"):
+            check_record(tmp_path / "run.json", jobs)
+    write_json(tmp_path / "run.json", {"DryRun": True, "Volumes": []})
+    check_record(tmp_path / "run.json", jobs)
+
+
+def volume_of(*voxel_size):
+    return Volume(np.zeros((4, 4, 4), np.float32), np.diag([*voxel_size, 1.0]))
+
+
+def test_axes_that_get_coarser_are_told():
+    assert scale_notes(volume_of(1.0, 0.5, 0.5), 1.0) == (
+        "1 mm is coarser than the scan (0.5 mm from back to front, 0.5 mm from bottom to top): what it resolves there is lost, "
+        "unless --to-mm is less",
+    )
+    assert scale_notes(volume_of(1.0, 0.995, 2.0), 1.0) == ()  # less than 1 % is rounding
+    assert scale_notes(volume_of(1.0, 0.5, 0.5), None) == ()
+
+
+def test_a_scan_unlike_those_of_the_training_is_told():
+    assert scale_notes(volume_of(10, 1.95, 1.28), 1.0, (2.0, 2.0, 2.0)) == (
+        "the model was trained on scans of 2 mm, this one has 10 × 1.95 × 1.28 mm",
+    )
+    assert scale_notes(volume_of(2.4, 1.7, 2.0), 1.0, (2.0, 2.0, 2.0)) == ()  # within a quarter

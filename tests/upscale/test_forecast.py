@@ -2,30 +2,29 @@
 
 import json
 import shutil
-import tracemalloc
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
 import pytest
+import typer
 
 from jaxsr.bench.synthetic import synthetic_variables
 from jaxsr.cli import app
+from jaxsr.cli.options import check_sampling
 from jaxsr.cli.status import run
 from jaxsr.config import dump, from_dict
 from jaxsr.experiment import Experiment
-from jaxsr.methods.base import UpscaleOutput
 from jaxsr.runtime.checkpoint import Checkpoints
 from jaxsr.runtime.memory import program_memory
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train.loop import abstract_batch, build_method
 from jaxsr.upscale.engine import Engine
-from jaxsr.upscale.files import Settings, make_engine, montage, upscale_file
+from jaxsr.upscale.files import Settings
 from jaxsr.upscale.forecast import forecast, live_bytes, trace_batches
-from jaxsr.upscale.inputs import Job
-from jaxsr.upscale.model import Model, Recipe
+from jaxsr.upscale.inputs import Job, check_target, memory_needed
+from jaxsr.upscale.model import Recipe
 from jaxsr.upscale.plan import make_plan
 from jaxsr.volume.geometry import Grid
 from jaxsr.volume.io import read_volume
@@ -126,36 +125,12 @@ def test_another_voxel_size_than_that_of_the_training_is_told_and_both_are_in_th
 
 
 @pytest.mark.parametrize("picture", [False, True])
-def test_the_hosts_memory_is_enough_and_not_half_too_much(picture, tmp_path):
-    """Against what numpy takes, at a size where volumes count for more than all else."""
-
-    class Identity:
-        multiple = 8
-        default_request = build_method(EXPERIMENT).default_request
-
-        def upscale(self, variables, condition, keys, request):
-            return UpscaleOutput(condition.low, {})
-
-    nib.save(
-        nib.Nifti1Image(np.random.default_rng(0).normal(100, 30, (80, 90, 100)).astype(np.float32), np.diag([2.0] * 3 + [1])),
-        tmp_path / "s.nii",
-    )
-    job, settings = Job(tmp_path / "s.nii", tmp_path / "o.nii"), Settings(2.0, Identity.default_request)
+def test_the_plans_memory_is_that_which_is_checked_before_a_run(work, picture):
     recipe = Recipe("run", 1, EXPERIMENT, build_method(EXPERIMENT))
-    volume = read_volume(job.source)
-    expected = forecast(recipe, job, volume, settings, batch_size=8, slice_map="pad", picture=picture)["HostBytes"]
-    model = Model("run", 1, EXPERIMENT, Identity(), {}, "")
-    engine = make_engine(model, batch_size=8)
-    if picture:
-        montage(tmp_path / "warm.png", volume, volume, "what is imported and cached at first is not counted")
-    del volume
-    tracemalloc.start()
-    written = upscale_file(engine, model, job, settings)
-    if picture:
-        montage(Path(tmp_path / "o.png"), written.low, written.output, "")
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert 0.95 * peak <= expected <= 1.5 * peak
+    volume = read_volume(work / "scan.nii")
+    settings = Settings(2.0, recipe.method.default_request, picture=picture)
+    facts = forecast(recipe, Job(work / "scan.nii", work / "o.nii"), volume, settings, batch_size=8, slice_map="pad")
+    assert facts["HostBytes"] == memory_needed(volume, check_target(volume, 2.0), picture=picture)
 
 
 def test_live_arrays_are_those_between_their_making_and_their_last_use():
@@ -178,3 +153,81 @@ def test_the_estimate_of_a_devices_memory_is_near_the_compilers():
     estimate = live_bytes(trace) + sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
     needed = program_memory(Engine(method, variables, make_mesh(), batch_size=8)._compile(plan.shapes[0], method.default_request))
     assert 0.7 < estimate / needed < 2
+
+
+def test_what_voxel_sizes_give_cause_to_say_is_told_planned_and_kept(work, tmp_path, capsys):
+    """The scan has 3 mm, the model learnt from 2 mm; 4 mm is coarser than both."""
+    words = ["upscale", "-i", work / "scan.nii", "-o", tmp_path / "o.nii", "-m", work / "run", "--to-mm", "4", "--no-montage"]
+    expected = ["4 mm is coarser than the scan", "the model was trained on scans of 2 mm, this one has 3 mm"]
+    assert cli(*words, "--dry-run", "--run-json", tmp_path / "plan.json") == cli(*words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    (plan,) = json.loads((tmp_path / "plan.json").read_text())["Volumes"]
+    kept = json.loads((tmp_path / "o.json").read_text())["JaxSR"]["Notes"]
+    assert plan["Notes"] == kept
+    for sentence in expected:
+        assert said.count(sentence) == 2
+        assert sum(note.startswith(sentence) for note in kept) == 1
+
+
+@pytest.mark.parametrize("steps", ["2001", "100000"])
+@pytest.mark.parametrize("extra", [[], ["--dry-run"]])
+def test_more_steps_than_the_schedule_has_are_refused(work, tmp_path, steps, extra, capsys):
+    assert cli("upscale", "-i", work / "scan.nii", "-o", tmp_path / "o.nii", "-m", work / "run", "--steps", steps, *extra) == 2
+    said = capsys.readouterr().err
+    assert "--steps" in said
+    assert f"{steps} is not in 1…2000" in said
+
+
+def test_steps_and_eta_mean_nothing_to_a_method_that_does_not_sample():
+    class Direct:
+        most_steps = 1
+
+    check_sampling(Direct(), "autoencoder", None, None)
+    for given in ({"steps": 1}, {"steps": None, "eta": 0.5}):
+        with pytest.raises(typer.BadParameter, match=r"autoencoder does not sample, so --(steps|eta) would change nothing"):
+            check_sampling(Direct(), "autoencoder", **given)
+    assert build_method(from_dict({"method": {"kind": "autoencoder"}}, Experiment)).most_steps == 1
+
+
+def test_a_record_that_would_replace_a_sidecar_is_refused_before_anything_is_done(work, tmp_path, capsys):
+    words = ["upscale", "-i", work / "scan.nii", "-o", tmp_path / "o.nii", "-m", work / "run"]
+    assert cli(*words, "--run-json", tmp_path / "o.json") == 2
+    assert "is the place of a sidecar" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("extra", [[], ["--dry-run"], ["--overwrite"]])
+def test_a_picture_of_somebody_else_stays(work, tmp_path, extra, capsys):
+    (tmp_path / "o.png").write_bytes(b"figure 1")
+    words = ["upscale", "-i", work / "scan.nii", "-o", tmp_path / "o.nii", "-m", work / "run", *extra]
+    assert cli(*words) == 2
+    assert "--no-montage" in capsys.readouterr().err
+    assert (tmp_path / "o.png").read_bytes() == b"figure 1"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("of our own"), ValueError("of our own")])
+def test_a_mistake_of_ours_stops_no_batch_and_shows_its_traceback_before_the_list(work, tmp_path, error, monkeypatch, capsys):
+    """One of two volumes fails in the engine; what the user did wrong (a third is no volume) has no traceback."""
+    (tmp_path / "in").mkdir()
+    for name in ("a.nii", "c.nii"):
+        shutil.copy(work / "scan.nii", tmp_path / "in" / name)
+    shutil.copy(work / "bad.nii", tmp_path / "in" / "b.nii")
+    real = Engine.upscale
+
+    def broken(self, volume, *arguments, **options):
+        if volume.path.name == "a.nii":
+            raise error
+        return real(self, volume, *arguments, **options)
+
+    monkeypatch.setattr(Engine, "upscale", broken)
+    words = ["upscale", "-i", tmp_path / "in", "-o", tmp_path / "out", "-m", work / "run", "--no-montage"]
+    assert cli(*words, "--run-json", tmp_path / "run.json") == 1
+    said = capsys.readouterr().err
+    assert said.count("Traceback (most recent call last)") == 1
+    lines = said.splitlines()
+    assert lines[-3] == "jaxsr: 2 of 3 failed:"
+    assert lines[-2].endswith(f"a.nii: {type(error).__name__}: of our own")
+    assert "b.nii" in lines[-1]
+    assert (tmp_path / "out" / "c.nii").exists()
+    records = json.loads((tmp_path / "run.json").read_text())["Volumes"]
+    assert [record.get("Status") for record in records] == [1, 2, None]
