@@ -30,8 +30,8 @@ data: {{voxel_size: 6.0, crop: 16, subjects: 3, draws: 8, window: 2, threads: 1}
 train: {{steps: {steps}, batch_size: 2, log_every: 1, checkpoint_every: 3}}
 """
 # `python -m jaxsr`, but for Ctrl-C, which children of a job in the background, as tests may be, ignore; and but for a shake of hands:
-# RUN.steps gets each step whose metrics are written, and while RUN.pause is there, the run waits after the step that it names, or ("saving") before
-# a save is renamed. So no machine is too slow to kill it in time.
+# RUN.steps gets each step whose metrics are written, and while RUN.pause is there, the run waits after the step that it names, or
+# ("saving") before a save is renamed. So no machine is too slow to kill it in time.
 JAXSR = """
 import contextlib, runpy, signal, sys, time
 from pathlib import Path
