@@ -82,7 +82,7 @@ def run_demo(
 
     model = load_model(out / "run", note=say)
     engine = make_engine(model, batch_size=8)
-    settings = Settings(data.voxel_size, model.method.default_request)
+    settings = Settings(data.voxel_size, model.method.default_request, picture=False)
     say(f"3  upscaling to {data.voxel_size:g} mm, sampling steps a slice: {settings.request.steps}, three axes")
     for path in truths:
         job = Job(_beside(path, "low"), _beside(path, "upscaled"))

@@ -14,6 +14,7 @@ from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.base import Request, UpscaleOutput
 from jaxsr.upscale.files import Settings, make_engine, montage, upscale_file
 from jaxsr.upscale.inputs import Job, check_target, find_jobs, is_done, memory_needed, read_input, scale_notes
+from jaxsr.upscale.inspect import inspect
 from jaxsr.upscale.model import Model
 from jaxsr.upscale.sidecar import check_record, check_sidecar, sidecar_path, write_json
 from jaxsr.volume.io import Volume, VolumeError, read_volume, write_volume
@@ -212,3 +213,10 @@ def test_a_scan_unlike_those_of_the_training_is_told():
         "the model was trained on scans of 2 mm, this one has 10 × 1.95 × 1.28 mm",
     )
     assert scale_notes(volume_of(2.4, 1.7, 2.0), 1.0, (2.0, 2.0, 2.0)) == ()  # within a quarter
+
+
+def test_inspect_tells_of_axes_that_get_coarser_as_upscale_does(tmp_path):
+    data = np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32)
+    write_volume(tmp_path / "v.nii", Volume(data, np.diag([1.0, 0.5, 1.0, 1.0])))
+    (note,) = inspect(tmp_path / "v.nii", to_mm=1.0)["notes"]
+    assert note.startswith("1 mm is coarser than the scan (0.5 mm from back to front)")
