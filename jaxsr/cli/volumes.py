@@ -196,7 +196,7 @@ def evaluate(
         print_table(terminal, comparison.table())
         for sentence in comparison.notes:
             terminal.print(f"note: {sentence}")
-        terminal.print(f"wrote {', '.join(shown(path) for path in [*comparison.files, *comparison.montages])}")
+        terminal.print(f"wrote {', '.join(shown(path) for path in comparison.files)}")
     if comparison.failures:
         raise Exit(1, "\n".join(["some subjects failed:", *(f"  {name}: {why}" for name, why in comparison.failures.items())]))
 
