@@ -27,7 +27,7 @@ from jaxsr.cli.status import Exit
 def inspect(
     files: Annotated[list[Path], typer.Argument(help="Volumes, folders of them, or .txt lists.", show_default=False)],
     to_mm: Annotated[float | None, bare(help="Voxel size of the output. [default: the model's, or as it is]")] = None,
-    model: Annotated[Path | None, bare("--model", "-m", help="The run directory whose voxel size is meant.")] = None,
+    model: Annotated[Path | None, bare("--model", "-m", help="The run directory or exported file whose voxel size is meant.")] = None,
     volume: Annotated[int | None, bare(help="Which volume of a 4-D file, from 0.")] = None,
     nan: Annotated[str, typer.Option(help="refuse, or zero: what to do with NaN and Inf.")] = "refuse",
     as_json: AsJson = False,
@@ -65,13 +65,10 @@ def inspect(
         raise Exit(1, failed(wrong, len(paths))) if len(paths) > 1 else Exit(2, wrong[0][1])
 
 
-def _voxel_size_of(run_dir: Path) -> float:
-    from jaxsr.experiment import load_experiment
+def _voxel_size_of(model: Path) -> float:
+    from jaxsr.upscale.model import read_experiment
 
-    config = run_dir / "config.yaml"
-    if not config.is_file():
-        raise Exit(4, f"{run_dir} is not a run directory (it has no config.yaml): name one that `jaxsr train` or `jaxsr demo` made")
-    return load_experiment(config).data.voxel_size
+    return read_experiment(model).data.voxel_size
 
 
 def doctor(as_json: AsJson = False, device: Device = "auto") -> None:

@@ -1,4 +1,4 @@
-"""Commands that make models: demo, train."""
+"""Commands that make models: demo, train, export."""
 
 import functools
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 
 from jaxsr.cli.options import Config, Device, Overrides, bare, select_device
 from jaxsr.cli.output import open_console, print_table, progress
+from jaxsr.cli.status import Exit
 
 
 def demo(
@@ -73,6 +74,28 @@ def train(
     with progress(terminal, "training", experiment.train.steps) as (advance, note):
         run(experiment, folder, report=lambda step, values: advance(step, _show(values)), note=note)
     terminal.print(f"trained: {folder} (use it with `jaxsr upscale --model {folder} -i SCAN -o OUT`)")
+
+
+def export(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
+    output: Annotated[Path, bare("--output", "-o", help="A .safetensors file.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write the model of a run as one file: weights (their moving average) and configuration, and nothing that is run when it is read.
+
+    Example:
+
+        jaxsr export demo/run -o demo.safetensors && jaxsr upscale --model demo.safetensors -i SCAN -o OUT
+    """
+    if output.exists() and not overwrite:
+        raise Exit(2, f"{output} is there already: choose another -o, or --overwrite")
+    select_device("cpu")
+    from jaxsr.upscale.model import export_model, load_model
+
+    terminal = open_console()
+    model = load_model(run_dir, note=terminal.print)
+    export_model(model, output)
+    terminal.print(f"wrote {output} (step {model.step}, {output.stat().st_size / 1e6:.1f} MB)")
 
 
 def _show(scalars: dict[str, float]) -> str:

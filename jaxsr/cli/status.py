@@ -19,6 +19,7 @@ STATUS = {
     "CheckpointError": 2,
     "MeshError": 2,
     "ModelError": 4,
+    "WeightsError": 4,
     "TrainingDiverged": 6,
     "FloatingPointError": 6,
     "OutOfMemory": 5,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def upscale(
     source: Annotated[Path, bare("--input", "-i", help="A volume (.nii, .nii.gz, .mgz), a folder of them, or a .txt list.")],
     output: Annotated[Path, bare("--output", "-o", help="A file for a file, a folder for several.")],
-    model: Annotated[Path | None, bare("--model", "-m", help="A run directory made by `jaxsr train` or `jaxsr demo`.")] = None,
+    model: Annotated[Path | None, bare("--model", "-m", help="A run directory, or a file made by `jaxsr export`.")] = None,
     to_mm: Annotated[float | None, bare(help="Voxel size of the output. [default: what the model was trained for]")] = None,
     steps: Annotated[int | None, bare(min=1, help="Sampling steps. [default: the model's]")] = None,
     eta: Annotated[float | None, bare(min=0, max=1, help="0 deterministic … 1 ancestral. [default: the model's]")] = None,

@@ -1,6 +1,7 @@
-"""A trained model, from the run directory that trained it."""
+"""A trained model: from the run directory that trained it, or from the one file that it was exported to."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -8,11 +9,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+import jaxsr
+from jaxsr.config import from_dict, to_dict
 from jaxsr.experiment import Experiment, load_experiment
 from jaxsr.methods.base import Method, Variables
 from jaxsr.runtime.checkpoint import NoCheckpoint, newest_checkpoint, read_checkpoint
 from jaxsr.train.loop import abstract_batch, build_method
-from jaxsr.train.state import abstract_state, make_optimizer
+from jaxsr.train.state import State, abstract_state, make_optimizer
+from jaxsr.weights.file import SUFFIX, WeightsError, read_about, read_arrays, write_arrays
 
 
 class ModelError(ValueError):
@@ -40,7 +44,7 @@ class Model(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """What a run directory says of its model without its weights being read; `step` is that which `load_model` would take."""
+    """What is known of a model without its weights being read; `step` is that which `load_model` would take."""
 
     name: str
     step: int
@@ -48,46 +52,79 @@ class Recipe(NamedTuple):
     method: Method
 
 
-def read_recipe(run_dir: Path, *, precision: str | None = None, note: Callable[[str], None] = lambda text: None) -> Recipe:
-    """The model in `run_dir` but for its weights, whose checksums are verified; `note` is told of checkpoints that are skipped.
+def read_recipe(source: Path, *, precision: str | None = None, note: Callable[[str], None] = lambda text: None) -> Recipe:
+    """The model in `source` but for its weights; checkpoints' checksums are verified, and `note` is told of those that are skipped.
 
-    Raises:
-      ModelError: where there is no trained run.
-      CheckpointError: where a checkpoint cannot be read.
+    Raises: as `load_model`, but for weights that do not fit.
     """
-    experiment = _experiment(run_dir, precision)
+    experiment = read_experiment(source, precision)
+    if source.is_file():
+        return Recipe(source.stem, int(read_about(source)["step"]), experiment, build_method(experiment))
     try:
-        step = newest_checkpoint(run_dir / "checkpoints", note)
+        step = newest_checkpoint(source / "checkpoints", note)
     except NoCheckpoint as error:
         raise ModelError(str(error)) from error
-    return Recipe(run_dir.name, step, experiment, build_method(experiment))
+    return Recipe(source.name, step, experiment, build_method(experiment))
 
 
-def load_model(run_dir: Path, *, precision: str | None = None, note: Callable[[str], None] = lambda text: None) -> Model:
-    """The newest checkpoint of `run_dir` that can be read; `note` is told of those that cannot.
+def load_model(source: Path, *, precision: str | None = None, note: Callable[[str], None] = lambda text: None) -> Model:
+    """The newest checkpoint of a run directory that can be read, or an exported file; `note` is told of checkpoints that cannot.
 
     Raises:
       ModelError: where there is no trained run.
+      WeightsError: for a file that is no exported model, or not a whole one.
       CheckpointError: where the checkpoint does not fit the run's config, or cannot be read.
     """
-    experiment = _experiment(run_dir, precision)
+    experiment = read_experiment(source, precision)
     method = build_method(experiment)
-    shapes = abstract_state(method, make_optimizer(experiment.optimizer, experiment.train.steps), abstract_batch(experiment))
+    shapes = _shapes(experiment, method)
+    if source.is_file():
+        step, variables = int(read_about(source)["step"]), read_arrays(source, {"params": shapes.ema, "stats": shapes.stats})
+        return Model(source.stem, step, experiment, method, variables, _digest(variables["params"]))
     try:
-        step, state = read_checkpoint(run_dir / "checkpoints", {"ema": shapes.ema, "stats": shapes.stats}, note)
+        step, state = read_checkpoint(source / "checkpoints", {"ema": shapes.ema, "stats": shapes.stats}, note)
     except NoCheckpoint as error:
         raise ModelError(str(error)) from error
-    return Model(run_dir.name, step, experiment, method, {"params": state["ema"], "stats": state["stats"]}, _digest(state["ema"]))
+    return Model(source.name, step, experiment, method, {"params": state["ema"], "stats": state["stats"]}, _digest(state["ema"]))
 
 
-def _experiment(run_dir: Path, precision: str | None) -> Experiment:
-    config = run_dir / "config.yaml"
-    if not config.is_file():
-        raise ModelError(
-            f"{run_dir} is not a run directory (it has no config.yaml): train one with `jaxsr train CONFIG --run-dir {run_dir}`"
-        )
-    experiment = load_experiment(config)
+def export_model(model: Model, path: Path) -> None:
+    """One file with weights and configuration, for `load_model`. Where the training volumes lay is left out: it may name people.
+
+    Raises:
+      WeightsError: for a name that does not end in .safetensors.
+      FileError: where it cannot be written.
+    """
+    if path.suffix != SUFFIX:
+        raise WeightsError(f"{path}: a model is exported to a {SUFFIX} file: name it {path.with_suffix(SUFFIX)}")
+    experiment = model.experiment.model_copy(update={"data": model.experiment.data.model_copy(update={"volumes": None})})
+    about = {"format": "jaxsr", "version": jaxsr.__version__, "name": model.name, "step": str(model.step)}
+    write_arrays(path, model.variables, {**about, "sha256": model.sha256, "experiment": json.dumps(to_dict(experiment))})
+
+
+def read_experiment(source: Path, precision: str | None = None) -> Experiment:
+    """What `source`, a run directory or an exported file, was trained as.
+
+    Raises:
+      ModelError, WeightsError: where it is neither.
+    """
+    config = source / "config.yaml"
+    if source.is_file():
+        about = read_about(source)
+        if about.get("format") != "jaxsr" or not {"experiment", "step"} <= about.keys():
+            raise WeightsError(
+                f"{source} was not written by `jaxsr export`, and says nothing of its network: name a run directory, or export one"
+            )
+        experiment = from_dict(json.loads(about["experiment"]), Experiment)
+    elif config.is_file():
+        experiment = load_experiment(config)
+    else:
+        raise ModelError(f"{source} is not a run directory (it has no config.yaml): train one with `jaxsr train CONFIG --run-dir {source}`")
     return experiment.model_copy(update={"precision": precision}) if precision else experiment
+
+
+def _shapes(experiment: Experiment, method: Method) -> State:
+    return abstract_state(method, make_optimizer(experiment.optimizer, experiment.train.steps), abstract_batch(experiment))
 
 
 def _digest(params: object) -> str:

@@ -1,0 +1,80 @@
+"""Arrays by name in one file, and text that says what they are: safetensors, which holds data only and runs nothing when it is read."""
+
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from jaxsr.files import shown, write_whole
+
+SUFFIX = ".safetensors"
+
+
+class WeightsError(ValueError):
+    """A weights file that cannot be used: one sentence that names it, says why, and the way out."""
+
+
+def write_arrays(path: Path, tree: Any, about: Mapping[str, str]) -> None:
+    """The leaves of `tree` (nested dictionaries) by their paths, as in `params/stem/kernel`, and `about`; whole or not at all.
+
+    Raises:
+      FileError: where it cannot be written.
+    """
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in _named(tree).items()}
+    write_whole(path, lambda part: save_file(arrays, part, metadata=dict(about)))
+
+
+def read_about(path: Path) -> dict[str, str]:
+    """The text that was written with the arrays, which are not read. Raises WeightsError."""
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+def read_arrays(path: Path, wanted: Any) -> Any:
+    """The arrays as a tree like `wanted`, whose leaves have shapes and dtypes: every one of the file is used, once.
+
+    Raises:
+      WeightsError: where names, shapes or dtypes differ, naming them.
+    """
+    names = _named(wanted)
+    with _opened(path) as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    wrong = [f"{name}: not in the file" for name in names.keys() - found.keys()]
+    wrong += [f"{name}: only in the file" for name in found.keys() - names.keys()]
+    wrong += [
+        f"{name}: {found[name].dtype}{list(found[name].shape)} in the file, {leaf.dtype}{list(leaf.shape)} expected"
+        for name, leaf in names.items()
+        if name in found and (found[name].shape, found[name].dtype) != (leaf.shape, leaf.dtype)
+    ]
+    if wrong:
+        listed = "\n  ".join(sorted(wrong)[:10])
+        raise WeightsError(f"{shown(path)} does not fit its own configuration, in {len(wrong)} places: export it again\n  {listed}")
+    return jax.tree.unflatten(jax.tree.structure(wanted), [found[name] for name in names])
+
+
+class _opened:
+    """`safe_open`, whose errors become ours."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __enter__(self) -> Any:
+        try:
+            self._file = safe_open(self._path, framework="numpy")
+            return self._file.__enter__()
+        except (SafetensorError, OSError, ValueError, struct.error) as error:
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise WeightsError(f"{shown(self._path)} is not a whole {SUFFIX} file ({said}): copy or export it again") from error
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.__exit__(*error)
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {"/".join(str(key.key) for key in path): leaf for path, leaf in flat}
