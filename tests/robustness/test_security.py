@@ -199,12 +199,23 @@ def test_a_link_at_the_output_is_replaced_and_what_it_leads_to_is_not_written(ca
     source, victim = scan(tmp_path / "in" / "v.nii"), tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / "out").mkdir()
-    for name in ("v.nii", "v.png"):
-        (tmp_path / "out" / name).symlink_to(victim)
+    (tmp_path / "out" / "v.nii").symlink_to(victim)
     done = call("upscale", "-i", source, "-o", tmp_path / "out", "-m", identity, "--overwrite")
     assert done.status == 0, done.err
     assert victim.read_text() == "precious"
     assert not (tmp_path / "out" / "v.nii").is_symlink()
+
+
+def test_a_link_where_the_picture_would_be_is_not_ours_and_refused(call, identity, tmp_path):
+    source, victim = scan(tmp_path / "in" / "v.nii"), tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "v.png").symlink_to(victim)
+    done = call("upscale", "-i", source, "-o", tmp_path / "out", "-m", identity)
+    assert done.status == 2
+    assert "not written by jaxsr" in done.err
+    assert victim.read_text() == "precious"
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["v.png"]
 
 
 NASTY = [
