@@ -31,3 +31,18 @@ def mri() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real volumes at {folder}: set JAXSR_MRI to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def identity_method():
+    """A method that changes nothing, which laws about places, batches and memory are stated with."""
+    from jaxsr.methods.base import Request, UpscaleOutput
+
+    class Identity:
+        multiple = 8
+        default_request = Request(steps=1)
+
+        def upscale(self, variables, condition, keys, request):
+            return UpscaleOutput(condition.low, {})
+
+    return Identity()

@@ -4,7 +4,7 @@ The input has the voxels of the configured acquisition over the same field of vi
 are neither read nor written. Multiply-adds are those that the devices do: of padded slices and full batches.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train.loop import build_method
 from jaxsr.upscale.engine import BatchSize, Engine
 from jaxsr.upscale.forecast import trace_batches, volume_multiply_adds
-from jaxsr.volume.slices import AXES
+from jaxsr.volume.slices import AXES, SliceMapKind
 
 
 def bench_upscale(
@@ -28,7 +28,7 @@ def bench_upscale(
     batch_size: BatchSize = 16,
     *,
     repeats: int = 3,
-    slice_map: Literal["pad", "resize"] = "pad",
+    slice_map: SliceMapKind = "pad",
 ) -> dict[str, Any]:
     """Times `repeats` volumes of `shape` (of the result) after a first, which compiles; as JSON can hold it.
 

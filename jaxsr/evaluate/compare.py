@@ -16,7 +16,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsr.evaluate.files import Pairing, pair_files, sidecar
+from jaxsr.evaluate.files import Pairing, pair_files, sidecar_path
 from jaxsr.evaluate.foreground import foreground
 from jaxsr.evaluate.interpolation import INTERPOLATIONS, interpolate
 from jaxsr.evaluate.metrics import WINDOW, mae, psnr, rmse, ssim_map
@@ -245,7 +245,7 @@ def _source_of(outputs: list[Path]) -> tuple[Path | None, list[str]]:
     """The input that the first sidecar to name one names: Sources[0], a path from the sidecar's folder or an absolute one."""
     for output in outputs:
         try:
-            sources = json.loads(sidecar(output).read_text("utf-8")).get("Sources", [])
+            sources = json.loads(sidecar_path(output).read_text("utf-8")).get("Sources", [])
         except (OSError, ValueError, AttributeError):
             continue
         if not sources:
@@ -254,7 +254,9 @@ def _source_of(outputs: list[Path]) -> tuple[Path | None, list[str]]:
         for path in (output.parent / source, source):
             if path.is_file():
                 return path, []
-        return None, [f"interpolations are left out: the input {source}, named in {sidecar(output).name}, is not there; give it with --low"]
+        return None, [
+            f"interpolations are left out: the input {source}, named in {sidecar_path(output).name}, is not there; give it with --low"
+        ]
     return None, ["interpolations are left out: no input is given or named in a sidecar JSON; give it with --low"]
 
 

@@ -64,8 +64,8 @@ def stem(path: Path) -> str:
     return path.stem
 
 
-def sidecar(path: Path) -> Path:
-    """The JSON file that belongs to a volume."""
+def sidecar_path(path: Path) -> Path:
+    """The JSON file that belongs to a volume: `scan.nii.gz` → `scan.json`."""
     return path.with_name(stem(path) + ".json")
 
 

@@ -25,7 +25,7 @@ from jaxsr.upscale.plan import Plan, make_plan, map_of
 from jaxsr.volume.geometry import Kind, resample
 from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.io import Volume
-from jaxsr.volume.slices import AXES, SliceMap, take_slices
+from jaxsr.volume.slices import AXES, SliceMap, SliceMapKind, take_slices
 
 FILL = 0.8  # of the memory that is free may be meant for a batch: allocators need room to move
 
@@ -81,7 +81,7 @@ class Engine:
         mesh: Mesh,
         *,
         batch_size: BatchSize,
-        slice_map: Literal["pad", "resize"] = "pad",
+        slice_map: SliceMapKind = "pad",
         interpolation: Kind = "cubic",
     ):
         if any(device.process_index != jax.process_index() for device in mesh.devices.flat):

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from jaxsr.evaluate.files import sidecar_path
 from jaxsr.experiment import Experiment
 from jaxsr.files import shown
 from jaxsr.methods.base import Request
@@ -19,10 +20,10 @@ from jaxsr.runtime.mesh import make_mesh
 from jaxsr.upscale.engine import BatchSize, Engine, Progress
 from jaxsr.upscale.inputs import Job, check_target, read_input, scale_notes
 from jaxsr.upscale.model import Model
-from jaxsr.upscale.sidecar import check_sidecar, describe, json_writer, sidecar_path
+from jaxsr.upscale.sidecar import check_sidecar, describe, json_writer
 from jaxsr.volume.geometry import Grid
 from jaxsr.volume.io import Volume, write_volume
-from jaxsr.volume.slices import AXES
+from jaxsr.volume.slices import AXES, SliceMapKind
 
 
 class Settings(NamedTuple):
@@ -42,7 +43,7 @@ def share(jobs: list[Job], place: Place) -> list[Job]:
     return jobs[place.process :: place.processes]
 
 
-def make_engine(model: Model, *, batch_size: BatchSize, slice_map: Literal["pad", "resize"] = "pad") -> Engine:
+def make_engine(model: Model, *, batch_size: BatchSize, slice_map: SliceMapKind = "pad") -> Engine:
     """Over all devices of this process."""
     return Engine(
         model.method,

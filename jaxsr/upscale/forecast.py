@@ -23,13 +23,16 @@ from jaxsr.upscale.engine import BatchSize, first_batch_size
 from jaxsr.upscale.files import Settings, training_scans
 from jaxsr.upscale.inputs import Job, memory_needed, scale_notes
 from jaxsr.upscale.model import Recipe
-from jaxsr.upscale.plan import Kind, Plan, make_plan
+from jaxsr.upscale.plan import Plan, make_plan
 from jaxsr.upscale.sidecar import check_sidecar
 from jaxsr.volume.io import Volume
 from jaxsr.volume.orientation import from_ras, turn_from
+from jaxsr.volume.slices import SliceMapKind
 
 
-def forecast(recipe: Recipe, job: Job, volume: Volume, settings: Settings, *, batch_size: BatchSize, slice_map: Kind) -> dict[str, Any]:
+def forecast(
+    recipe: Recipe, job: Job, volume: Volume, settings: Settings, *, batch_size: BatchSize, slice_map: SliceMapKind
+) -> dict[str, Any]:
     """The plan for `volume`, as JSON can hold it.
 
     Raises:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from jaxsr.evaluate.files import sidecar_path
 from jaxsr.files import shown
-from jaxsr.upscale.sidecar import sidecar_path
 from jaxsr.volume.decode import HOLD
 from jaxsr.volume.geometry import Grid, target_grid
 from jaxsr.volume.intensity import fit_window

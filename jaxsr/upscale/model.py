@@ -72,20 +72,22 @@ def load_model(source: Path, *, precision: str | None = None, note: Callable[[st
 
     Raises:
       ModelError: where there is no trained run.
-      WeightsError: for a file that is no exported model, or not a whole one.
+      WeightsError: for a file that is no exported model, or not as it was written.
       CheckpointError: where the checkpoint does not fit the run's config, or cannot be read.
     """
     experiment = read_experiment(source, precision)
     method = build_method(experiment)
     shapes = _shapes(experiment, method)
     if source.is_file():
-        step, variables = int(read_about(source)["step"]), read_arrays(source, {"params": shapes.ema, "stats": shapes.stats})
-        return Model(source.stem, step, experiment, method, variables, _digest(variables["params"]))
+        about, variables = read_about(source), read_arrays(source, {"params": shapes.ema, "stats": shapes.stats})
+        if digest(variables) != about.get("sha256"):  # safetensors has no checksum of its own
+            raise WeightsError(f"{source} is not what was written: the SHA-256 of its arrays differs: copy or export it again")
+        return Model(source.stem, int(about["step"]), experiment, method, variables, digest(variables["params"]))
     try:
         step, state = read_checkpoint(source / "checkpoints", {"ema": shapes.ema, "stats": shapes.stats}, note)
     except NoCheckpoint as error:
         raise ModelError(str(error)) from error
-    return Model(source.name, step, experiment, method, {"params": state["ema"], "stats": state["stats"]}, _digest(state["ema"]))
+    return Model(source.name, step, experiment, method, {"params": state["ema"], "stats": state["stats"]}, digest(state["ema"]))
 
 
 def export_model(model: Model, path: Path) -> None:
@@ -99,7 +101,7 @@ def export_model(model: Model, path: Path) -> None:
         raise WeightsError(f"{path}: a model is exported to a {SUFFIX} file: name it {path.with_suffix(SUFFIX)}")
     experiment = model.experiment.model_copy(update={"data": model.experiment.data.model_copy(update={"volumes": None})})
     about = {"format": "jaxsr", "version": jaxsr.__version__, "name": model.name, "step": str(model.step)}
-    write_arrays(path, model.variables, {**about, "sha256": model.sha256, "experiment": json.dumps(to_dict(experiment))})
+    write_arrays(path, model.variables, {**about, "sha256": digest(model.variables), "experiment": json.dumps(to_dict(experiment))})
 
 
 def read_experiment(source: Path, precision: str | None = None) -> Experiment:
@@ -127,9 +129,10 @@ def _shapes(experiment: Experiment, method: Method) -> State:
     return abstract_state(method, make_optimizer(experiment.optimizer, experiment.train.steps), abstract_batch(experiment))
 
 
-def _digest(params: object) -> str:
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+def digest(tree: object) -> str:
+    """SHA-256 of the leaves of `tree` and of their paths."""
+    sums = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        sums.update(jax.tree_util.keystr(path).encode())
+        sums.update(np.ascontiguousarray(leaf).tobytes())
+    return sums.hexdigest()

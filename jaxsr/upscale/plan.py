@@ -1,18 +1,16 @@
 """What upscaling a volume will take, from its grid and the method alone: which axes serve, how slices are padded, how many there are."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxsr.methods.base import Method
 from jaxsr.upscale.inputs import serving_axes
 from jaxsr.volume.geometry import Grid, target_grid
-from jaxsr.volume.slices import AXES, SliceMap, make_map
+from jaxsr.volume.slices import AXES, SliceMap, SliceMapKind, make_map
 
 BUCKET = 16  # sides are padded to multiples of at least this, so that heads of about one size share their compiled programs
-
-Kind = Literal["pad", "resize"]
 
 
 class Plan(NamedTuple):
@@ -47,7 +45,7 @@ class Plan(NamedTuple):
         return sum(-(-count // batch_size) for count in self.counts)
 
 
-def make_plan(method: Method, grid: Grid, to_mm: float | None, axes: Sequence[str], slice_map: Kind = "pad") -> Plan:
+def make_plan(method: Method, grid: Grid, to_mm: float | None, axes: Sequence[str], slice_map: SliceMapKind = "pad") -> Plan:
     """For a volume on `grid`, at `to_mm` (None: on its own grid) along `axes`. Raises VolumeError where none of them serves."""
     target = target_grid(grid, to_mm) if to_mm else grid
     serving, left_out = serving_axes(grid.shape, axes)
@@ -55,7 +53,7 @@ def make_plan(method: Method, grid: Grid, to_mm: float | None, axes: Sequence[st
     return Plan(target, serving, shapes, tuple(target.shape[AXES[name]] for name in serving), left_out)
 
 
-def map_of(method: Method, shape: tuple[int, ...], axis: int, kind: Kind) -> SliceMap:
+def map_of(method: Method, shape: tuple[int, ...], axis: int, kind: SliceMapKind) -> SliceMap:
     """How slices across `axis` of a volume of `shape` are brought to sides that the method takes."""
     height, width = (n for a, n in enumerate(shape) if a != axis)
     multiple = int(np.lcm(method.multiple, BUCKET)) if kind == "pad" else method.multiple

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jaxsr
+from jaxsr.evaluate.files import sidecar_path
 from jaxsr.files import Writer, shown, write_whole
 from jaxsr.volume.io import VolumeError
 
@@ -18,12 +19,6 @@ if TYPE_CHECKING:  # they need JAX, and where a sidecar lies must be known befor
     from jaxsr.upscale.model import Model
 
 WARNING = "Synthetic: upscaled by a generative model. Structures may be invented or lost. For research only, not for diagnosis."
-
-
-def sidecar_path(output: Path) -> Path:
-    """`scan.nii.gz` → `scan.json`."""
-    name = output.name.removesuffix(".gz")
-    return output.with_name(name[: name.rfind(".")] + ".json")
 
 
 def read_sidecar(output: Path) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from jaxsr.volume.geometry import interpolation_matrix
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 Shape = tuple[int, int]
+SliceMapKind = Literal["pad", "resize"]
 
 
 def take_slices(data: np.ndarray, axis: str | int) -> np.ndarray:
@@ -77,7 +78,7 @@ class ResizeMap:
         return _resize(y, self.source)
 
 
-def make_map(kind: Literal["pad", "resize"], shape: Shape, multiple: int, size: int = 256) -> SliceMap:
+def make_map(kind: SliceMapKind, shape: Shape, multiple: int, size: int = 256) -> SliceMap:
     """The map for slices of `shape` (H, W) and a method whose sides must be multiples of `multiple`; `size` is for 'resize'."""
     if multiple < 1 or min(shape) < 1:
         raise ValueError(f"expected sides and multiple of at least 1, got {shape} and {multiple}")

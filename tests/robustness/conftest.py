@@ -16,7 +16,6 @@ from jaxsr.cli import app
 from jaxsr.cli.status import run
 from jaxsr.config import load
 from jaxsr.experiment import Experiment
-from jaxsr.methods.base import Request, UpscaleOutput
 from jaxsr.upscale.model import Model
 
 SECONDS = 60  # of one command in this process, the first of which imports and compiles, on a slow machine
@@ -87,20 +86,10 @@ def _hang(*_):
     raise Hang(f"no end after {SECONDS} s")
 
 
-class Identity:
-    """A method that changes nothing."""
-
-    multiple = 8
-    default_request = Request(steps=1)
-
-    def upscale(self, variables, condition, keys, request):
-        return UpscaleOutput(condition.low, {})
-
-
 @pytest.fixture
-def identity(monkeypatch, tiny):
+def identity(monkeypatch, tiny, identity_method):
     """A --model that changes nothing and is there at once, for `call`; its target is 6 mm."""
-    model = Model("identity", 1, load(tiny, (), Experiment), Identity(), {}, "0" * 64)
+    model = Model("identity", 1, load(tiny, (), Experiment), identity_method, {}, "0" * 64)
     monkeypatch.setattr("jaxsr.upscale.model.load_model", lambda *_, **__: model)
     monkeypatch.setattr("jaxsr.cli.volumes.select_device", lambda device, **_: None)
     return "identity"

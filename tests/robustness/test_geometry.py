@@ -24,19 +24,9 @@ SUFFIXES = [".nii", ".nii.gz", ".mgh", ".mgz"]
 ONE_STEP = Request(steps=1)
 
 
-class Identity:
-    """A method that changes nothing."""
-
-    multiple = 8
-    default_request = ONE_STEP
-
-    def upscale(self, variables, condition, keys, request):
-        return UpscaleOutput(condition.low, {})
-
-
 @pytest.fixture(scope="module")
-def identity():
-    return Engine(Identity(), {}, make_mesh(), batch_size=8)
+def identity(identity_method):
+    return Engine(identity_method, {}, make_mesh(), batch_size=8)
 
 
 class Lopsided:

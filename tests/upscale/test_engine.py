@@ -19,16 +19,6 @@ ONE_STEP = Request(steps=1)
 OBLIQUE = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0.2, -0.1) @ np.diag([2.0, 2.0, 2.0]), [-30.0, 12.0, 7.0])
 
 
-class Identity:
-    """A method that changes nothing."""
-
-    multiple = 8
-    default_request = ONE_STEP
-
-    def upscale(self, variables, condition, keys, request):
-        return UpscaleOutput(condition.low, {})
-
-
 @pytest.fixture(scope="module")
 def head():
     """An odd-sized bright ball with texture, in an oblique scanner."""
@@ -51,15 +41,16 @@ def sr3():
     return method, jax.tree.unflatten(tree, [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
 
 
-def identity_engine(**options):
-    return Engine(Identity(), {}, make_mesh(), batch_size=8, **options)
+@pytest.fixture
+def identity_engine(identity_method):
+    return lambda **options: Engine(identity_method, {}, make_mesh(), **{"batch_size": 8, **options})
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
 @pytest.mark.parametrize("shape", [(17, 30, 23), (32, 16, 48)])
-def test_slicing_padding_batching_and_fusing_return_the_input_exactly(shape, batch_size):
+def test_slicing_padding_batching_and_fusing_return_the_input_exactly(identity_engine, shape, batch_size):
     data = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    engine = Engine(Identity(), {}, make_mesh(), batch_size=batch_size)
+    engine = identity_engine(batch_size=batch_size)
     fused, _ = engine.fuse(data, tuple(AXES), jax.random.key(0), ONE_STEP)
     assert fused.dtype == np.float32
     np.testing.assert_array_equal(fused, data)
@@ -68,7 +59,9 @@ def test_slicing_padding_batching_and_fusing_return_the_input_exactly(shape, bat
 def test_metrics_are_means_over_slices_whatever_fills_the_last_batch():
     """5 + 6 + 7 slices in batches of 4: what a filler slice reports is not counted."""
 
-    class Counting(Identity):
+    class Counting:
+        multiple = 8
+
         def upscale(self, variables, condition, keys, request):
             return UpscaleOutput(condition.low, {"filled": (condition.low[:, 0, 0, 0] > 6).astype(jnp.float32)})
 
@@ -78,7 +71,7 @@ def test_metrics_are_means_over_slices_whatever_fills_the_last_batch():
     assert fused[1] == {"filled": 1.0}
 
 
-def test_a_method_that_changes_nothing_returns_the_volume(head):
+def test_a_method_that_changes_nothing_returns_the_volume(identity_engine, head):
     result = identity_engine().upscale(head, ONE_STEP)
     window = fit_window(head.data)
     np.testing.assert_allclose(result.volume.data, head.data, atol=1e-6 * (window.high - window.low))
@@ -87,7 +80,7 @@ def test_a_method_that_changes_nothing_returns_the_volume(head):
 
 
 @pytest.mark.parametrize("to_mm", [0.7, 1.0, 1.3, 3.0])
-def test_a_landmark_keeps_its_place_in_the_scanner(to_mm):
+def test_a_landmark_keeps_its_place_in_the_scanner(identity_engine, to_mm):
     """The brightest point of a blob, found to a fraction of a voxel by its centroid, in scanner millimetres."""
     shape, centre = (40, 44, 36), np.array([18.3, 23.6, 15.2])
     points = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
@@ -101,7 +94,7 @@ def test_a_landmark_keeps_its_place_in_the_scanner(to_mm):
     np.testing.assert_allclose(out.voxel_size, to_mm, rtol=1e-6)
 
 
-def test_each_shape_compiles_once_however_many_slices_and_volumes(head):
+def test_each_shape_compiles_once_however_many_slices_and_volumes(identity_engine, head):
     engine = identity_engine()
     first = engine.upscale(head, ONE_STEP)
     assert first.compilations == first.plan.compilations == engine.compilations
@@ -122,7 +115,7 @@ def test_another_seed_gives_another_sample(head, sr3):
     assert np.abs(one - other).max() > 1e-3 * np.abs(one).max()
 
 
-def test_an_axis_with_few_voxels_never_lies_within_a_slice():
+def test_an_axis_with_few_voxels_never_lies_within_a_slice(identity_engine):
     volume = Volume(np.random.default_rng(0).normal(100, 20, (20, 24, 9)).astype(np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
     result = identity_engine().upscale(volume, ONE_STEP)
     assert result.plan.axes == ("axial",)
@@ -130,12 +123,12 @@ def test_an_axis_with_few_voxels_never_lies_within_a_slice():
     assert "9 voxels" in result.plan.left_out[0]
 
 
-def test_resized_slices_have_the_size_of_the_papers(head):
+def test_resized_slices_have_the_size_of_the_papers(identity_engine, head):
     plan = identity_engine(slice_map="resize").plan(head, 1.0, ("axial",))
     assert plan.shapes == ((256, 256),)
 
 
-def test_progress_counts_every_slice_of_every_axis(head):
+def test_progress_counts_every_slice_of_every_axis(identity_engine, head):
     seen = []
     identity_engine().upscale(head, ONE_STEP, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (sum(head.data.shape),) * 2

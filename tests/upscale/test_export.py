@@ -45,6 +45,15 @@ def test_what_was_exported_is_loaded(model, file):
     assert read_experiment(file).data.voxel_size == 2.0
 
 
+def test_a_flipped_bit_is_noticed(file):
+    """safetensors has no checksum: without ours a damaged weight would be a weight."""
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(WeightsError, match="SHA-256"):
+        load_model(file)
+
+
 def test_where_the_training_volumes_lay_is_left_out(file):
     assert "somewhere" not in json.dumps(read_about(file))
 

@@ -9,14 +9,15 @@ import pytest
 import typer
 
 from jaxsr.cli.options import choices
+from jaxsr.evaluate.files import sidecar_path
 from jaxsr.experiment import Experiment
 from jaxsr.methods.autoencoder import AutoencoderConfig
-from jaxsr.methods.base import Request, UpscaleOutput
+from jaxsr.methods.base import Request
 from jaxsr.upscale.files import Settings, make_engine, montage, upscale_file
 from jaxsr.upscale.inputs import Job, check_target, find_jobs, is_done, memory_needed, read_input, scale_notes
 from jaxsr.upscale.inspect import inspect
 from jaxsr.upscale.model import Model
-from jaxsr.upscale.sidecar import check_record, check_sidecar, sidecar_path, write_json
+from jaxsr.upscale.sidecar import check_record, check_sidecar, write_json
 from jaxsr.volume.io import Volume, VolumeError, read_volume, write_volume
 from jaxsr.volume.slices import AXES
 
@@ -80,14 +81,8 @@ def test_the_sidecar_has_the_name_of_the_volume(name, expected):
     ((120, 120, 120), (0.5, 0.5, 0.5)),
 ])  # fmt: skip
 @pytest.mark.parametrize("picture", [False, True])
-def test_the_hosts_memory_is_enough_and_not_half_too_much(shape, voxel_size, picture, tmp_path):
+def test_the_hosts_memory_is_enough_and_not_half_too_much(shape, voxel_size, picture, identity_method, tmp_path):
     """At sizes where volumes count for more than all else; with larger output than input the interpolations count, else the input."""
-
-    class Identity:
-        multiple = 8
-
-        def upscale(self, variables, condition, keys, request):
-            return UpscaleOutput(condition.low, {})
 
     volume = Volume(
         np.random.default_rng(0).normal(100, 30, shape).astype(np.float32), np.diag([*voxel_size, 1.0]), path=tmp_path / "v.nii"
@@ -95,7 +90,7 @@ def test_the_hosts_memory_is_enough_and_not_half_too_much(shape, voxel_size, pic
     job, settings = Job(tmp_path / "v.nii", tmp_path / "o.nii"), Settings(1.0, Request(steps=1), picture=picture)
     expected = memory_needed(volume, check_target(volume, settings.to_mm), picture=picture)
     write_volume(job.source, volume)
-    model = Model("run", 1, Experiment(method=AutoencoderConfig()), Identity(), {}, "")
+    model = Model("run", 1, Experiment(method=AutoencoderConfig()), identity_method, {}, "")
     engine = make_engine(model, batch_size=8)
     engine.upscale(volume, settings.request, to_mm=settings.to_mm)  # what compiling takes is not meant
     if picture:
