@@ -40,9 +40,9 @@ class Bids:
     pipeline, see `entities.parse_filter`. Default of `high`: the first of `suffixes` that the set has.
     """
 
-    def __init__(self, suffixes: Sequence[str] = ("T1w", "UNIT1", "T2w", "PDw", "FLAIR"), form: str = "", labels: str = "") -> None:
-        """`form`: the desc- of a truth that is preferred to others; `labels`: the desc- of labels that are."""
-        self._suffixes, self._form, self._labels = suffixes, form, labels
+    def __init__(self, suffixes: Sequence[str] = ("T1w", "UNIT1", "T2w", "PDw", "FLAIR"), labels: str = "") -> None:
+        """`labels`: the desc- of labels that are preferred to others."""
+        self._suffixes, self._labels = suffixes, labels
 
     def find(self, root: Path, wanted: Wanted) -> Found:
         account = Account(look(root))
@@ -80,7 +80,8 @@ class Bids:
             lows = self._one_form(account, lows, low_in, derivative)
         taken |= {f.path for f in lows}
         references = [f for f in files if f.suffix == wanted.reference and f.path not in taken]
-        references = self._one_form(account, references, Filter({}, None), derivative)
+        form = Filter({key: value for key, value in high_in.entities.items() if key in _FORMS}, high_in.section)
+        references = self._one_form(account, references, form, derivative)
         free = set(high_in.entities) | set(low_in.entities)
         self._pair(account, truths, {"low": lows if low else None, "reference": references if wanted.reference else None}, free, files)
         self._people(account, root, files, high)
@@ -104,7 +105,7 @@ class Bids:
 
     def _further(self, file: Named, by: Filter) -> tuple[bool, int]:
         """How far a form is from the image itself, or from what was asked for."""
-        own = "desc" in by.entities or file.entities.get("desc", "") == self._form
+        own = fnmatch.fnmatchcase(file.entities.get("desc", ""), by.entities.get("desc", ""))
         return not own, len((set(_FORMS) & set(file.entities)) - set(by.entities))
 
     def _pair(

@@ -165,7 +165,7 @@ def suffix_of(name: str, suffixes: Sequence[str] = (*SUFFIXES, ".h5", ".hdf5")) 
 def safe_id(name: str) -> str:
     """A file's name on every system: of letters, digits and `._-`, at most 100; what had to be changed is told apart by a hash."""
     kept = re.sub(r"[^A-Za-z0-9._-]+", "-", plain(name)).lstrip(".-").rstrip(".")[:_LONGEST_ID]
-    return kept if kept == name else f"{kept or 'scan'}-{_hash(name)}"
+    return kept if kept and kept == name else f"{kept or 'scan'}-{_hash(plain(name))}"
 
 
 def unique_ids(named: Sequence[tuple[str, str]]) -> list[str]:
