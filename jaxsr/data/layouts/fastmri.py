@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from jaxsr.data.layouts import hdf5
 from jaxsr.data.layouts.base import Found, Wanted
-from jaxsr.data.layouts.tree import Account, look, suffix_of
+from jaxsr.data.layouts.tree import Account, look, stem_of
 from jaxsr.data.layouts.wants import no_low
 from jaxsr.data.people import plain
 from jaxsr.files import shown
@@ -40,10 +40,10 @@ class FastMri:
             except VolumeError as error:
                 account.refuse(path, "unreadable", str(error).removeprefix(f"{shown(account.root / path)}: "))
                 continue
-            person = plain(facts.patient) or _stem(path)
+            person = plain(facts.patient) or stem_of(PurePosixPath(path.name))
             if not facts.reconstruction:
                 account.refuse(path, "unreadable", hdf5.no_reconstruction(list(facts.held)))
-            elif (first := names.setdefault(_stem(path), path)) != path:
+            elif (first := names.setdefault(stem_of(PurePosixPath(path.name)), path)) != path:
                 account.refuse(path, "duplicate", f"{shown(first)} has the same name, and was taken")
             elif wanted.high is None or facts.acquisition.lower() == wanted.high.lower():
                 if not facts.patient:
@@ -61,7 +61,7 @@ class FastMri:
                     continue
                 if wanted.reference:
                     files["reference"] = references[person][0]
-                account.scan(_stem(path), person, files)
+                account.scan(stem_of(PurePosixPath(path.name)), person, files)
         used = {path for draft in account.drafts for path in draft.files.values()}
         for person, paths in references.items():
             for path in paths:
@@ -74,7 +74,3 @@ class FastMri:
                     )
                     account.refuse(path, "partner" if alone else "duplicate", why)
         return account.found()
-
-
-def _stem(path: PurePosixPath) -> str:
-    return plain(path.name[: len(path.name) - len(suffix_of(path.name))])

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from jaxsr.data.layouts.base import Found, Wanted
-from jaxsr.data.layouts.tree import Account, look, suffix_of
-from jaxsr.data.people import person_of, plain, without_contrast
+from jaxsr.data.layouts.tree import Account, look, stem_of
+from jaxsr.data.people import person_of, without_contrast
 from jaxsr.files import shown
 from jaxsr.volume.errors import VolumeError
 
@@ -70,7 +70,7 @@ class Folder:
         for path in account.files:
             role = roles.get(path.parts[0]) if len(path.parts) > 1 else None
             if role:
-                stems[role][_stem(path.relative_to(path.parts[0]))] = path
+                stems[role][stem_of(path.relative_to(path.parts[0]))] = path
         missing = [role for role in ("low", "reference") if getattr(wanted, role) and role not in folders]
         if missing:
             raise VolumeError(f"{shown(account.root)}: {missing[0]} is wanted and there is no folder {missing[0]} beside {folders['high']}")
@@ -103,7 +103,7 @@ class Folder:
                     f"{shown(account.root)}: say which volumes are truths (high), as the endings of their names tell contrasts apart"
                 )
             for path in account.files:
-                account.scan(_stem(path).replace("/", "_"), person_of(path), {"high": path})
+                account.scan(stem_of(path).replace("/", "_"), person_of(path), {"high": path})
             return
         words = {role: word for role in ("high", "low", "reference") if (word := getattr(wanted, role))}
         if len({word.lower() for word in words.values()}) < len(words):
@@ -111,7 +111,7 @@ class Folder:
         sides: dict[str, dict[str, PurePosixPath]] = {role: {} for role in words}
         for path in account.files:
             for role, word in words.items():
-                base = _base(_stem(path), word)
+                base = _base(stem_of(path), word)
                 if base is not None and sides[role].setdefault(base, path) != path:
                     account.refuse(path, "duplicate", f"{shown(sides[role][base])} is {word} of the same name: rename one")
         for base, high in sides["high"].items():
@@ -132,10 +132,6 @@ class Folder:
 
 def _folders(root: Path) -> set[str]:
     return {path.name for path in root.iterdir() if not path.name.startswith(".") and path.is_dir()}
-
-
-def _stem(path: PurePosixPath) -> str:
-    return plain(path.as_posix()[: len(path.as_posix()) - len(suffix_of(path.name))])
 
 
 def _base(stem: str, word: str) -> str | None:

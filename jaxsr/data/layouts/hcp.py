@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 from jaxsr.data.layouts.base import Found, Wanted
-from jaxsr.data.layouts.tree import Account, look
+from jaxsr.data.layouts.tree import Account, look, stem_of
 from jaxsr.data.layouts.wants import no_low, word
 from jaxsr.files import shown
 from jaxsr.volume.errors import VolumeError
@@ -23,7 +23,7 @@ _SUBJECT = re.compile(r"(\d{6})(_retest)?")
 _CONTRASTS = {"T1w": "T1w", "T1": "T1w", "T2w": "T2w", "T2": "T2w"}
 _STATES = ("restore", "restore_brain", "acpc_dc", "unprocessed")
 _PROCESSED = {"restore": "_acpc_dc_restore", "restore_brain": "_acpc_dc_restore_brain", "acpc_dc": "_acpc_dc"}
-_UNPROCESSED = re.compile(r"unprocessed/3T/(T[12]w)_(?:MPR|SPC)(\d+)/[^/]+_3T_\1_(?:MPR|SPC)\2\.nii(?:\.gz)?")
+_UNPROCESSED = re.compile(r"unprocessed/3T/(T[12]w)_(?:MPR|SPC)(\d+)/[^/]+_3T_\1_(?:MPR|SPC)\2")
 _SEVEN = (
     "HCP has no structural scans at 7 T (its 7 T release is functional and diffusion): take the 3 T ones of 0.7 mm as truths and let the "
     "low side be simulated, or use a set with scans at both fields (layout openneuro)"
@@ -56,7 +56,7 @@ class Hcp:
             if top is None:
                 account.refuse(path, "unused", "in no subject's folder (six digits, as in 100307)")
             else:
-                subjects[top][path.relative_to(top).as_posix()] = path
+                subjects[top][stem_of(path.relative_to(top))] = path
         for top, files in subjects.items():
             if state == "unprocessed":
                 _unprocessed(account, top, files, high, reference)
@@ -73,15 +73,15 @@ def _processed(account: Account, top: PurePosixPath, files: dict[str, PurePosixP
         "labels": "aparc+aseg",
         "bias": "BiasField_acpc_dc" if state == "acpc_dc" else "",
     }
-    there = {role: files[path] for role, name in names.items() for path in (f"T1w/{name}.nii.gz", f"T1w/{name}.nii") if path in files}
+    there = {role: files[path] for role, name in names.items() if (path := f"T1w/{name}") in files}
     lacking = [role for role in ("high", "reference") if names[role] and role not in there]
     if lacking:
         why = f"there is no T1w/{names[lacking[0]]}.nii.gz: was the structural package of {shown(top.name)} unpacked?"
         account.note(str(top), why, "partner")
         return
-    if state != "acpc_dc" and "T1w/BiasField_acpc_dc.nii.gz" in files:
+    if state != "acpc_dc" and "T1w/BiasField_acpc_dc" in files:
         why = "the truth has been divided by it already: high_in=acpc_dc takes images that it multiplies, and the field"
-        account.refuse(files["T1w/BiasField_acpc_dc.nii.gz"], "unused", why)
+        account.refuse(files["T1w/BiasField_acpc_dc"], "unused", why)
     account.scan(top.name, _person(top), there)
 
 

@@ -64,7 +64,7 @@ class Account:
         self._said: dict[PurePosixPath, Problem] = {}
         formats: dict[str, list[PurePosixPath]] = defaultdict(list)
         for path in tree.files:
-            formats[plain(path.as_posix()[: -len(suffix_of(path.name))])].append(path)
+            formats[stem_of(path)].append(path)
         self.files: list[PurePosixPath] = []
         for same in formats.values():
             first, *others = sorted(same, key=_preference)
@@ -156,10 +156,15 @@ def look(root: Path, suffixes: Sequence[str] = SUFFIXES) -> Tree:
     return Tree(root, tuple(sorted(files)), tuple(problems))
 
 
-def suffix_of(name: str, suffixes: Sequence[str] = (*SUFFIXES, ".h5", ".hdf5")) -> str:
-    """The suffix of a volume's name as it stands there, '.nii.gz' or 'NII'."""
-    known = max((s for s in suffixes if name.lower().endswith(s)), key=len, default="")
-    return name[len(name) - len(known) :] if known else ""
+def suffix_of(name: str) -> str:
+    """The suffix of a volume's name in lower case, as in '.nii.gz'; '' where it has none."""
+    return max((s for s in (*SUFFIXES, ".h5", ".hdf5") if name.lower().endswith(s)), key=len, default="")
+
+
+def stem_of(path: PurePosixPath) -> str:
+    """A path without the suffix of its volume; the same whatever the file system made of accents."""
+    text = path.as_posix()
+    return plain(text[: len(text) - len(suffix_of(path.name))])
 
 
 def safe_id(name: str) -> str:
@@ -238,7 +243,7 @@ def _unused(top: PurePosixPath, paths: list[PurePosixPath], reason: Callable[[Pu
 
 
 def _preference(path: PurePosixPath) -> tuple[int, str]:
-    suffix = suffix_of(path.name).lower()
+    suffix = suffix_of(path.name)
     return (PREFERRED.index(suffix) if suffix in PREFERRED else len(PREFERRED), path.name)
 
 

@@ -10,7 +10,7 @@ from jaxsr.data.layouts import LAYOUTS, Wanted, find, problems_report
 from jaxsr.data.splits import assign_splits
 from jaxsr.volume.errors import VolumeError
 
-SUFFIXES = (".nii", ".nii.gz", ".mgz", ".NII.GZ", ".mgh")
+SUFFIXES = (".nii.gz", ".nii.gz", ".nii", ".nii.gz", ".mgz", ".NII.GZ", ".mgh")
 BIDS = [
     f"{top}sub-{subject}/{session}anat/sub-{subject}_{mark}{name}"
     for top in ("", "derivatives/fmriprep/", "sourcedata/")
