@@ -176,7 +176,7 @@ def _information(fixed: _Level, moving: _Level, matrix: np.ndarray) -> _Informat
     to_moving = np.linalg.solve(moving.grid.affine, matrix @ fixed.grid.affine)
     index = to_moving[:3, :3] @ points.T + to_moving[:3, 3:]
     nearest = np.rint(index).astype(int)
-    inside = ((nearest >= 0) & (nearest < np.reshape(moving.counts.shape, (3, 1)))).all(0)
+    inside: np.ndarray = np.all((nearest >= 0) & (nearest < np.reshape(moving.counts.shape, (3, 1))), axis=0)
     inside[inside] = moving.counts[tuple(nearest[:, inside])]
     volumes = [level.counts.sum() * np.prod(level.grid.voxel_size) for level in (fixed, moving)]
     overlap = float(inside.mean() * volumes[0] / min(volumes))
