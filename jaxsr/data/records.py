@@ -166,3 +166,26 @@ def read_manifest(path: Path) -> Manifest:
 def shards_of(manifest: Manifest, split: Split) -> Sequence[Shard]:
     """The shards of one split, in the manifest's order."""
     return [shard for shard in manifest.shards if shard.split == split]
+
+
+def verify(path: Path) -> Manifest:
+    """Reads every shard of the set `path`, a manifest or its folder, and compares its SHA-256; returns the manifest.
+
+    Raises:
+      VolumeError: where some are missing or not as they were written; names them.
+    """
+    manifest, folder = read_manifest(path), path if path.is_dir() else path.parent
+    faults = []
+    for shard in manifest.shards:
+        file = folder / shard.file
+        if not file.is_file():
+            faults.append(f"{shown(file)} is missing")
+        elif file_sha256(file) != shard.sha256:
+            faults.append(f"{shown(file)} is not what was written: its SHA-256 differs")
+    if faults:
+        listed = "\n  ".join(faults)
+        raise VolumeError(
+            f"{len(faults)} of {len(manifest.shards)} shards in {shown(folder)} are missing or damaged: delete those, and run the same "
+            f"`jaxsr prepare` again, or copy the set again:\n  {listed}"
+        )
+    return manifest
