@@ -31,6 +31,11 @@ def prepare(
     least_tissue: Annotated[float, typer.Option(min=0, max=1, help="Share of a slice that must be tissue.")] = 0.05,
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
     nan: Annotated[str, typer.Option(help="refuse, or zero: what to do with NaN and Inf.")] = "refuse",
+    split: Annotated[
+        str, typer.Option(help="stable (adding people moves nobody) or exact (8:1:1 of the people that there are).")
+    ] = "stable",
+    splits: Annotated[Path | None, bare(help="A table (participant, split) of people whose split is settled.")] = None,
+    families: Annotated[Path | None, bare(help="A table (subject, family): relatives stay in one split.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the simulation and the split.")] = 0,
     workers: Annotated[int | None, bare(min=1, help="Processes. [default: one a core, as memory allows]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what was found and what would be done.")] = False,
@@ -56,6 +61,7 @@ def prepare(
         ("--bias", bias, ("correct", "map", "off")),
         ("--dtype", dtype, ("float16", "float32")),
         ("--nan", nan, ("refuse", "zero")),
+        ("--split", split, ("stable", "exact")),
     ):
         choice(option, value, known)
     kept = tuple(part.strip() for part in extra.split(",")) if extra else ()
@@ -64,7 +70,8 @@ def prepare(
     if gradient and "gradient" in kept:
         raise typer.BadParameter("the displacement comes from --gradient or from the data set: leave one out", param_hint="--with")
 
-    from jaxsr.data.layouts.base import Wanted
+    from jaxsr.data.layouts import Wanted, problems_report
+    from jaxsr.data.splits import read_splits
     from jaxsr.files import shown
     from jaxsr.prepare import job
     from jaxsr.prepare.settings import PrepareSettings
@@ -72,12 +79,12 @@ def prepare(
 
     settings = PrepareSettings(
         layout=layout,
-        wanted=Wanted(high=high, low=low, reference=reference, high_in=high_in, low_in=low_in),
+        wanted=Wanted(high=high, low=low, reference=reference, high_in=high_in, low_in=low_in, families=families),
         voxel_size=voxel_size,
         acquisition=acquisition,
         visits=visits,
         interpolation=interpolation,  # type: ignore[arg-type]
-        register=register,  # type: ignore[arg-type]
+        registration=register,  # type: ignore[arg-type]
         bias=bias,  # type: ignore[arg-type]
         gradient=job.coefficients_sha256(gradient) if gradient else None,
         extra=kept,  # type: ignore[arg-type]
@@ -85,12 +92,13 @@ def prepare(
         dtype=dtype,  # type: ignore[arg-type]
         nan=nan,  # type: ignore[arg-type]
         seed=seed,
+        split=split,  # type: ignore[arg-type]
     )
     terminal = open_console(quiet=quiet or as_json)
-    plan = job.plan(root, out, settings, gradient)
-    terminal.print(f"{shown(root)}: {len(plan.found.scans)} scans, {plan.done} of {len(plan.tasks)} done")
-    if plan.found.problems:
-        terminal.print(job.problems_report(plan.found))
+    plan = job.plan(root, out, settings, coefficients=gradient, splits=read_splits(splits) if splits else None)
+    terminal.print(problems_report(plan.found))
+    if plan.done:
+        terminal.print(f"{plan.done} of {len(plan.tasks)} done already, as far as their files are what they were")
     if not plan.tasks:
         raise Exit(3, f"{shown(root)}: nothing to prepare for --layout {layout}; docs/datasets.md says what it looks for")
     if dry_run:

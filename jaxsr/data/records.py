@@ -72,10 +72,11 @@ class Shard(Strict):
 
 
 class Rejected(Strict):
-    """A scan that could not be prepared, or a file that belongs to none, and why."""
+    """A scan that could not be prepared (`kind` 'scan'), or a file that is in none (`kind` as in `layouts.base.Problem`), and why."""
 
     what: str
     why: str
+    kind: str = "scan"
 
 
 class Manifest(Strict):

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -21,7 +21,7 @@ from jaxsr.config import ConfigError
 from jaxsr.data.layouts import find
 from jaxsr.data.layouts.base import Found
 from jaxsr.data.records import Manifest, Rejected, file_sha256, write_manifest
-from jaxsr.data.splits import assign_splits
+from jaxsr.data.splits import Split, assign_splits
 from jaxsr.files import FileError, shown, write_text
 from jaxsr.prepare.part import Part, Task, make_part, read_part
 from jaxsr.prepare.picture import save_contact_sheet
@@ -46,15 +46,22 @@ _ONE_THREAD = {
 
 
 class Plan(NamedTuple):
-    """What is to be done: `tasks` in all, of which `done` are done."""
+    """What is to be done: `tasks` in all, of which `done` have been; `splits` says where people are who have been told apart before."""
 
     found: Found
     tasks: list[Task]
     done: int
+    splits: Mapping[str, Split]
 
 
-def plan(root: Path, out: Path, settings: PrepareSettings, coefficients: Path | None = None) -> Plan:
+def plan(
+    root: Path, out: Path, settings: PrepareSettings, *, coefficients: Path | None = None, splits: Mapping[str, Split] | None = None
+) -> Plan:
     """Looks for scans, and for what is done of them. Reads names and entries only.
+
+    Args:
+      coefficients: the coil's file, whose SHA-256 is in the settings.
+      splits: people whose split is settled.
 
     Raises:
       VolumeError: where `root` is not there or holds no scan.
@@ -66,7 +73,7 @@ def plan(root: Path, out: Path, settings: PrepareSettings, coefficients: Path | 
     _check_settings(out, settings)
     found = find(settings.layout, root, settings.wanted)
     tasks = [Task(scan, visit, settings, root, out, coefficients) for scan in found.scans for visit in range(settings.visits)]
-    return Plan(found, tasks, sum(read_part(task) is not None for task in tasks))
+    return Plan(found, tasks, sum(read_part(task) is not None for task in tasks), splits or {})
 
 
 def prepare(
@@ -87,7 +94,7 @@ def prepare(
     out, settings = first.out, first.settings
     write_text(out / "settings.json", _settings_text(settings))
     parts: dict[str, Part] = {}
-    rejected: list[Rejected] = [Rejected(what=p.path, why=p.why) for p in plan.found.problems]
+    rejected: list[Rejected] = [Rejected(what=p.path, why=p.why, kind=p.kind) for p in plan.found.problems]
     for task, result in _run(plan.tasks, workers or default_workers(len(plan.tasks)), _attempt):
         if isinstance(result, Part):
             parts[task.name] = result
@@ -99,7 +106,8 @@ def prepare(
         reasons = "\n  ".join(f"{r.what}: {r.why}" for r in rejected[-10:])
         raise VolumeError(f"none of the {len(plan.tasks)} scans could be prepared:\n  {reasons}")
 
-    splits = assign_splits({part.shard.person for part in parts.values()}, settings.seed)
+    people = {part.shard.person for part in parts.values()}
+    splits = assign_splits(people, settings.seed, settings.shares, stable=settings.split == "stable", given=plan.splits)
     shards = tuple(parts[name].shard.model_copy(update={"split": splits[parts[name].shard.person]}) for name in sorted(parts))
     manifest = Manifest(
         made_by=f"jaxsr {jaxsr.__version__}",
@@ -112,7 +120,7 @@ def prepare(
     )
     pictures = {shard.subject: out / "pictures" / f"{shard.subject}.png" for shard in shards}
     save_contact_sheet(out / "contact_sheet.png", pictures, settings.maps)
-    write_summary(out / "summary.html", manifest, settings)
+    write_summary(out / "summary.html", manifest)
     write_manifest(out, manifest)  # last: with it the set is complete
     return manifest
 
@@ -233,7 +241,7 @@ def _check_settings(out: Path, settings: PrepareSettings) -> None:
 
 
 def _settings_text(settings: PrepareSettings) -> str:
-    return settings.model_dump_json(indent=1) + "\n"
+    return settings.model_dump_json(indent=1, exclude={"wanted": {"families"}}) + "\n"  # who is kin is in each person's name
 
 
 def coefficients_sha256(path: Path) -> str:

@@ -1,7 +1,7 @@
 """One scan's part of a prepared set: its shard, its picture, and the entry that the manifest gets, which together appear or do not.
 
-A part is a function of the scan's files, the settings and the version of jaxsr, and says so in its `digest`: where that still holds, `prepare`
-leaves the part as it is.
+A part is a function of the scan's files, the settings and the version of jaxsr, and says so in its `digest`: where that still holds,
+`prepare` leaves the part as it is.
 """
 
 import functools
@@ -141,7 +141,7 @@ def _digest(task: Task, sources: tuple[Source, ...]) -> str:
     """Of all that the part's bytes depend on; where a file lies is not among it, what it is called in the set is."""
     facts = {
         "version": jaxsr.__version__,
-        "settings": task.settings.model_dump(mode="json"),
+        "settings": task.settings.model_dump(mode="json", exclude={"wanted": {"families"}, "split": True, "shares": True}),
         "scan": [task.scan.id, task.scan.person, task.visit],
         "sources": [source.model_dump(mode="json") for source in sources],
     }

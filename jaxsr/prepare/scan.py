@@ -3,7 +3,7 @@
     truth       read, resampled to the target's voxel size, its bias field divided out
     low         the real acquisition, corrected and registered to the truth, or a simulated one of it
     reference   likewise registered
-    bias        log of the truth's bias field, by N4
+    bias        log of the truth's bias field, of the data set or by N4
     gradient    displacement by the gradients' nonlinearity, from the data set's own volume or the coil's coefficients
     labels, mask   of the data set, in the truth's space
 
@@ -11,15 +11,15 @@ Where the low side is real, its units are not the truth's: each has its intensit
 acquired volume, as when upscaling.
 """
 
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxsr.data.bias import n4
-from jaxsr.data.gradients import gradient_map
-from jaxsr.data.layouts import read_scan
+from jaxsr.data.layouts import read_bias, read_scan
 from jaxsr.data.layouts.base import Scan
 from jaxsr.data.pairs import Pair
 from jaxsr.data.registration import register, registered
@@ -32,7 +32,6 @@ from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.io import Volume, straighten
 
 LARGEST_NEGATIVE = 0.02  # share of the voxels that may lie clearly below zero in what is a magnitude image
-CONTENT = ("reference", "labels", "mask", "gradient", "bias")
 
 
 class Prepared(NamedTuple):
@@ -73,10 +72,10 @@ def prepare_scan(scan: Scan, settings: PrepareSettings, visit: int = 0, coeffici
     notes = list(native.notes)
     field = None
     if settings.bias != "off":
-        field = n4(truth)
+        field = _same_space(read_bias(scan.files["bias"]), grid, "linear") if "bias" in scan.files else n4(replace(truth, path=native.path))
         if settings.bias == "correct":
             truth = Volume(truth.data / np.exp(field), grid.affine)
-            native = Volume(native.data / np.exp(resample(field, grid, native.grid, "linear")), native.affine)
+            native = replace(native, data=native.data / np.exp(resample(field, grid, native.grid, "linear")))
     covered = np.ones(grid.shape, bool)
 
     if "low" in scan.files:
@@ -91,7 +90,7 @@ def prepare_scan(scan: Scan, settings: PrepareSettings, visit: int = 0, coeffici
         low = resample(acquired.data, acquired.grid, grid, settings.interpolation)
         pair = Pair(window.forward(np.maximum(truth.data, 0)), window.forward(low), grid)
 
-    maps: dict[str, np.ndarray] = {}
+    maps: dict[str, Any] = {}
     if "reference" in settings.maps:
         reference, seen, acquired_reference, said = _beside(scan.files["reference"], native, grid, settings)
         covered &= seen
@@ -102,11 +101,13 @@ def prepare_scan(scan: Scan, settings: PrepareSettings, visit: int = 0, coeffici
     if "gradient" in settings.maps:
         source = coefficients if settings.gradient else scan.files["gradient"]
         assert source is not None
+        from jaxsr.data.gradients import gradient_map
+
         maps["gradient"] = gradient_map(grid, source)
     if "labels" in settings.maps:
-        maps["labels"] = _same_space(scan.files["labels"], grid, "nearest").astype(np.int16)
+        maps["labels"] = _labels(scan.files["labels"], grid)
     if "mask" in settings.maps:
-        maps["mask"] = (_same_space(scan.files["mask"], grid, "nearest") > 0) & covered
+        maps["mask"] = (_same_space(read_scan(scan.files["mask"]), grid, "nearest") > 0) & covered
     return Prepared(pair._replace(**maps), covered, window, acquired.voxel_size, tuple(notes))
 
 
@@ -128,8 +129,8 @@ def _simulated(truth: Volume, scan: Scan, settings: PrepareSettings, visit: int)
     negative = float(np.mean(truth.data < -0.02 * np.percentile(truth.data, 99)))
     if negative > LARGEST_NEGATIVE:
         raise VolumeError(
-            f"{scan.files['high']}: {negative:.0%} of the voxels are negative, so this is no magnitude image and no acquisition of it can be "
-            "simulated: give the volume before it was normalised"
+            f"{scan.files['high']}: {negative:.0%} of the voxels are negative, so this is no magnitude image, and no acquisition of it can "
+            "be simulated: give the volume before it was normalised"
         )
     magnitude = Volume(np.maximum(truth.data, 0), truth.affine)  # interpolation may leave a little below zero
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), stable_hash(scan.id)), visit)
@@ -141,10 +142,10 @@ def _beside(path: Path, truth: Volume, grid: Grid, settings: PrepareSettings) ->
     volume = _read(path, settings)
     notes = volume.notes
     if settings.bias == "correct":
-        volume = Volume(volume.data / np.exp(n4(volume)), volume.affine)
+        volume = replace(volume, data=volume.data / np.exp(n4(volume)))
     matrix = np.eye(4)
-    if settings.register != "off":
-        found = register(volume, truth, kind=settings.register)
+    if settings.registration != "off":
+        found = register(volume, truth, kind=settings.registration)
         matrix = found.matrix
         notes += (f"registered by {_motion(matrix, grid)}",)
     moved = registered(volume, matrix, grid, settings.interpolation if settings.interpolation != "kspace" else "cubic")
@@ -163,9 +164,16 @@ def _motion(matrix: np.ndarray, grid: Grid) -> str:
     return f"{shift:.2f} mm and {angle:.2f}°"
 
 
-def _same_space(path: Path, grid: Grid, kind: str) -> np.ndarray:
-    """A map that lies in the truth's space, on `grid`; 0 where it ends."""
+def _labels(path: Path, grid: Grid) -> np.ndarray:
+    """Structures on `grid`, int16."""
     volume = read_scan(path)
+    if volume.data.min() < 0 or volume.data.max() > np.iinfo(np.int16).max or (volume.data != np.rint(volume.data)).any():
+        raise VolumeError(f"{path}: labels are whole numbers from 0 to 32767, these are not: leave out --with labels")
+    return _same_space(volume, grid, "nearest").astype(np.int16)
+
+
+def _same_space(volume: Volume, grid: Grid, kind: str) -> np.ndarray:
+    """A map that lies in the truth's space, on `grid`; where it ends, 0."""
     try:
         source_step(volume.grid, grid)
     except ValueError:  # axes not parallel

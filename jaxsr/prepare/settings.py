@@ -16,7 +16,7 @@ class PrepareSettings(Strict):
     acquisition: what the low-resolution side is simulated as, where there is no real one.
     visits: simulated acquisitions of each scan.
     interpolation: that brings a low-resolution volume to the target grid, in training and in `upscale`.
-    register: what brings the other volumes of a person to the truth: rigid, affine, or off where they share its space already.
+    registration: what brings the other volumes of a person to the truth: rigid, affine, or off where they share its space already.
     bias: correct (N4 divides the bias field out of each volume; the truth's field is kept as a map), map (the map is kept, the volumes stay
       as they are), or off.
     gradient: SHA-256 of the coil's coefficient file, where there is one.
@@ -25,6 +25,8 @@ class PrepareSettings(Strict):
     dtype: of intensities, fields and displacements.
     nan: zero, to set NaN and infinite voxels to 0, or refuse.
     seed: of simulated acquisitions and of the split.
+    split: stable (who is in which split never changes when people are added) or exact (the shares are met); see `jaxsr.data.splits`.
+    shares: of train, validation and test.
     """
 
     layout: str
@@ -33,7 +35,7 @@ class PrepareSettings(Strict):
     acquisition: str = "1.5T"
     visits: int = pydantic.Field(1, ge=1, le=1000)
     interpolation: Literal["linear", "cubic", "kspace"] = "cubic"
-    register: Literal["rigid", "affine", "off"] = "rigid"
+    registration: Literal["rigid", "affine", "off"] = "rigid"
     bias: Literal["correct", "map", "off"] = "correct"
     gradient: str | None = None
     extra: tuple[Literal["labels", "mask", "gradient"], ...] = ()
@@ -41,6 +43,8 @@ class PrepareSettings(Strict):
     dtype: Literal["float16", "float32"] = "float16"
     nan: Literal["refuse", "zero"] = "refuse"
     seed: int = pydantic.Field(0, ge=0)
+    split: Literal["stable", "exact"] = "stable"
+    shares: tuple[float, float, float] = (8.0, 1.0, 1.0)
 
     @property
     def maps(self) -> tuple[str, ...]:

@@ -9,12 +9,11 @@ import jinja2
 from jaxsr.data.records import Manifest, Shard
 from jaxsr.files import write_text
 from jaxsr.prepare.picture import columns
-from jaxsr.prepare.settings import PrepareSettings
 
 WARNING = "For research only. Simulated acquisitions are synthetic; corrected and resampled volumes are not what the scanner measured."
 
 
-def write_summary(path: Path, manifest: Manifest, settings: PrepareSettings) -> Path:
+def write_summary(path: Path, manifest: Manifest) -> Path:
     """Writes the page; its pictures lie beside it, in `pictures/`. Everything in it comes from its arguments: no time, no machine."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxsr.prepare", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -22,7 +21,7 @@ def write_summary(path: Path, manifest: Manifest, settings: PrepareSettings) -> 
     page = environment.get_template("summary.html").render(
         manifest=manifest,
         warning=WARNING,
-        settings=_flat(json.loads(settings.model_dump_json())),
+        settings=_flat(json.loads(manifest.settings)),
         splits=split_counts(manifest),
         acquired=_common(" × ".join(f"{v:.3g}" for v in shard.acquired) + " mm" for shard in manifest.shards),
         shapes=_common(" × ".join(map(str, shard.shape)) for shard in manifest.shards),

@@ -20,7 +20,7 @@ from jaxsr.prepare.settings import PrepareSettings
 from jaxsr.prepare.slices import kept_slices
 from jaxsr.volume.errors import VolumeError
 
-SETTINGS = PrepareSettings(layout="folder", voxel_size=4.0, register="off", bias="off", acquisition="1.5T")
+SETTINGS = PrepareSettings(layout="folder", voxel_size=4.0, registration="off", bias="off", acquisition="1.5T")
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -131,7 +131,7 @@ def test_a_missing_contrast_rejects_the_scan_and_names_the_option(heads, tmp_pat
 
 def test_every_visit_is_another_acquisition_of_the_same_truth(heads, tmp_path):
     settings = SETTINGS.model_copy(update={"visits": 2})
-    one = job.plan(heads, tmp_path, settings, None).tasks[:2]
+    one = job.plan(heads, tmp_path, settings).tasks[:2]
     first, second = (prepare_scan(task.scan, settings, task.visit) for task in one)
     assert first.window != second.window
     truth = [made.window.inverse(made.pair.high) for made in (first, second)]
@@ -143,7 +143,7 @@ def test_a_worker_that_dies_takes_only_its_own_task_with_it():
     tasks = (
         [functools.partial(str, i) for i in range(3)] + [functools.partial(os._exit, 1)] + [functools.partial(str, i) for i in range(4, 6)]
     )
-    ended = dict((tasks.index(task), result) for task, result in job._run(tasks, 2, attempt=operator.call))
+    ended = {tasks.index(task): result for task, result in job._run(tasks, 2, operator.call)}
     assert sorted(ended) == list(range(6))
     assert "died" in ended.pop(3)
     assert ended == {i: str(i) for i in (0, 1, 2, 4, 5)}
