@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsr.evaluate.files import Pairing, pair_files, sidecar_path
-from jaxsr.volume.foreground import foreground
 from jaxsr.evaluate.interpolation import INTERPOLATIONS, interpolate
 from jaxsr.evaluate.metrics import WINDOW, mae, psnr, rmse, ssim_map
 from jaxsr.evaluate.montage import save_montage
 from jaxsr.evaluate.tables import Comparison, Row, write_tables
 from jaxsr.files import shown
+from jaxsr.volume.foreground import foreground
 from jaxsr.volume.geometry import Grid
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import Volume, VolumeError, read_volume
