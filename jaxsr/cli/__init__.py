@@ -24,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 config_app = typer.Typer(name="config", help="Look at configurations, and check them.", no_args_is_help=True)
-bench_app = typer.Typer(name="bench", help="Measure: parameters and multiply-adds, training, upscaling.", no_args_is_help=True)
+bench_app = typer.Typer(name="bench", help="Measure: parameters and multiply-adds, training, its input, upscaling.", no_args_is_help=True)
 
 for command in (models.demo, data.prepare, models.train, models.export, volumes.upscale, volumes.evaluate, inspect.inspect, inspect.doctor):
     app.command()(command)
@@ -34,6 +34,7 @@ config_app.command("validate")(inspect.config_validate)
 app.add_typer(bench_app)
 bench_app.command("count")(inspect.bench_count)
 bench_app.command("train")(inspect.bench_train)
+bench_app.command("data")(inspect.bench_data)
 bench_app.command("upscale")(inspect.bench_upscale)
 
 CITATION = """\
