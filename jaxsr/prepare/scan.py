@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from jaxsr.data.bias import n4
+from jaxsr.data.gradients import gradient_map
 from jaxsr.data.layouts import read_bias, read_scan
 from jaxsr.data.layouts.base import Scan
 from jaxsr.data.pairs import Pair
@@ -31,6 +32,7 @@ from jaxsr.volume.geometry import Grid, resample, resample_oblique, source_step,
 from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.io import Volume, straighten
 
+TISSUE = -0.85  # of the truth's window: brighter is tissue
 LARGEST_NEGATIVE = 0.02  # share of the voxels that may lie clearly below zero in what is a magnitude image
 
 
@@ -50,12 +52,12 @@ class Prepared(NamedTuple):
     notes: tuple[str, ...]
 
 
-def prepare_scan(scan: Scan, settings: PrepareSettings, visit: int = 0, coefficients: Path | None = None) -> Prepared:
+def prepare_scan(scan: Scan, settings: PrepareSettings, visit: int = 0, gradient: Path | None = None) -> Prepared:
     """All maps of `scan` that `settings` ask for.
 
     Args:
       visit: which simulated acquisition; its key comes from the seed, the scan's id and this number.
-      coefficients: the coil's spherical harmonics, where the displacement is to come from them.
+      gradient: the file of `settings.gradient`.
 
     Raises:
       VolumeError: where a file cannot be used, is missing, or cannot be registered.
@@ -99,16 +101,37 @@ def prepare_scan(scan: Scan, settings: PrepareSettings, visit: int = 0, coeffici
     if field is not None:
         maps["bias"] = field
     if "gradient" in settings.maps:
-        source = coefficients if settings.gradient else scan.files["gradient"]
+        source = gradient if settings.gradient else scan.files["gradient"]
         assert source is not None
-        from jaxsr.data.gradients import gradient_map
-
-        maps["gradient"] = gradient_map(grid, source)
+        maps["gradient"] = gradient_map(grid, source, isocentre=settings.isocentre, convention=settings.convention)
     if "labels" in settings.maps:
         maps["labels"] = _labels(scan.files["labels"], grid)
     if "mask" in settings.maps:
         maps["mask"] = (_same_space(read_scan(scan.files["mask"]), grid, "nearest") > 0) & covered
-    return Prepared(pair._replace(**maps), covered, window, acquired.voxel_size, tuple(notes))
+    pair = pair._replace(**maps)
+    box = shared_box(pair.high > TISSUE, covered)
+    if (shape := tuple(s.stop - s.start for s in box)) != grid.shape:
+        notes.append(f"cropped from {' × '.join(map(str, grid.shape))} voxels to {' × '.join(map(str, shape))}, which all its volumes saw")
+        pair, covered = _cropped(pair, box), covered[box]
+    return Prepared(pair, covered, window, acquired.voxel_size, tuple(notes))
+
+
+def shared_box(tissue: np.ndarray, covered: np.ndarray) -> tuple[slice, slice, slice]:
+    """The planes along each axis most of whose tissue is covered, from the first to the last; a neck that one volume lacks is cut off."""
+    box = []
+    for axis in range(3):
+        across = tuple(a for a in range(3) if a != axis)
+        inside = (tissue & ~covered).sum(across) <= (tissue & covered).sum(across)  # planes of air stay
+        seen = np.flatnonzero(inside & covered.any(across))
+        box.append(slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, tissue.shape[axis]))
+    return box[0], box[1], box[2]
+
+
+def _cropped(pair: Pair, box: tuple[slice, slice, slice]) -> Pair:
+    affine = pair.grid.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [s.start for s in box]
+    maps: dict[str, Any] = {name: np.ascontiguousarray(x[box]) for name, x in pair.maps().items()}
+    return pair._replace(grid=Grid(maps["high"].shape, affine), **maps)
 
 
 def _read(path: Path, settings: PrepareSettings) -> Volume:
