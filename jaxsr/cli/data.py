@@ -26,12 +26,8 @@ def prepare(
     interpolation: Annotated[str, typer.Option(help="linear, cubic or kspace: from the low grid to the target's.")] = "cubic",
     register: Annotated[str, typer.Option(help="rigid, affine, or off: other scans to the truth.")] = "rigid",
     bias: Annotated[str, typer.Option(help="correct (N4, and keep the map), map (keep the map only), or off.")] = "correct",
-    gradient: Annotated[
-        Path | None, bare(help="The coil's coefficients (text), or a displacement volume, for the displacement map.")
-    ] = None,
-    convention: Annotated[
-        str, typer.Option("--gradient-convention", help="Of displacement volumes: ras, lps, fsl or fsl-absolute.")
-    ] = "ras",
+    gradient: Annotated[Path | None, bare(help="The coil's coefficients (text) or a displacement volume: adds a map.")] = None,
+    convention: Annotated[str, typer.Option("--gradient-convention", help="ras, lps, fsl or fsl-absolute.")] = "ras",
     isocentre: Annotated[str, typer.Option(help="Of the magnet, in scanner mm, for --gradient with coefficients.")] = "0,0,0",
     extra: Annotated[str | None, bare("--with", help="Maps of the data set to keep: some of labels,mask,gradient.")] = None,
     least_tissue: Annotated[float, typer.Option(min=0, max=1, help="Share of a slice that must be tissue.")] = 0.05,

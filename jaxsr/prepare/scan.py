@@ -117,13 +117,16 @@ def prepare_scan(scan: Scan, settings: PrepareSettings, visit: int = 0, gradient
 
 
 def shared_box(tissue: np.ndarray, covered: np.ndarray) -> tuple[slice, slice, slice]:
-    """The planes along each axis most of whose tissue is covered, from the first to the last; a neck that one volume lacks is cut off."""
+    """The planes along each axis most of whose tissue is covered, from the first to the last, and the air around them: a neck that one of
+    the volumes lacks is cut off."""
     box = []
     for axis in range(3):
         across = tuple(a for a in range(3) if a != axis)
-        inside = (tissue & ~covered).sum(across) <= (tissue & covered).sum(across)  # planes of air stay
-        seen = np.flatnonzero(inside & covered.any(across))
-        box.append(slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, tissue.shape[axis]))
+        missing, seen = (tissue & ~covered).sum(across), (tissue & covered).sum(across)
+        lacking, whole = np.flatnonzero(missing > seen), np.flatnonzero((missing <= seen) & (seen > 0))
+        first, last = (whole[0], whole[-1]) if len(whole) else (0, len(seen) - 1)
+        start = max((int(i) + 1 for i in lacking if i < first), default=0)
+        box.append(slice(start, min((int(i) for i in lacking if i > last), default=len(seen))))
     return box[0], box[1], box[2]
 
 
