@@ -105,7 +105,7 @@ class FolderSubjects:
         source = volume.grid
         grid = target_grid(source, self._voxel_size)
         data = np.maximum(resample(volume.data, source, grid), 0)  # magnitudes; interpolation may leave a little below zero
-        key = jax.random.fold_in(jax.random.fold_in(self._key, _stable_hash(self.ids[index])), visit)
+        key = jax.random.fold_in(jax.random.fold_in(self._key, stable_hash(self.ids[index])), visit)
         return make_pair(Volume(data, grid.affine), self._acquisition, key, self._interpolation)
 
 
@@ -175,6 +175,6 @@ def split_by_subject(paths: Sequence[Path], root: Path, split: Split, seed: int 
     return [path for path in paths if splits[people[path]] == split]
 
 
-def _stable_hash(text: str) -> int:
+def stable_hash(text: str) -> int:
     """31 bits that do not change between runs, machines or Python versions."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -11,13 +12,13 @@ from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.io import Volume, read_volume
 
 
-def read_scan(path: Path) -> Volume:
-    """One volume, float32 in RAS+: NIfTI, MGH, or the reconstruction in a fastMRI file (.h5, .hdf5).
+def read_scan(path: Path, *, nan: Literal["refuse", "zero"] = "refuse") -> Volume:
+    """One volume, float32 in RAS+: NIfTI, MGH, or the reconstruction in a fastMRI file (.h5, .hdf5); `nan` as in `read_volume`.
 
     Raises:
       VolumeError: as `read_volume`; for HDF5 without h5py, or without a reconstruction.
     """
-    return hdf5.read_reconstruction(path) if path.suffix.lower() in hdf5.SUFFIXES else read_volume(path)
+    return hdf5.read_reconstruction(path) if path.suffix.lower() in hdf5.SUFFIXES else read_volume(path, nan=nan)
 
 
 def read_bias(path: Path) -> Volume:
