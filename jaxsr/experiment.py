@@ -23,6 +23,7 @@ class DataConfig(Strict):
       acquisition: what the low-resolution side is simulated as: 1.5T (2.0 mm) or 3T (1.5 mm).
       interpolation: that brings a low-resolution volume to the target grid, in training and in `upscale`: linear, cubic, or kspace (zero
         filling; best for three-dimensional acquisitions, rings between thick slices).
+      acquired: mm of the low-resolution scans of a prepared set, which says it; of what is simulated, the acquisition does.
       crop: side of the training slices in pixels.
       subjects: heads of the embedded set to train on.
       contrast: of the embedded set: random, T1w, T2w or PDw.
@@ -38,6 +39,7 @@ class DataConfig(Strict):
     voxel_size: float = pydantic.Field(1.0, ge=0.1, le=10)
     acquisition: Literal["1.5T", "3T"] = "1.5T"
     interpolation: Literal["linear", "cubic", "kspace"] = "cubic"
+    acquired: tuple[float, float, float] | None = None
     crop: int = pydantic.Field(128, ge=8)
     subjects: int = pydantic.Field(1000, ge=1)
     contrast: Literal["random", "T1w", "T2w", "PDw"] = "random"

@@ -52,7 +52,7 @@ def synthetic_set(folder: Path, scans: int, *, side: int = 256, slices: int = 64
     """A prepared set of `scans` people in the train split, `slices` slices of `side`² pixels each: smooth noise. Returns its manifest."""
     shards = []
     for scan in range(scans):
-        file, third = f"train/sub-{scan:04d}{SUFFIX}", slices // 3
+        file, third = f"shards/sub-{scan:04d}{SUFFIX}", slices // 3
         shards.append(
             Shard(
                 file=file,

@@ -1,5 +1,7 @@
 """Training: one linear function. All it does is a function of (config, step), so a run that was stopped goes on as if it had not been."""
 
+import json
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -164,21 +166,25 @@ def prepared_set(data: DataConfig, split: Split = "train") -> PreparedSet | None
 
 
 def fitted(experiment: Experiment, records: PreparedSet | None) -> Experiment:
-    """With the voxel size of the prepared set, where the config does not give one.
+    """With what the prepared set says of its slices, where the config does not.
 
     Raises:
-      ConfigError: where it gives another, or wants maps that the set has not.
+      ConfigError: where it says another thing, or wants maps that the set has not.
     """
     if records is None:
         return experiment
-    data, found = experiment.data, records.manifest.voxel_size
-    if "voxel_size" in data.model_fields_set and abs(data.voxel_size - found) > 1e-6:
-        raise ConfigError(
-            f"data.voxel_size is {data.voxel_size:g} mm, but the set of data.manifest={data.manifest} was prepared at {found:g} mm: "
-            f"set data.voxel_size={found:g}, or prepare another"
-        )
-    check_maps(data.maps, records.manifest.maps, str(records.folder))
-    return experiment.model_copy(update={"data": data.model_copy(update={"voxel_size": found})})
+    data, manifest = experiment.data, records.manifest
+    settings = json.loads(manifest.settings)
+    found = {"voxel_size": manifest.voxel_size} | {key: settings[key] for key in ("interpolation",) if key in settings}
+    for key, value in found.items():
+        if key in data.model_fields_set and getattr(data, key) != value:
+            raise ConfigError(
+                f"data.{key} is {getattr(data, key)}, but the set of data.manifest={data.manifest} was prepared with {value}: "
+                f"set data.{key}={value}, or prepare another"
+            )
+    check_maps(data.maps, manifest.maps, str(records.folder))
+    acquired = tuple(statistics.median(sizes) for sizes in zip(*(shard.acquired for shard in records.shards), strict=True))
+    return experiment.model_copy(update={"data": data.model_copy(update={**found, "acquired": acquired})})
 
 
 def build_stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note = lambda text: None) -> Stream:
