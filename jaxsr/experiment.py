@@ -8,6 +8,7 @@ import pydantic
 
 from jaxsr.config import Strict, load
 from jaxsr.methods import MethodConfig
+from jaxsr.physics.protocol import Acquisition, named_acquisition
 
 
 class DataConfig(Strict):
@@ -16,7 +17,8 @@ class DataConfig(Strict):
     Attributes:
       volumes: a folder of high-resolution volumes (NIfTI or MGH, any size), or null: the embedded anatomy.
       voxel_size: mm of the target, isotropic.
-      acquisition: what the low-resolution side is simulated as: 1.5T (2.0 mm) or 3T (1.5 mm).
+      acquisition: what the low-resolution side is simulated as: 1.5T (2.0 mm), 3T (1.5 mm), 64mT or thick-slice; one of them with other
+        settings, {name: thick-slice, snr: [10, 20]}; or one's own. The settings stand in physics/protocol.py.
       interpolation: that brings a low-resolution volume to the target grid, in training and in `upscale`: linear, cubic, or kspace (zero
         filling; best for three-dimensional acquisitions, rings between thick slices).
       crop: side of the training slices in pixels.
@@ -30,7 +32,7 @@ class DataConfig(Strict):
 
     volumes: Path | None = None
     voxel_size: float = pydantic.Field(1.0, ge=0.1, le=10)
-    acquisition: Literal["1.5T", "3T"] = "1.5T"
+    acquisition: Acquisition = named_acquisition("1.5T")
     interpolation: Literal["linear", "cubic", "kspace"] = "cubic"
     crop: int = pydantic.Field(128, ge=8)
     subjects: int = pydantic.Field(1000, ge=1)
