@@ -10,7 +10,7 @@
                       p(f) = ∫ sinc(Bt) (0.54 + 0.46 cos 2πt) cos 2πft dt over |t| < ½ = 0.54 S(f) + 0.23 (S(f − 1) + S(f + 1)),
                       S(f) = (Si(π(f + B/2)) − Si(π(f − B/2))) / πB,
 
-                  f scaled so that its FWHM is the thickness: transition bands about 1.6 thickness/B wide, and small ripples beyond.
+                  f scaled so that its FWHM is the thickness: transition bands of 1.8/B of it (90 to 10 %) and ripples of 0.3 %.
 
 x is constant over each voxel, so every weight is the profile's integral over one voxel: exact for thicknesses and slice positions that are
 not whole voxels. Here ∫ Si(u) du = u Si(u) + cos u.
@@ -23,6 +23,7 @@ import functools
 from collections.abc import Sequence
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -36,7 +37,8 @@ FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 _SIDE_LOBES = 6  # in units of 1/duration beyond the nominal band; what lies further out is less than 1e-3 of the slice
 
 
-def gaussian_blur(image: Array, fwhm: Sequence[Array | float], axes: Sequence[int]) -> Array:
+@functools.partial(jax.jit, static_argnums=2)
+def gaussian_blur(image: Array, fwhm: Sequence[Array | float], axes: tuple[int, ...]) -> Array:
     """`image` (real, any rank) convolved with a Gaussian of `fwhm` voxels along each of `axes`; its own adjoint."""
     for axis, width in zip(axes, fwhm, strict=True):
         n = image.shape[axis]

@@ -14,7 +14,8 @@ A window W weighs what was sampled, with u = k / (M/2) in −1…1 along each ax
     box       W = 1: every sample as it is. Rings beside edges [Gibbs]: 8.95 % of a step.
     ellipse   W = 1 where Σ u² ≤ 1 over the axes, else 0: the corners of k-space are not sampled.
     hamming   W = Π (0.54 + 0.46 cos πu): hardly rings; its point spread is half as wide again.
-    tukey     W = Π (1 where |u| ≤ ½, else ½ (1 + cos 2π(|u| − ½))): the outer half of each axis is rolled off.
+    tukey     W = Π (1 where |u| ≤ ½, else ½ (1 + cos 2π(|u| − ½))): the outer half of each axis is rolled off:
+              rings beside edges too, but not far.
 
 box and ellipse are projections; all keep the mean. Partial Fourier samples the `fraction` of an axis' lines with the largest k:
 
@@ -22,9 +23,11 @@ box and ellipse are projections; all keep the mean. Partial Fourier samples the 
     conjugate   y = P x + (I − P) x̄: a missing line is the conjugate of its mirror image, right where x has no phase
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -41,6 +44,11 @@ def fourier_resample(volume: Array, shape: Sequence[int], window: Window = "box"
     """
     if len(shape) != volume.ndim:
         raise ValueError(f"the new shape needs {volume.ndim} sides like the volume's {volume.shape}, got {tuple(shape)}")
+    return _fourier_resample(volume, tuple(shape), window)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _fourier_resample(volume: Array, shape: tuple[int, ...], window: Window) -> Array:
     truncated = tuple(axis for axis in range(volume.ndim) if shape[axis] < volume.shape[axis])
     # Shrinking axes first: every later transform then has less to do.
     for axis in sorted(range(volume.ndim), key=lambda axis: shape[axis] / volume.shape[axis]):
@@ -56,7 +64,8 @@ def truncate(volume: Array, shape: Sequence[int], window: Window = "box") -> Arr
     return fourier_resample(fourier_resample(volume, shape, window), volume.shape)
 
 
-def apply_window(image: Array, kind: Window, axes: Sequence[int]) -> Array:
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def apply_window(image: Array, kind: Window, axes: tuple[int, ...]) -> Array:
     """`image` (real or complex, any rank) with the k-space of its own grid weighed along `axes`."""
     if kind == "box" or not axes:
         return image
@@ -80,6 +89,7 @@ def window_weights(kind: Window, shape: Sequence[int]) -> np.ndarray:
     return np.broadcast_to(np.asarray(weights, np.float32), tuple(shape))
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def partial_fourier(image: Array, fraction: float, axis: int, fill: Fill = "zero") -> Array:
     """`image` (real or complex) from the `fraction` of its lines along `axis` with the largest k; complex, same shape.
 
@@ -103,6 +113,7 @@ def sampled_lines(lines: int, fraction: float) -> np.ndarray:
     return np.asarray(k >= k.max() + 1 - max(round(fraction * lines), lines // 2 + 1))
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def modulate_lines(image: Array, weights: Array | np.ndarray, axis: int) -> Array:
     """`image` with each of its k-space lines along `axis` times its weight `[n]`, frequencies as `fftfreq` orders them; complex."""
     return _filter(as_complex(image), weights, (axis,))

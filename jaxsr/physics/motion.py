@@ -19,6 +19,7 @@ are j/n of the field of view away, as Σ_j exp(2πi jk/n) is n where n divides k
     Y_k = X_k (1 − g + n g [n divides k]),      y(r) = x(r) + g Σ_{0<j<n} x(r + j FOV/n),      g complex.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -56,16 +57,20 @@ def draw_poses(key: Array, jumps: int, rotation: Array | float, translation: Arr
     return Poses(times, jnp.where(moved, angles, 0), jnp.where(moved, shifts, 0))
 
 
-def move_during(acquire: Callable[[Array], Array], volume: Array, poses: Poses, voxel_size: Sequence[float], axis: int) -> Array:
+def move_during(acquire: Callable[[Array], Array], volume: Array, poses: Poses, voxel_size: tuple[float, ...], axis: int) -> Array:
     """What `acquire` (linear, volume → image) sees of a moving `volume [X, Y, Z]`, the lines along `axis` of the image; complex."""
-    total: Array | float = 0.0
-    for pose in range(len(poses.angles)):  # one after the other, so that memory holds one moved volume
-        seen = as_complex(acquire(rigid(volume, poses.angles[pose], poses.shifts[pose], voxel_size)))
-        total = total + modulate_lines(seen, _during(poses.times, pose, seen.shape[axis]), axis)
-    return total  # type: ignore[return-value]
+
+    def lines(pose: tuple[Array, Array, Array]) -> Array:
+        index, angles, shifts = pose
+        seen = as_complex(acquire(rigid(volume, angles, shifts, voxel_size)))
+        return modulate_lines(seen, _during(poses.times, index, seen.shape[axis]), axis)
+
+    # One after the other, so that memory holds one moved volume.
+    return jax.lax.map(lines, (jnp.arange(len(poses.angles)), poses.angles, poses.shifts)).sum(0)
 
 
-def rigid(image: Array, angles: Array | Sequence[float], shifts: Array | Sequence[float], voxel_size: Sequence[float]) -> Array:
+@functools.partial(jax.jit, static_argnums=3)
+def rigid(image: Array, angles: Array | Sequence[float], shifts: Array | Sequence[float], voxel_size: tuple[float, ...]) -> Array:
     """A real volume `[X, Y, Z]` or slice `[X, Y]` rotated about its centre, then shifted; same shape, linear.
 
     Args:
@@ -81,6 +86,7 @@ def rigid(image: Array, angles: Array | Sequence[float], shifts: Array | Sequenc
     return image
 
 
+@functools.partial(jax.jit, static_argnums=(1, 3))
 def ghost(image: Array, every: int, intensity: Array | float, axis: int) -> Array:
     """`image` with n − 1 ghosts along `axis`, n = `every`, each `intensity` (real or complex) times as strong as itself; complex.
 
@@ -93,7 +99,7 @@ def ghost(image: Array, every: int, intensity: Array | float, axis: int) -> Arra
     return modulate_lines(image, 1 + jnp.asarray(intensity) * (every * (k % every == 0) - 1), axis)
 
 
-def _during(times: Array, pose: int, lines: int) -> Array:
+def _during(times: Array, pose: Array, lines: int) -> Array:
     """1 for the lines acquired in this pose, else 0, `[lines]`, frequencies as `fftfreq` orders them."""
     moment = np.fft.fftfreq(lines) + 0.5  # of k = 0: ½
     before = (times <= moment[:, None]).sum(1)
