@@ -10,6 +10,7 @@ from jaxsr.config import Strict, load
 from jaxsr.data.augmentation import AugmentConfig
 from jaxsr.data.pairs import MapName
 from jaxsr.methods import MethodConfig
+from jaxsr.physics.protocol import Acquisition, named_acquisition
 
 
 class DataConfig(Strict):
@@ -20,7 +21,8 @@ class DataConfig(Strict):
       manifest: a set that `jaxsr prepare` wrote, its folder or manifest.json, or null. Those of the keys below that say how slices are made
         (acquisition, interpolation, subjects, contrast, draws, window) then mean nothing.
       voxel_size: mm of the target, isotropic; that of the prepared set, where there is one.
-      acquisition: what the low-resolution side is simulated as: 1.5T (2.0 mm) or 3T (1.5 mm).
+      acquisition: what the low-resolution side is simulated as: 1.5T (2.0 mm), 3T (1.5 mm), 64mT or thick-slice; one of them with other
+        settings, {name: thick-slice, snr: [10, 20]}; or one's own. The settings stand in physics/protocol.py.
       interpolation: that brings a low-resolution volume to the target grid, in training and in `upscale`: linear, cubic, or kspace (zero
         filling; best for three-dimensional acquisitions, rings between thick slices).
       acquired: mm of the low-resolution scans of a prepared set, which says it; of what is simulated, the acquisition does.
@@ -37,7 +39,7 @@ class DataConfig(Strict):
     volumes: Path | None = None
     manifest: Path | None = None
     voxel_size: float = pydantic.Field(1.0, ge=0.1, le=10)
-    acquisition: Literal["1.5T", "3T"] = "1.5T"
+    acquisition: Acquisition = named_acquisition("1.5T")
     interpolation: Literal["linear", "cubic", "kspace"] = "cubic"
     acquired: tuple[float, float, float] | None = None
     crop: int = pydantic.Field(128, ge=8)

@@ -21,7 +21,9 @@ def prepare(
     high_in: Annotated[str | None, bare(help="What else tells the truth: an entity (acq-highres, ses-7T) or a folder.")] = None,
     low_in: Annotated[str | None, bare(help="The same of the low-resolution scan.")] = None,
     voxel_size: Annotated[float, typer.Option("--voxel-size", min=0.1, max=10, help="Millimetres of the target.")] = 1.0,
-    acquisition: Annotated[str, typer.Option(help="What is simulated where there is no real low-resolution scan.")] = "1.5T",
+    acquisition: Annotated[
+        str, typer.Option("--acquisition", "-a", help="Simulated where no low scan is real: 1.5T, 3T, 64mT, thick-slice or a .yaml file.")
+    ] = "1.5T",
     visits: Annotated[int, typer.Option(min=1, help="Simulated acquisitions of each scan.")] = 1,
     interpolation: Annotated[str, typer.Option(help="linear, cubic or kspace: from the low grid to the target's.")] = "cubic",
     register: Annotated[str, typer.Option(help="rigid, affine, or off: other scans to the truth.")] = "rigid",
@@ -76,6 +78,7 @@ def prepare(
     from jaxsr.data.layouts import Wanted, problems_report
     from jaxsr.data.splits import read_splits
     from jaxsr.files import shown
+    from jaxsr.physics.protocol import load_acquisition
     from jaxsr.prepare import job
     from jaxsr.prepare.settings import PrepareSettings
     from jaxsr.prepare.summary import split_counts
@@ -84,7 +87,7 @@ def prepare(
         layout=layout,
         wanted=Wanted(high=high, low=low, reference=reference, high_in=high_in, low_in=low_in, families=families),
         voxel_size=voxel_size,
-        acquisition=acquisition,
+        acquisition=load_acquisition(acquisition, []),
         visits=visits,
         interpolation=interpolation,  # type: ignore[arg-type]
         registration=register,  # type: ignore[arg-type]

@@ -25,7 +25,6 @@ from jaxsr.data.layouts.base import Scan
 from jaxsr.data.pairs import Pair
 from jaxsr.data.registration import register, registered
 from jaxsr.data.subjects import COARSER, simulate, stable_hash
-from jaxsr.physics.acquisition import named_acquisition
 from jaxsr.prepare.settings import PrepareSettings
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid, resample, resample_oblique, source_step, target_grid
@@ -160,7 +159,7 @@ def _simulated(truth: Volume, scan: Scan, settings: PrepareSettings, visit: int)
         )
     magnitude = Volume(np.maximum(truth.data, 0), truth.affine)  # interpolation may leave a little below zero
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), stable_hash(scan.id)), visit)
-    return simulate(magnitude, named_acquisition(settings.acquisition), key)
+    return simulate(magnitude, settings.acquisition, key)
 
 
 def _beside(path: Path, truth: Volume, grid: Grid, settings: PrepareSettings) -> tuple[np.ndarray, np.ndarray, Volume, tuple[str, ...]]:

@@ -20,7 +20,6 @@ from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, Split, Subjects
 from jaxsr.experiment import FREE_ON_RESUME, DataConfig, Experiment, load_experiment
 from jaxsr.files import write_text
 from jaxsr.methods.base import Batch, Method
-from jaxsr.physics.acquisition import named_acquisition
 from jaxsr.runtime.checkpoint import Checkpoints, was_begun
 from jaxsr.runtime.distributed import is_first
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
@@ -139,13 +138,12 @@ def build_method(experiment: Experiment) -> Method:
 
 def build_subjects(data: DataConfig, split: Split, seed: int, note: Note = lambda text: None) -> Subjects:
     """The subjects of one split of the set that `data` names; what was left out is told to `note`."""
-    acquisition = named_acquisition(data.acquisition)
     if data.volumes is None:
         return AnatomySubjects(
             data.subjects,
             split,
             voxel_size=data.voxel_size,
-            acquisition=acquisition,
+            acquisition=data.acquisition,
             seed=seed,
             contrast=data.contrast,
             interpolation=data.interpolation,
@@ -156,7 +154,7 @@ def build_subjects(data: DataConfig, split: Split, seed: int, note: Note = lambd
     chosen = split_by_subject(paths, data.volumes, split, seed)
     note(f"{split}: {len(chosen)} of {len(paths)} volumes in {data.volumes}")
     return FolderSubjects(
-        chosen, data.volumes, voxel_size=data.voxel_size, acquisition=acquisition, seed=seed, interpolation=data.interpolation
+        chosen, data.volumes, voxel_size=data.voxel_size, acquisition=data.acquisition, seed=seed, interpolation=data.interpolation
     )
 
 
