@@ -11,13 +11,14 @@ both in the intensity window of the *acquired* volume, because that is all there
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxsr.data.anatomy import render, tissue_maps
+from jaxsr.data.pairs import Pair as Pair
 from jaxsr.physics.acquisition import Acquisition, acquire
 from jaxsr.volume.decode import open_image
 from jaxsr.volume.geometry import Grid, Kind, resample, target_grid
@@ -29,14 +30,6 @@ Split = Literal["train", "validation", "test"]
 SPLITS: dict[Split, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}  # 8:1:1, as the papers
 
 COARSER = 1.25  # a volume whose voxels are larger than this times the target's is no truth for it
-
-
-class Pair(NamedTuple):
-    """`high` and `low` float32 `[X, Y, Z]` in the window of the acquired volume, about -1…1, on one grid."""
-
-    high: np.ndarray
-    low: np.ndarray
-    grid: Grid
 
 
 class Subjects(Protocol):
