@@ -1,14 +1,14 @@
 """Contrast: what tissues' relaxation times make of a pulse sequence, and changes of contrast of images that exist.
 
-    gradient echo (FLASH)   S = ρ sin α (1 − E1) / (1 − E1 cos α) · e^(−TE/T2*),  E1 = e^(−TR/T1)      [Ernst & Anderson 1966; Haase 1986]
-                            largest at the Ernst angle, cos α = E1
+    gradient echo (FLASH)   S = ρ sin α (1 − E1) / (1 − E1 cos α) · e^(−TE/T2*),  E1 = e^(−TR/T1)      [Haase 1986]
+                            largest at the Ernst angle, cos α = E1                                    [Ernst & Anderson 1966]
     spin echo               S = ρ (1 − 2 e^(−(TR − TE/2)/T1) + e^(−TR/T1)) · e^(−TE/T2)
                             a fast spin echo is taken for a spin echo at its effective echo time
     FLAIR                   S = |ρ (1 − 2 e^(−TI/T1) + e^(−TR/T1))| · e^(−TE/T2),  zero at TI = T1 ln(2 / (1 + e^(−TR/T1)))
-    MPRAGE                  the cyclic steady state of: inversion, delay, n low-angle pulses τ apart, recovery     [Deichmann 2000; Marques 2010]
+    MPRAGE                  the cyclic steady state of: inversion, delay, n low-angle pulses τ apart, recovery
                             every step takes the magnetisation m to a + b m, so the state before inversion has a closed form;
-                            S = |ρ m sin α| · e^(−TE/T2*) at the pulse of the middle of k-space. Simplified: spoiling is perfect, and relaxation
-                            along the train blurs nothing.
+                            S = |ρ m sin α| · e^(−TE/T2*) at the pulse of the middle of k-space.      [Deichmann 2000; Marques 2010]
+                            Simplified: spoiling is perfect, and relaxation along the train blurs nothing.
 
 Times are milliseconds, flip angles degrees, ρ the proton density relative to water's. `Tissue` may hold arrays: everything broadcasts and
 is differentiable.
@@ -30,13 +30,13 @@ class Tissue(NamedTuple):
     pd: Array | float
 
 
-# Tesla → tissue → parameters. T1 of grey and white matter: Wright 2008 (MAGMA 21:121), one method at all three field strengths; T2 of grey and
-# white matter, muscle and blood, T1 of muscle and blood at 1.5 and 3 T: Stanisz 2005 (Magn Reson Med 54:507); T2* of grey and white matter:
-# Peters 2007 (Magn Reson Imaging 25:748); T1 of CSF, the same at every field: Rooney 2007 (Magn Reson Med 57:308). For comparison, Wansapura
-# 1999 (J Magn Reson Imaging 9:531) has 1331 and 832 ms for T1 and 110 and 80 ms for T2 of grey and white matter at 3 T. Fat, and T2 of
-# muscle as a spin-echo train sees it, is about what Gold 2004 (Am J Roentgenol 183:343) found in the knee. The rest is about right, no more:
-# T2 of CSF (seconds, and shorter at 7 T), all of 7 T but T1 and T2* of the brain, bone (its water decays before any of these sequences
-# reads it), a lesion (demyelinated white matter: longer T1 and T2, more water), blood without its flow, proton densities.
+# Tesla → tissue → parameters. T1 of grey and white matter: Wright 2008 (MAGMA 21:121), one method at all three field strengths. T1 and T2
+# of muscle and blood and T2 of grey and white matter at 1.5 and 3 T: Stanisz 2005 (Magn Reson Med 54:507). T2* of grey and white matter:
+# Peters 2007 (Magn Reson Imaging 25:748). T1 of CSF, the same at every field: Rooney 2007 (Magn Reson Med 57:308). Fat: about what Gold
+# 2004 (Am J Roentgenol 183:343) found in the knee. For comparison, Wansapura 1999 (J Magn Reson Imaging 9:531) has T1 of 1331 and 832 ms
+# and T2 of 110 and 80 ms for grey and white matter at 3 T. The rest is about right, no more: T2 of CSF (seconds; shorter at 7 T), all of
+# 7 T but T1 and T2* of the brain, bone (its water decays before any of these sequences reads it), a lesion (demyelinated white matter:
+# longer T1 and T2, more water), blood without its flow, T2* of all but the brain, proton densities.
 TISSUES: dict[float, dict[str, Tissue]] = {
     1.5: {
         "csf": Tissue(4300.0, 2000.0, 1000.0, 1.00),
