@@ -59,6 +59,7 @@ _MIXTURES: dict[str, dict[str, float]] = {
     "hippocampus": {"grey": 0.95, "csf": 0.05},
     "brainstem": {"white": 0.75, "grey": 0.25},
     "choroid plexus": {"csf": 0.5, "grey": 0.5},
+    "nerve": {"white": 0.8, "grey": 0.2},
     "vessel": {"vessel": 1},
     "marrow": {"fat": 0.65, "muscle": 0.1, "bone": 0.25},
     "muscle": {"muscle": 1},
@@ -67,12 +68,14 @@ _MIXTURES: dict[str, dict[str, float]] = {
     "eye": {"csf": 0.95, "muscle": 0.05},
 }
 STRUCTURES = tuple(_MIXTURES)
-BRAIN = tuple(s for s in STRUCTURES if s not in ("background", "skull", "scalp", "vessel", "marrow", "muscle", "skin", "mucosa", "eye"))
+BRAIN = tuple(
+    s for s in STRUCTURES if s not in ("background", "skull", "scalp", "nerve", "vessel", "marrow", "muscle", "skin", "mucosa", "eye")
+)
 MIXTURE = np.array([[mix.get(t, 0.0) for t in _TISSUES] for mix in _MIXTURES.values()], np.float32)  # [structures, tissues]
 
 # How much more a structure's signal varies within it than the brain's does: what is fibres, lobules and layers is not one tissue.
 UNEVENNESS = np.array(
-    [{"scalp": 4, "marrow": 6, "muscle": 5, "mucosa": 6, "skin": 3, "vessel": 3}.get(s, 1) for s in STRUCTURES], np.float32
+    [{"scalp": 4, "marrow": 6, "muscle": 2.5, "mucosa": 6, "skin": 3, "vessel": 3}.get(s, 1) for s in STRUCTURES], np.float32
 )
 
 OFFSET = 0.03  # standard deviation of a structure's own offset, of the brain's range of signals
@@ -102,7 +105,7 @@ def _from_ranges(key: Array, kind: Array) -> Array:
 
 def _from_equations(key: Array, kind: Array) -> Array:
     """`[tissues]`, by a sequence of the contrast with random settings, of tissues that differ a little between people."""
-    keys = iter(jax.random.split(key, 16))
+    keys = iter(jax.random.split(key, 24))
     between = lambda low, high: jax.random.uniform(next(keys), minval=low, maxval=high)  # noqa: E731
     fields = list(physics.TISSUES)
     names = _TISSUES[1:]

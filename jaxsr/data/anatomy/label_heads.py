@@ -25,11 +25,13 @@ from jaxsr.data.anatomy.deformation import Variation, centred_points, random_aff
 from jaxsr.data.anatomy.head import Head, check_maps
 from jaxsr.data.anatomy.labels import COARSE, LabelMap
 
-VARIATION = Variation(stripped=0.25, defaced=0.15)
+VARIATION = Variation(warp=2.5, warp_spacing=40.0, stripped=0.25, defaced=0.15)
 KERNEL = (1, 3, 1)  # over 5: variance 0.4 voxels², enough to smooth stairs, and a sheet of one voxel still wins
 FULL = sum(KERNEL) ** 3  # the score of a voxel amid its own kind
 SHARPNESS = 14.0  # of the contest: an edge is about a seventh of the map's voxel wide
-STREAKS = 7.0  # mm: of fat between muscles
+TILE = 24  # voxels of the working grid a side
+LEAST = 0.1  # a score that is nowhere in a tile higher than this decides nothing there
+STREAKS = 14.0  # mm: between the sheets of fat that part muscles
 
 _WHITE, _LESION = STRUCTURES.index("white matter"), STRUCTURES.index("lesion")
 _FAT, _MUSCLE = STRUCTURES.index("scalp"), STRUCTURES.index("muscle")
@@ -201,7 +203,7 @@ def _plane_of(factors: tuple[Array, list[Array]], i: Array) -> Array:
 
 def _with_streaks(scores: Array, noise: Array) -> Array:
     """Some of the muscle made fat: sheets of it lie between muscles."""
-    moved = scores[_MUSCLE] * jax.nn.sigmoid(8 * (jnp.abs(noise) - 1.4))
+    moved = scores[_MUSCLE] * jax.nn.sigmoid(30 * (0.1 - jnp.abs(noise)))
     return scores.at[_MUSCLE].add(-moved).at[_FAT].add(moved)
 
 
@@ -225,33 +227,48 @@ def _with_lesions(scores: Array, points: Array, lesions: tuple[Array, Array], no
 def _contest(scores: Array, table: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
     """What `table` `[C, K]` has of the winners, averaged over the voxels of a target plane, `[C, Y, Z]`, and their mean scores `[K, Y, Z]`.
 
+    A tile at a time: few structures meet in it, and only those enter.
+
     Args:
       scores: of the plane's working planes `[planes, K, y, z]`; where the working grid is the target's, of it and two on either side.
     """
-    finer = scores.shape[2] == shape[0]
+    per_voxel = scores.shape[2] // shape[0]
+    finer = per_voxel == 1
+    rim = 2 if finer else 0
+    tile = per_voxel * -(-TILE // per_voxel)
+    down, across = (-(-n // tile) for n in scores.shape[2:])
+    ends = [(rim, rim + count * tile - n) for count, n in zip((down, across), scores.shape[2:], strict=True)]
+    padded = jnp.pad(scores, [(0, 0), (0, 0), *ends], mode="edge")
 
-    def contestant(k: Array) -> Array:
-        own = jax.lax.dynamic_index_in_dim(scores, k, 1, keepdims=False)
-        return _twice_as_fine(own) if finer else own
+    def tile_at(corner: Array) -> Array:
+        near = jax.lax.dynamic_slice(padded, (0, 0, *corner), (*scores.shape[:2], tile + 2 * rim, tile + 2 * rim))
+        enters = near.max((0, 2, 3)) > LEAST
 
-    def enter(k: Array, standing: tuple[Array, ...]) -> tuple[Array, ...]:
-        own, (best, second, winner, other) = contestant(k), standing
-        wins, places = own > best, own > second
-        other = jnp.where(wins, winner, jnp.where(places, k, other))
-        second = jnp.where(wins, best, jnp.where(places, own, second))
-        return jnp.maximum(best, own), second, jnp.where(wins, k, winner), other
+        def contestant(k: Array) -> Array:
+            own = jax.lax.dynamic_index_in_dim(near, k, 1, keepdims=False)
+            return _twice_as_fine(own) if finer else own
 
-    present = scores.max((0, 2, 3)) > 0
-    best = contestant(jnp.int32(0))
-    standing = (best, jnp.full_like(best, -1.0), jnp.zeros(best.shape, jnp.int32), jnp.zeros(best.shape, jnp.int32))
-    standing = jax.lax.fori_loop(
-        1, len(STRUCTURES), lambda k, standing: jax.lax.cond(present[k], functools.partial(enter, k), lambda x: x, standing), standing
-    )
-    best, second, winner, other = standing
-    share = jax.nn.sigmoid(SHARPNESS * (best - second))
-    signals = table[:, other] + (table[:, winner] - table[:, other]) * share
-    mean = scores[2:3] if finer else scores
-    return jnp.stack([_averaged(x, shape) for x in signals]), _averaged(mean, shape)
+        def enter(turn: Array, standing: tuple[Array, ...]) -> tuple[Array, ...]:
+            k, (best, second, winner, other) = order[turn], standing
+            own = contestant(k)
+            wins, places = own > best, own > second
+            other = jnp.where(wins, winner, jnp.where(places, k, other))
+            second = jnp.where(wins, best, jnp.where(places, own, second))
+            return jnp.maximum(best, own), second, jnp.where(wins, k, winner), other
+
+        order = jnp.argsort(~enters).astype(jnp.int32)
+        best = contestant(order[0])
+        standing = (best, jnp.full_like(best, -1.0), jnp.full(best.shape, order[0]), jnp.full(best.shape, order[0]))
+        best, second, winner, other = jax.lax.fori_loop(1, enters.sum(), enter, standing)
+        share = jax.nn.sigmoid(SHARPNESS * (best - second))
+        signals = table[:, other] + (table[:, winner] - table[:, other]) * share
+        return jnp.stack([_averaged(x, (tile // per_voxel,) * 2) for x in signals])  # [C, tile, tile]
+
+    corners = tile * jnp.stack(jnp.meshgrid(jnp.arange(down), jnp.arange(across), indexing="ij"), -1).reshape(-1, 2)
+    tiles = jax.lax.map(tile_at, corners)
+    tiles = tiles.reshape(down, across, *tiles.shape[1:]).transpose(2, 0, 3, 1, 4)
+    signals = tiles.reshape(len(table), down * tiles.shape[2], across * tiles.shape[4])[:, : shape[0], : shape[1]]
+    return signals, _averaged(scores[2:3] if finer else scores, shape)
 
 
 def _averaged(x: Array, shape: tuple[int, int]) -> Array:
@@ -262,13 +279,10 @@ def _averaged(x: Array, shape: tuple[int, int]) -> Array:
 
 
 def _twice_as_fine(x: Array) -> Array:
-    """The middle plane of `[5, y, z]` at twice the resolution, `[2, 2 y, 2 z]`, cubic."""
-    quarters = jnp.asarray(_QUARTERS)
-    x = jnp.tensordot(quarters, x, 1)  # [2, y, z]
-    for axis in (1, 2):
-        ends = [(2, 2) if a == axis else (0, 0) for a in range(3)]
-        padded = jnp.pad(x, ends, mode="edge")
-        shifts = [jax.lax.slice_in_dim(padded, t, t + x.shape[axis], axis=axis) for t in range(5)]
+    """The middle of `[5, 2 + y + 2, 2 + z + 2]` at twice the resolution, `[2, 2 y, 2 z]`, cubic."""
+    for axis in range(3):
+        n = x.shape[axis] - 4
+        shifts = [jax.lax.slice_in_dim(x, t, t + n, axis=axis) for t in range(5)]
         both = [sum(float(w) * shift for w, shift in zip(row, shifts, strict=True) if w) for row in _QUARTERS]
-        x = jnp.stack(both, axis + 1).reshape(*(2 * n if a == axis else n for a, n in enumerate(x.shape)))
+        x = jnp.stack(both, axis + 1).reshape(*(2 * n if a == axis else m for a, m in enumerate(x.shape)))
     return x

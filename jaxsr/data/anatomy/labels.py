@@ -39,9 +39,10 @@ _NUMBERS: dict[str, tuple[int | range, ...]] = {
     "putamen": (12, 51),
     "pallidum": (13, 52),
     "hippocampus": (17, 18, 53, 54, 96, 97, 218),
-    "brainstem": (16, 27, 28, 29, 59, 60, 61, 85, 126, 128, range(170, 180), 512, 530),
+    "brainstem": (16, 27, 28, 29, 59, 60, 61, 85, range(170, 180)),
     # 136, 137, 163, 164 by where SynthSeg's maps have them: along the floor of the lateral ventricles.
     "choroid plexus": (31, 63, 136, 137, 163, 164),
+    "nerve": (126, 128, 512, 530),  # and the spinal cord
     "vessel": (30, 62, 502, 514),
     "skull": (121, 129, 135, 165, 515),
     "marrow": (142, 516),
@@ -80,7 +81,7 @@ def read_label_map(path: Path) -> LabelMap:
       VolumeError: for what is not a volume of whole numbers, numbers that no rule knows, or no brain among them.
     """
     volume = read_volume(path)
-    labels = np.rint(volume.data).astype(np.int32)
+    labels = np.rint(np.clip(volume.data, -(2**15), 2**15)).astype(np.int32)  # known numbers end at 14199
     if is_sheared(volume.affine):
         raise VolumeError(f"{shown(path)}: the affine is sheared, and labels cannot be interpolated: resample the map to a straight grid")
     if np.abs(labels - volume.data).max() > 1e-3:
@@ -95,7 +96,9 @@ def structures_of(labels: np.ndarray, path: Path) -> np.ndarray:
     Raises:
       VolumeError: with the numbers that no rule knows.
     """
-    found, inverse = np.unique(labels, return_inverse=True)
+    lowest = int(labels.min())
+    counts = np.bincount(labels.ravel() - lowest)
+    found = np.flatnonzero(counts) + lowest
     table = {number: name for name, numbers in _NUMBERS.items() for n in numbers for number in (n if isinstance(n, range) else (n,))}
     unknown = [int(n) for n in found if int(n) not in table]
     if unknown:
@@ -104,7 +107,9 @@ def structures_of(labels: np.ndarray, path: Path) -> np.ndarray:
             "not among the known ones (FreeSurfer's aseg and aparc, and 501…530 of the CHARM atlas): "
             "renumber to those, or set to 0 what is no part of the head"
         )
-    return np.array([STRUCTURES.index(table[int(n)]) for n in found], np.uint8)[inverse].reshape(labels.shape)
+    index = np.zeros(len(counts), np.uint8)
+    index[found - lowest] = [STRUCTURES.index(table[int(n)]) for n in found]
+    return index[labels - lowest]
 
 
 def prepare(structures: np.ndarray, spacing: tuple[float, float, float], path: Path, *, mixed: np.ndarray | None = None) -> LabelMap:
@@ -151,9 +156,16 @@ def _filled(structures: np.ndarray) -> np.ndarray:
     pieces, count = ndimage.label(air)
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)
     flaw = air & (sizes < _HOLE)[pieces]
-    return (
-        structures[tuple(ndimage.distance_transform_edt(flaw, return_distances=False, return_indices=True))] if flaw.any() else structures
-    )
+    left, result = np.argwhere(flaw), structures.copy()
+    neighbours = [step for step in np.ndindex(3, 3, 3) if sum(abs(s - 1) for s in step) == 1]
+    while len(left):  # from their rims inwards
+        found = np.zeros(len(left), np.uint8)
+        for step in neighbours:
+            x, y, z = (np.clip(left[:, a] + step[a] - 1, 0, structures.shape[a] - 1) for a in range(3))
+            found = np.where(found > 0, found, result[x, y, z])
+        result[tuple(left[found > 0].T)] = found[found > 0]
+        left = left[found == 0]
+    return result
 
 
 def _part_fat(structures: np.ndarray, mixed: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
