@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import pydantic
 
 from jaxsr.config import Strict, load
+from jaxsr.data.augmentation import AugmentConfig
+from jaxsr.data.pairs import MapName
 from jaxsr.methods import MethodConfig
 
 
@@ -15,7 +17,9 @@ class DataConfig(Strict):
 
     Attributes:
       volumes: a folder of high-resolution volumes (NIfTI or MGH, any size), or null: the embedded anatomy.
-      voxel_size: mm of the target, isotropic.
+      manifest: a set that `jaxsr prepare` wrote, its folder or manifest.json, or null. Those of the keys below that say how slices are made
+        (acquisition, interpolation, subjects, contrast, draws, window) then mean nothing.
+      voxel_size: mm of the target, isotropic; that of the prepared set, where there is one.
       acquisition: what the low-resolution side is simulated as: 1.5T (2.0 mm) or 3T (1.5 mm).
       interpolation: that brings a low-resolution volume to the target grid, in training and in `upscale`: linear, cubic, or kspace (zero
         filling; best for three-dimensional acquisitions, rings between thick slices).
@@ -24,11 +28,13 @@ class DataConfig(Strict):
       contrast: of the embedded set: random, T1w, T2w or PDw.
       draws: slices taken of a subject each time it is visited.
       window: subjects mixed at a time; memory holds two more.
-      augment: flip slices at random.
+      maps: what slices have beside high and low, where the set has it: reference, bias, gradient, labels, mask.
+      augment: true: flip slices at random; or a mapping of flip, rotation, scale, elastic, gamma.
       threads: that prepare batches.
     """
 
     volumes: Path | None = None
+    manifest: Path | None = None
     voxel_size: float = pydantic.Field(1.0, ge=0.1, le=10)
     acquisition: Literal["1.5T", "3T"] = "1.5T"
     interpolation: Literal["linear", "cubic", "kspace"] = "cubic"
@@ -37,8 +43,17 @@ class DataConfig(Strict):
     contrast: Literal["random", "T1w", "T2w", "PDw"] = "random"
     draws: int = pydantic.Field(256, ge=1)
     window: int = pydantic.Field(4, ge=1)
-    augment: bool = True
+    maps: tuple[MapName, ...] = ()
+    augment: bool | AugmentConfig = True
     threads: int = pydantic.Field(2, ge=0)
+
+    @pydantic.model_validator(mode="after")
+    def _one_set(self) -> "DataConfig":
+        if self.volumes is not None and self.manifest is not None:
+            raise ValueError("volumes and manifest name two sets: leave out one of them, or make it null")
+        if len(set(self.maps)) < len(self.maps):
+            raise ValueError(f"maps names one of them twice: {', '.join(self.maps)}")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _shares(self) -> "DataConfig":

@@ -13,13 +13,14 @@ whatever axis it is cut across, so that a network sees one convention [teacher, 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from jaxsr.volume.geometry import Grid
 
-OPTIONAL = ("reference", "bias", "gradient", "labels", "mask")  # maps that a pair may lack
+MapName = Literal["reference", "bias", "gradient", "labels", "mask"]
+OPTIONAL: tuple[MapName, ...] = get_args(MapName)  # maps that a pair may lack
 
 
 class Pair(NamedTuple):

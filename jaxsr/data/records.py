@@ -1,8 +1,7 @@
 """Prepared sets on disk: a folder of ArrayRecord shards, one for each scan, and `manifest.json`, which lists them.
 
-    OUT/manifest.json                      what there is, where it came from, how it was made
-    OUT/train/sub-01_ses-1.array_record    the slices of one scan, those across one axis after those across another
-    OUT/validation/…  OUT/test/…           of other people
+    OUT/manifest.json                       what there is, who is in which split, where it came from, how it was made
+    OUT/shards/sub-01_ses-1.array_record    the slices of one scan, those across one axis after those across another
 
 A record is one slice: its maps (see `jaxsr.data.pairs`) as safetensors, zstd inside the shard. Intensities, fields and displacements are
 float16 by default: 11 bits of the window, where scanners store 12. One shard a scan makes a set resumable and parallel to write, and every
@@ -21,7 +20,7 @@ from array_record.python import array_record_module
 from safetensors import numpy as arrays
 
 from jaxsr.config import Strict
-from jaxsr.files import shown, write_text, write_whole
+from jaxsr.files import Writer, shown, write_text, write_whole
 from jaxsr.volume.errors import VolumeError
 
 MANIFEST = "manifest.json"
@@ -49,6 +48,7 @@ class Shard(Strict):
       person: who must be in one split only.
       visit: which simulated acquisition of the scan; 0 where there is a real one.
       records: slices.
+      split: decided when the manifest is written; what is in a shard does not depend on it.
       slices: of them across the sagittal, coronal and axial axis, in that order in the file.
       shape: voxels of the grid they were cut from.
       window: the intensities of `low` that are -1 and 1.
@@ -61,7 +61,7 @@ class Shard(Strict):
     subject: str
     person: str
     visit: int = 0
-    split: Split
+    split: Split = "train"
     records: int
     slices: tuple[int, int, int]
     shape: tuple[int, int, int]
@@ -72,10 +72,11 @@ class Shard(Strict):
 
 
 class Rejected(Strict):
-    """A scan that could not be prepared, or a file that belongs to none, and why."""
+    """A scan that could not be prepared (`kind` 'scan'), or a file that is in none (`kind` as in `layouts.base.Problem`), and why."""
 
     what: str
     why: str
+    kind: str = "scan"
 
 
 class Manifest(Strict):
@@ -111,18 +112,23 @@ def decode(record: bytes) -> dict[str, np.ndarray]:
         raise VolumeError(f"a record is damaged ({error})") from error
 
 
-def write_shard(path: Path, records: Iterable[bytes]) -> str:
-    """Writes `records` whole or not at all; returns the file's SHA-256."""
+def record_writer(records: Iterable[bytes]) -> Writer:
+    """Writes `records` to a path as a shard."""
 
-    def write(part: Path) -> None:
-        writer = array_record_module.ArrayRecordWriter(str(part), _OPTIONS)
+    def write(path: Path) -> None:
+        writer = array_record_module.ArrayRecordWriter(str(path), _OPTIONS)
         try:
             for record in records:
                 writer.write(record)
         finally:
             writer.close()
 
-    write_whole(path, write)
+    return write
+
+
+def write_shard(path: Path, records: Iterable[bytes]) -> str:
+    """Writes `records` whole or not at all; returns the file's SHA-256."""
+    write_whole(path, record_writer(records))
     return file_sha256(path)
 
 
@@ -161,3 +167,26 @@ def read_manifest(path: Path) -> Manifest:
 def shards_of(manifest: Manifest, split: Split) -> Sequence[Shard]:
     """The shards of one split, in the manifest's order."""
     return [shard for shard in manifest.shards if shard.split == split]
+
+
+def verify(path: Path) -> Manifest:
+    """Reads every shard of the set `path`, a manifest or its folder, and compares its SHA-256; returns the manifest.
+
+    Raises:
+      VolumeError: where some are missing or not as they were written; names them.
+    """
+    manifest, folder = read_manifest(path), path if path.is_dir() else path.parent
+    faults = []
+    for shard in manifest.shards:
+        file = folder / shard.file
+        if not file.is_file():
+            faults.append(f"{shown(file)} is missing")
+        elif file_sha256(file) != shard.sha256:
+            faults.append(f"{shown(file)} is not what was written: its SHA-256 differs")
+    if faults:
+        listed = "\n  ".join(faults)
+        raise VolumeError(
+            f"{len(faults)} of {len(manifest.shards)} shards in {shown(folder)} are missing or damaged: delete those, and run the same "
+            f"`jaxsr prepare` again, or copy the set again:\n  {listed}"
+        )
+    return manifest

@@ -11,7 +11,7 @@ both in the intensity window of the *acquired* volume, because that is all there
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,15 @@ import numpy as np
 
 from jaxsr.data.anatomy import render, tissue_maps
 from jaxsr.data.pairs import Pair as Pair
+from jaxsr.data.people import person_of
+from jaxsr.data.splits import SPLITS, assign_splits
+from jaxsr.data.splits import Split as Split
 from jaxsr.physics.acquisition import Acquisition, acquire
 from jaxsr.volume.decode import open_image
 from jaxsr.volume.geometry import Grid, Kind, resample, target_grid
 from jaxsr.volume.header import place
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import SUFFIXES, Volume, VolumeError, read_volume, straighten
-
-Split = Literal["train", "validation", "test"]
-SPLITS: dict[Split, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}  # 8:1:1, as the papers
 
 COARSER = 1.25  # a volume whose voxels are larger than this times the target's is no truth for it
 
@@ -56,7 +56,7 @@ class AnatomySubjects:
         interpolation: Kind = "cubic",
     ):
         # Heads and acquisitions have keys of their own: were one folded from the other, a visit could draw the noise that shaped the head.
-        place = list(SPLITS).index(split)
+        place = SPLITS.index(split)
         self._key, self._acquisition_key = (jax.random.fold_in(jax.random.key(seed), i) for i in (place, len(SPLITS) + place))
         self.ids = [f"anatomy-{split}-{i:04d}" for i in range(count)]
         self._voxel_size, self._acquisition, self._contrast, self._interpolation = voxel_size, acquisition, contrast, interpolation
@@ -105,7 +105,7 @@ class FolderSubjects:
         source = volume.grid
         grid = target_grid(source, self._voxel_size)
         data = np.maximum(resample(volume.data, source, grid), 0)  # magnitudes; interpolation may leave a little below zero
-        key = jax.random.fold_in(jax.random.fold_in(self._key, _stable_hash(self.ids[index])), visit)
+        key = jax.random.fold_in(jax.random.fold_in(self._key, stable_hash(self.ids[index])), visit)
         return make_pair(Volume(data, grid.affine), self._acquisition, key, self._interpolation)
 
 
@@ -165,34 +165,16 @@ def find_volumes(folder: Path, voxel_size: float) -> tuple[list[Path], list[str]
     return usable, left_out
 
 
-def subject_id(path: Path) -> str:
-    """The person in `path`: its BIDS `sub-…` entity, else the file's own name."""
-    for part in (path.name, *reversed(path.parts[:-1])):
-        if part.startswith("sub-"):
-            return part.split("_")[0].split(".")[0]
-    return path.name.split(".")[0]
-
-
 def split_by_subject(paths: Sequence[Path], root: Path, split: Split, seed: int = 0) -> list[Path]:
-    """The `paths` of one split, 8:1:1 by person, in an order drawn from `seed`: nobody is in two. Few people all go to the train split."""
-    people = sorted({_person(p, root) for p in paths}, key=lambda name: _stable_hash(f"{seed}/{name}"))
-    counts = {"validation": round(len(people) * SPLITS["validation"]), "test": round(len(people) * SPLITS["test"])}
-    edges = {
-        "validation": (0, counts["validation"]),
-        "test": (counts["validation"], sum(counts.values())),
-        "train": (sum(counts.values()), None),
-    }
-    chosen = set(people[slice(*edges[split])])
-    return [p for p in paths if _person(p, root) in chosen]
+    """The `paths` of one split, exactly 8:1:1 by person, in their order: nobody is in two. Few people all go to the train split.
+
+    Who is who `jaxsr.data.people` says, of paths below `root`: what lies above it says nothing, even if it is called sub-…
+    """
+    people = {path: person_of(path.relative_to(root)) for path in paths}
+    splits = assign_splits(people.values(), seed, stable=False)
+    return [path for path in paths if splits[people[path]] == split]
 
 
-def _person(path: Path, root: Path) -> str:
-    """As `subject_id`, but without BIDS names the volumes of one subfolder of `root` are one person."""
-    inside = path.relative_to(root)  # what lies above the root says nothing of who is who, even if it is called sub-…
-    own = subject_id(inside)
-    return own if own.startswith("sub-") or len(inside.parts) == 1 else inside.parts[0]
-
-
-def _stable_hash(text: str) -> int:
+def stable_hash(text: str) -> int:
     """31 bits that do not change between runs, machines or Python versions."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
