@@ -6,6 +6,7 @@ from jax import Array
 
 from jaxsr.data.anatomy.deformation import Variation
 from jaxsr.physics.fields import bias_field
+from jaxsr.physics.gradients import random_displacement
 
 WHOLE, STRIPPED, DEFACED = range(3)
 
@@ -22,22 +23,6 @@ def draw_gradient(key: Array, shape: tuple[int, int, int], voxel_size: float, va
     low, high = variation.nonlinearity
     field, strength = jax.random.split(key)
     return random_displacement(field, shape, (voxel_size,) * 3, jax.random.uniform(strength, minval=low, maxval=high))
-
-
-def random_displacement(key: Array, shape: tuple[int, int, int], voxel_size: tuple[float, float, float], strength_mm: Array) -> Array:
-    """An odd field as three coils of third order make it, about an isocentre within 20 mm of the grid's centre, `[X, Y, Z, 3]`.
-
-    To be replaced by the function of this name in physics/gradients.py, which takes a coil's coefficients.
-    """
-    place, weights = jax.random.split(key)
-    isocentre = jax.random.uniform(place, (3,), minval=-20.0, maxval=20.0)
-    axes = [(jnp.arange(n) - (n - 1) / 2) * v - c for n, v, c in zip(shape, voxel_size, isocentre, strict=True)]
-    x, y, z = jnp.meshgrid(*axes, indexing="ij", sparse=True)
-    across, along = jnp.array([1.0, 0.6]) * (1 + 0.3 * jax.random.normal(weights, (2,)))
-    # The solid harmonics of order three that are odd along each coil's axis [Siemens' A31, B31, A30].
-    transverse = 4 * z**2 - x**2 - y**2
-    field = jnp.stack([across * x * transverse, across * y * transverse, along * z * (2 * z**2 - 3 * x**2 - 3 * y**2)], -1)
-    return field * (strength_mm / jnp.sqrt((field**2).sum(-1).max()))
 
 
 def draw_state(key: Array, variation: Variation) -> Array:
