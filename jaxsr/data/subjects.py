@@ -185,7 +185,7 @@ def pair_of_head(
     found = {name: np.asarray(getattr(head, name)) for name in maps}
     if "reference" in found:
         found["reference"] = fit_window(found["reference"]).forward(found["reference"])
-    return pair._replace(**found)
+    return pair._replace(**found)  # type: ignore[arg-type]
 
 
 def find_volumes(folder: Path, voxel_size: float) -> tuple[list[Path], list[str]]:

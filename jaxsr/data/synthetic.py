@@ -1,8 +1,8 @@
 """Endless synthetic people from the label maps in a folder.
 
-A person is one of the split's maps with a key's deformation, contrast and lesions. Maps, not the people made of them, are split: no map is in
-two splits, so nobody is evaluated on anatomy that training has seen. Who is who among the maps, `jaxsr.data.people` says by their paths
-below the folder, and the split is `split_by_subject`: it depends neither on where the folder lies nor on the order of its files.
+A person is one of the split's maps with a key's deformation, contrast and lesions. Maps, not the people made of them, are split: no map
+is in two splits, so nobody is evaluated on anatomy that training has seen. Who is who among the maps, `jaxsr.data.people` says by their
+paths below the folder, and the split is `split_by_subject`: it depends neither on where the folder lies nor on the order of its files.
 """
 
 import threading

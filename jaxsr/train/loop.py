@@ -265,8 +265,8 @@ def _check_volumes(run_dir: Path, names: Sequence[str]) -> None:
         if changed:
             shown = "\n  ".join([*changed[:10], *(["…"] if len(changed) > 10 else [])])
             raise ConfigError(
-                f"{run_dir} was begun with other volumes; choose another folder, or put data.volumes or data.labels back as it was ({len(changed)} "
-                f"differences, - missing, + new):\n  {shown}"
+                f"{run_dir} was begun with other volumes; choose another folder, or put data.volumes (or data.labels) back as it was "
+                f"({len(changed)} differences, - missing, + new):\n  {shown}"
             )
 
 

@@ -7,8 +7,8 @@ carried to a working grid by trilinear and to one twice as fine by cubic interpo
 against the runner-up by a steep sigmoid. So surfaces are smooth between the map's voxels, without stairs, and the average over a target
 voxel has partial volume at its edges and content up to its Nyquist frequency.
 
-One plane of the target at a time, and one structure after another in it: what is held is the scores of the map, a byte for each structure
-of each voxel, and five planes of the working grid.
+A few planes of the target at a time, a tile at a time in them, and one structure after another of the few that meet there: what is held is
+the scores of the map, a byte for each structure of each voxel, and a dozen planes of the working grid.
 """
 
 import functools
@@ -29,7 +29,7 @@ VARIATION = Variation(warp=2.5, warp_spacing=40.0, stripped=0.25, defaced=0.15)
 KERNEL = (1, 3, 1)  # over 5: variance 0.4 voxels², enough to smooth stairs, and a sheet of one voxel still wins
 FULL = sum(KERNEL) ** 3  # the score of a voxel amid its own kind
 SHARPNESS = 14.0  # of the contest: an edge is about a seventh of the map's voxel wide
-TILE = 24  # voxels of the working grid a side
+TILE, THICKNESS = 24, 8  # voxels of the working grid: what is decided at a time
 LEAST = 0.1  # a score that is nowhere in a tile higher than this decides nothing there
 STREAKS = 14.0  # mm: between the sheets of fat that part muscles
 
@@ -106,32 +106,24 @@ def _render(
         points = jnp.einsum("ij,jxyz->ixyz", affine, points)
         index = points / jnp.array(spacing).reshape(3, 1, 1, 1) + middle
         away = trilinear(distance[None], index / COARSE)[0, 0]
-        noise = _plane_of(streaks, i)[0, 0]
-        scores = _with_streaks(_read(scores_of_map, index[:, 0]), noise)
-        return _Plane(_with_lesions(scores, points[:, 0], lesions, noise), points[:, 0], away)
+        scores = _moved(_read(scores_of_map, index[:, 0]), points[:, 0], lesions, _plane_of(streaks, i)[0, 0])
+        return _Plane(scores, points[:, 0], away)
 
-    def target_plane(planes: _Plane) -> tuple[Array, Array, Array]:
-        """Signals and unevenness `[C + 1, Y, Z]`, labels and what is kept `[Y, Z]` of the target plane made of these working planes."""
-        table = jnp.concatenate([means, jnp.asarray(UNEVENNESS)[None]])
-        signals, scores = _contest(planes.scores, table, shape[1:])
-        middle_planes = planes if per_voxel > 1 else jax.tree.map(lambda x: x[2:3], planes)
-        points, away = (_averaged(x, shape[1:]) for x in (middle_planes.points, middle_planes.away))
-        keep = kept(keys["kept"], state, away, points)
-        labels = scores.argmax(0)
+    table = jnp.concatenate([means, jnp.asarray(UNEVENNESS)[None]])
+    rim = 2 if per_voxel == 1 else 0  # cubic interpolation reads two planes behind and two ahead
+    thickness = per_voxel * max(1, THICKNESS // per_voxel)
+
+    def block(start: Array) -> tuple[Array, Array, Array]:
+        """Signals and unevenness `[x, C + 1, Y, Z]`, labels and what is kept `[x, Y, Z]`, of some planes of the target."""
+        planes = jax.lax.map(plane, jnp.clip(start - rim + jnp.arange(thickness + 2 * rim), 0, working[0] - 1))
+        signals, labels = _contest(planes.scores, table, rim, per_voxel)
+        own = slice(rim, rim + thickness)
+        points, away = (_averaged(x[own], per_voxel) for x in (jnp.moveaxis(planes.points, 1, -1), planes.away[..., None]))
+        keep = kept(keys["kept"], state, away[..., 0], jnp.moveaxis(points, -1, 0))
         return signals, jnp.where(keep, labels, 0).astype(jnp.uint8), keep
 
-    # Cubic interpolation reads two planes behind and two ahead: a window rolls, so that each is computed once. Coarser targets share none.
-    def roll(window: _Plane, i: Array) -> tuple[_Plane, tuple[Array, Array, Array]]:
-        ahead = plane(jnp.minimum(i + 2, working[0] - 1))
-        window = jax.tree.map(lambda held, new: jnp.concatenate([held[1:], new[None]]), window, ahead)
-        return window, target_plane(window)
-
-    if per_voxel == 1:
-        _, planes = jax.lax.scan(roll, jax.lax.map(plane, jnp.clip(jnp.arange(-3, 2), 0)), jnp.arange(shape[0]))
-    else:
-        within = jnp.arange(working[0]).reshape(shape[0], per_voxel)
-        planes = jax.lax.map(lambda those: target_plane(jax.lax.map(plane, those)), within)
-    signals, labels, keep = planes
+    blocks = jax.lax.map(block, jnp.arange(0, working[0], thickness))
+    signals, labels, keep = (x.reshape(-1, *x.shape[2:])[: shape[0]] for x in blocks)
 
     images = []
     for i in range(len(means)):
@@ -201,12 +193,6 @@ def _plane_of(factors: tuple[Array, list[Array]], i: Array) -> Array:
     return noise[..., None, :, :]
 
 
-def _with_streaks(scores: Array, noise: Array) -> Array:
-    """Some of the muscle made fat: sheets of it lie between muscles."""
-    moved = scores[_MUSCLE] * jax.nn.sigmoid(30 * (0.1 - jnp.abs(noise)))
-    return scores.at[_MUSCLE].add(-moved).at[_FAT].add(moved)
-
-
 def _draw_lesions(key: Array, sites: Array, most: int) -> tuple[Array, Array]:
     """Centres `[most, 3]` and radii `[most]` in mm, those of absent ones far below zero."""
     keys = jax.random.split(key, 3)
@@ -215,71 +201,82 @@ def _draw_lesions(key: Array, sites: Array, most: int) -> tuple[Array, Array]:
     return centres, jnp.where(jnp.arange(most) < jax.random.randint(keys[2], (), 0, most + 1), radii, -1e3)
 
 
-def _with_lesions(scores: Array, points: Array, lesions: tuple[Array, Array], noise: Array) -> Array:
-    """White matter within lesions made lesion; `noise` makes them irregular."""
+def _moved(scores: Array, points: Array, lesions: tuple[Array, Array], noise: Array) -> Array:
+    """White matter within lesions made lesion, and sheets of fat between muscles; `noise` `[y, z]` makes them irregular."""
     depth = jnp.full(noise.shape, -1e3)
     for centre, radius in zip(*lesions, strict=True):
         depth = jnp.maximum(depth, radius - jnp.sqrt(((points - centre[:, None, None]) ** 2).sum(0) + 1e-6))
-    moved = scores[_WHITE] * jax.nn.sigmoid(4 * (depth + 0.7 * noise))
-    return scores.at[_WHITE].add(-moved).at[_LESION].add(moved)
+    ill = scores[_WHITE] * jax.nn.sigmoid(4 * (depth + 0.7 * noise))
+    fat = scores[_MUSCLE] * jax.nn.sigmoid(30 * (0.1 - jnp.abs(noise)))
+    to = [jax.nn.one_hot(k, len(STRUCTURES))[:, None, None] for k in (_LESION, _WHITE, _FAT, _MUSCLE)]
+    return scores + (to[0] - to[1]) * ill + (to[2] - to[3]) * fat
 
 
-def _contest(scores: Array, table: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
-    """What `table` `[C, K]` has of the winners, averaged over the voxels of a target plane, `[C, Y, Z]`, and their mean scores `[K, Y, Z]`.
+def _contest(scores: Array, table: Array, rim: int, per_voxel: int) -> tuple[Array, Array]:
+    """What `table` `[C, K]` has of the winners, averaged over the voxels of some target planes, `[x, C, Y, Z]`, and labels `[x, Y, Z]`.
 
     A tile at a time: few structures meet in it, and only those enter.
 
     Args:
-      scores: of the plane's working planes `[planes, K, y, z]`; where the working grid is the target's, of it and two on either side.
+      scores: of working planes `[planes, K, y, z]`, with a rim of so many planes on either side.
+      per_voxel: of the working grid's voxels in one of the target's, along each axis; where it is one, the contest is on a finer grid.
     """
-    per_voxel = scores.shape[2] // shape[0]
-    finer = per_voxel == 1
-    rim = 2 if finer else 0
+    finer = 2 if per_voxel == 1 else 1
     tile = per_voxel * -(-TILE // per_voxel)
-    down, across = (-(-n // tile) for n in scores.shape[2:])
-    ends = [(rim, rim + count * tile - n) for count, n in zip((down, across), scores.shape[2:], strict=True)]
-    padded = jnp.pad(scores, [(0, 0), (0, 0), *ends], mode="edge")
+    planes, _, *sides = scores.shape
+    down, across = (-(-n // tile) for n in sides)
+    padded = jnp.pad(
+        scores, [(0, 0), (0, 0), *((rim, rim + count * tile - n) for count, n in zip((down, across), sides, strict=True))], mode="edge"
+    )
 
-    def tile_at(corner: Array) -> Array:
-        near = jax.lax.dynamic_slice(padded, (0, 0, *corner), (*scores.shape[:2], tile + 2 * rim, tile + 2 * rim))
+    def contestant(near: Array, k: Array) -> Array:
+        own = jax.lax.dynamic_index_in_dim(near, k, 1, keepdims=False)
+        return _twice_as_fine(own) if finer == 2 else own
+
+    def tile_at(corner: Array) -> tuple[Array, Array]:
+        near = jax.lax.dynamic_slice(padded, (0, 0, *corner), (planes, len(STRUCTURES), tile + 2 * rim, tile + 2 * rim))
         enters = near.max((0, 2, 3)) > LEAST
-
-        def contestant(k: Array) -> Array:
-            own = jax.lax.dynamic_index_in_dim(near, k, 1, keepdims=False)
-            return _twice_as_fine(own) if finer else own
+        order = jnp.argsort(~enters).astype(jnp.int32)
 
         def enter(turn: Array, standing: tuple[Array, ...]) -> tuple[Array, ...]:
-            k, (best, second, winner, other) = order[turn], standing
-            own = contestant(k)
+            k, (best, second, signal, other, most, label) = order[turn], standing
+            own, of = contestant(near, k), table[:, k, None, None, None]
             wins, places = own > best, own > second
-            other = jnp.where(wins, winner, jnp.where(places, k, other))
+            other = jnp.where(wins, signal, jnp.where(places, of, other))
             second = jnp.where(wins, best, jnp.where(places, own, second))
-            return jnp.maximum(best, own), second, jnp.where(wins, k, winner), other
+            mean = _averaged(own[..., None], finer * per_voxel)[..., 0]
+            label, most = jnp.where(mean > most, k, label), jnp.maximum(mean, most)
+            return jnp.maximum(best, own), second, jnp.where(wins, of, signal), other, most, label
 
-        order = jnp.argsort(~enters).astype(jnp.int32)
-        best = contestant(order[0])
-        standing = (best, jnp.full_like(best, -1.0), jnp.full(best.shape, order[0]), jnp.full(best.shape, order[0]))
-        best, second, winner, other = jax.lax.fori_loop(1, enters.sum(), enter, standing)
-        share = jax.nn.sigmoid(SHARPNESS * (best - second))
-        signals = table[:, other] + (table[:, winner] - table[:, other]) * share
-        return jnp.stack([_averaged(x, (tile // per_voxel,) * 2) for x in signals])  # [C, tile, tile]
+        best = contestant(near, order[0])
+        most = _averaged(best[..., None], finer * per_voxel)[..., 0]
+        signal = jnp.broadcast_to(table[:, order[0], None, None, None], (len(table), *best.shape))
+        standing = (best, jnp.full_like(best, -1.0), signal, signal, most, jnp.full(most.shape, order[0]))
+        best, second, signal, other, _, label = jax.lax.fori_loop(1, enters.sum(), enter, standing)
+        signal = other + (signal - other) * jax.nn.sigmoid(SHARPNESS * (best - second))
+        return jnp.moveaxis(_averaged(jnp.moveaxis(signal, 0, -1), finer * per_voxel), -1, 1), label.astype(jnp.uint8)
 
     corners = tile * jnp.stack(jnp.meshgrid(jnp.arange(down), jnp.arange(across), indexing="ij"), -1).reshape(-1, 2)
-    tiles = jax.lax.map(tile_at, corners)
-    tiles = tiles.reshape(down, across, *tiles.shape[1:]).transpose(2, 0, 3, 1, 4)
-    signals = tiles.reshape(len(table), down * tiles.shape[2], across * tiles.shape[4])[:, : shape[0], : shape[1]]
-    return signals, _averaged(scores[2:3] if finer else scores, shape)
+    shape = tuple(n // per_voxel for n in sides)
+
+    def laid(tiles: Array) -> Array:
+        """`[tiles, …, y, z]` side by side, `[…, Y, Z]`."""
+        tiles = tiles.reshape(down, across, *tiles.shape[1:])
+        tiles = jnp.moveaxis(tiles, (0, 1), (-4, -2))
+        return tiles.reshape(*tiles.shape[:-4], down * tiles.shape[-3], across * tiles.shape[-1])[..., : shape[0], : shape[1]]
+
+    signals, labels = jax.lax.map(tile_at, corners)
+    return laid(signals), laid(labels)
 
 
-def _averaged(x: Array, shape: tuple[int, int]) -> Array:
-    """`[planes, …, y, z]` averaged over the planes and over blocks of the last two axes, to `[…, Y, Z]`."""
-    y, z = shape
-    blocks = x.reshape(*x.shape[:-2], y, x.shape[-2] // y, z, x.shape[-1] // z)
-    return blocks.mean((0, -3, -1))
+def _averaged(x: Array, per_voxel: int) -> Array:
+    """`[x, y, z, C]` averaged over blocks of `per_voxel` voxels along each axis."""
+    blocks = x.reshape(*(n for side in x.shape[:3] for n in (side // per_voxel, per_voxel)), x.shape[3])
+    return blocks.mean((1, 3, 5))
 
 
 def _twice_as_fine(x: Array) -> Array:
-    """The middle of `[5, 2 + y + 2, 2 + z + 2]` at twice the resolution, `[2, 2 y, 2 z]`, cubic."""
+    """`[2 + x + 2, 2 + y + 2, 2 + z + 2]` without its rim at twice the resolution, `[2 x, 2 y, 2 z]`, cubic."""
     for axis in range(3):
         n = x.shape[axis] - 4
         shifts = [jax.lax.slice_in_dim(x, t, t + n, axis=axis) for t in range(5)]
