@@ -221,11 +221,11 @@ def drawn(monkeypatch):
     """Records the keys that heads are rendered and acquired from, and renders nothing."""
     keys = {"heads": [], "acquisitions": []}
 
-    def render(key, shape, voxel_size, contrast):
+    def render(key, shape, voxel_size, contrast, **_):
         keys["heads"].append(bytes(jax.random.key_data(key)))
         return Head(np.random.default_rng(0).uniform(0, 1, (8, 8, 8)), np.zeros((8, 8, 8), np.uint8))
 
-    def make_pair(truth, acquisition, key, *_):
+    def make_pair(truth, acquisition, key, *_, **__):
         keys["acquisitions"].append(bytes(jax.random.key_data(key)))
 
     monkeypatch.setattr(module, "render", render)
