@@ -59,7 +59,7 @@ def test_entities_tell_the_sides_apart(plant, show):
             }
         }
         why = show.reasons(found, "partner")
-        assert "no low side" in why["sub-02/anat/sub-02_acq-highres_T1w.nii.gz"]
+        assert "no T1w for the low side" in why["sub-02/anat/sub-02_acq-highres_T1w.nii.gz"]
         assert "sub-03 has no truth" in why["sub-03/anat/sub-03_acq-lowres_T1w.nii.gz"]
     with pytest.raises(VolumeError, match="tell them apart by high_in or low_in"):
         find("bids", root, Wanted(high="T1w", low="T1w"))
@@ -79,6 +79,22 @@ def test_the_nearest_low_side_shares_most_entities_then_the_run(plant):
     names = ["acq-high_run-2_T1w", "acq-low_run-1_T1w", "acq-low_run-2_T1w", "acq-low_rec-norm_run-2_T1w"]
     found = find("bids", plant(*anat("01", *names)), Wanted(high_in="acq-high", low_in="acq-low"))
     assert [scan.files["low"].name for scan in found.scans] == ["sub-01_acq-low_run-2_T1w.nii.gz"]
+
+
+def test_the_low_side_of_the_same_session_is_nearer_than_any_other(plant):
+    root = plant(*anat("01", "acq-high_T1w", "acq-low_rec-x_T1w", session="7T"), *anat("01", "acq-low_T1w", session="3T"))
+    found = find("bids", root, Wanted(high_in="ses-7T_acq-high", low_in="acq-low"))
+    assert [scan.files["low"].name for scan in found.scans] == ["sub-01_ses-7T_acq-low_rec-x_T1w.nii.gz"]
+
+
+def test_partners_of_a_truth_that_lacks_one_are_told_so(plant, show):
+    root = plant(*anat("01", "acq-high_T1w", "acq-low_T1w"))
+    found = find("bids", root, Wanted(high_in="acq-high", low_in="acq-low", reference="T2w"))
+    assert not found.scans
+    assert show.reasons(found, "partner") == {
+        "sub-01/anat/sub-01_acq-high_T1w.nii.gz": "there is no T2w for reference in the same session",
+        "sub-01/anat/sub-01_acq-low_T1w.nii.gz": "T1w for the low side, and the truth of sub-01 lacks another partner",
+    }
 
 
 def test_masks_and_labels_of_the_same_space_come_from_derivatives(plant, show):
