@@ -254,6 +254,4 @@ def sha256_of(path: Path) -> str:
     try:
         return file_sha256(path)
     except OSError as error:
-        raise VolumeError(
-            f"{shown(path)} cannot be read ({error.strerror}): give the coil's coefficients, or a displacement volume"
-        ) from error
+        raise VolumeError(f"{shown(path)} cannot be read ({error.strerror}): check that it is there and may be read") from error

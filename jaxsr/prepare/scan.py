@@ -25,7 +25,6 @@ from jaxsr.data.layouts.base import Scan
 from jaxsr.data.pairs import Pair
 from jaxsr.data.registration import register, registered
 from jaxsr.data.subjects import COARSER, simulate, stable_hash
-from jaxsr.physics.acquisition import named_acquisition
 from jaxsr.prepare.settings import PrepareSettings
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid, resample, resample_oblique, source_step, target_grid
@@ -117,13 +116,16 @@ def prepare_scan(scan: Scan, settings: PrepareSettings, visit: int = 0, gradient
 
 
 def shared_box(tissue: np.ndarray, covered: np.ndarray) -> tuple[slice, slice, slice]:
-    """The planes along each axis most of whose tissue is covered, from the first to the last; a neck that one volume lacks is cut off."""
+    """The planes along each axis most of whose tissue is covered, from the first to the last, and the air around them: a neck that one of
+    the volumes lacks is cut off."""
     box = []
     for axis in range(3):
         across = tuple(a for a in range(3) if a != axis)
-        inside = (tissue & ~covered).sum(across) <= (tissue & covered).sum(across)  # planes of air stay
-        seen = np.flatnonzero(inside & covered.any(across))
-        box.append(slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, tissue.shape[axis]))
+        missing, seen = (tissue & ~covered).sum(across), (tissue & covered).sum(across)
+        lacking, whole = np.flatnonzero(missing > seen), np.flatnonzero((missing <= seen) & (seen > 0))
+        first, last = (whole[0], whole[-1]) if len(whole) else (0, len(seen) - 1)
+        start = max((int(i) + 1 for i in lacking if i < first), default=0)
+        box.append(slice(start, min((int(i) for i in lacking if i > last), default=len(seen))))
     return box[0], box[1], box[2]
 
 
@@ -157,7 +159,7 @@ def _simulated(truth: Volume, scan: Scan, settings: PrepareSettings, visit: int)
         )
     magnitude = Volume(np.maximum(truth.data, 0), truth.affine)  # interpolation may leave a little below zero
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), stable_hash(scan.id)), visit)
-    return simulate(magnitude, named_acquisition(settings.acquisition), key)
+    return simulate(magnitude, settings.acquisition, key)
 
 
 def _beside(path: Path, truth: Volume, grid: Grid, settings: PrepareSettings) -> tuple[np.ndarray, np.ndarray, Volume, tuple[str, ...]]:

@@ -6,6 +6,7 @@ import pydantic
 
 from jaxsr.config import Strict
 from jaxsr.data.layouts.base import Wanted
+from jaxsr.physics.protocol import Acquisition, named_acquisition
 
 
 class PrepareSettings(Strict):
@@ -34,7 +35,7 @@ class PrepareSettings(Strict):
     layout: str
     wanted: Wanted = Wanted()
     voxel_size: float = pydantic.Field(1.0, ge=0.1, le=10)
-    acquisition: str = "1.5T"
+    acquisition: Acquisition = named_acquisition("1.5T")
     visits: int = pydantic.Field(1, ge=1, le=1000)
     interpolation: Literal["linear", "cubic", "kspace"] = "cubic"
     registration: Literal["rigid", "affine", "off"] = "rigid"

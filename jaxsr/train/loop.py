@@ -1,5 +1,7 @@
 """Training: one linear function. All it does is a function of (config, step), so a run that was stopped goes on as if it had not been."""
 
+import json
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,10 +17,10 @@ from jaxsr.data.prepared import PreparedSet
 from jaxsr.data.record_stream import RecordStream
 from jaxsr.data.records import MANIFEST
 from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, Split, Subjects, find_volumes, split_by_subject
+from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.experiment import FREE_ON_RESUME, DataConfig, Experiment, load_experiment
 from jaxsr.files import write_text
 from jaxsr.methods.base import Batch, Method
-from jaxsr.physics.acquisition import named_acquisition
 from jaxsr.runtime.checkpoint import Checkpoints, was_begun
 from jaxsr.runtime.distributed import is_first
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
@@ -137,16 +139,34 @@ def build_method(experiment: Experiment) -> Method:
 
 def build_subjects(data: DataConfig, split: Split, seed: int, note: Note = lambda text: None) -> Subjects:
     """The subjects of one split of the set that `data` names; what was left out is told to `note`."""
-    acquisition = named_acquisition(data.acquisition)
+    if data.labels is not None:
+        paths, left_out = find_label_maps(data.labels)
+        for sentence in left_out:
+            note(f"left out: {sentence}")
+        chosen = split_by_subject(paths, data.labels, split, seed)
+        note(f"{split}: {len(chosen)} of {len(paths)} label maps in {data.labels}")
+        return LabelSubjects(
+            chosen,
+            data.labels,
+            data.subjects,
+            split,
+            voxel_size=data.voxel_size,
+            acquisition=data.acquisition,
+            seed=seed,
+            contrast=data.contrast,
+            interpolation=data.interpolation,
+            maps=data.maps,
+        )
     if data.volumes is None:
         return AnatomySubjects(
             data.subjects,
             split,
             voxel_size=data.voxel_size,
-            acquisition=acquisition,
+            acquisition=data.acquisition,
             seed=seed,
             contrast=data.contrast,
             interpolation=data.interpolation,
+            maps=data.maps,
         )
     paths, left_out = find_volumes(data.volumes, data.voxel_size)
     for sentence in left_out:
@@ -154,7 +174,7 @@ def build_subjects(data: DataConfig, split: Split, seed: int, note: Note = lambd
     chosen = split_by_subject(paths, data.volumes, split, seed)
     note(f"{split}: {len(chosen)} of {len(paths)} volumes in {data.volumes}")
     return FolderSubjects(
-        chosen, data.volumes, voxel_size=data.voxel_size, acquisition=acquisition, seed=seed, interpolation=data.interpolation
+        chosen, data.volumes, voxel_size=data.voxel_size, acquisition=data.acquisition, seed=seed, interpolation=data.interpolation
     )
 
 
@@ -164,21 +184,25 @@ def prepared_set(data: DataConfig, split: Split = "train") -> PreparedSet | None
 
 
 def fitted(experiment: Experiment, records: PreparedSet | None) -> Experiment:
-    """With the voxel size of the prepared set, where the config does not give one.
+    """With what the prepared set says of its slices, where the config does not.
 
     Raises:
-      ConfigError: where it gives another, or wants maps that the set has not.
+      ConfigError: where it says another thing, or wants maps that the set has not.
     """
     if records is None:
         return experiment
-    data, found = experiment.data, records.manifest.voxel_size
-    if "voxel_size" in data.model_fields_set and abs(data.voxel_size - found) > 1e-6:
-        raise ConfigError(
-            f"data.voxel_size is {data.voxel_size:g} mm, but the set of data.manifest={data.manifest} was prepared at {found:g} mm: "
-            f"set data.voxel_size={found:g}, or prepare another"
-        )
-    check_maps(data.maps, records.manifest.maps, str(records.folder))
-    return experiment.model_copy(update={"data": data.model_copy(update={"voxel_size": found})})
+    data, manifest = experiment.data, records.manifest
+    settings = json.loads(manifest.settings)
+    found = {"voxel_size": manifest.voxel_size} | {key: settings[key] for key in ("interpolation",) if key in settings}
+    for key, value in found.items():
+        if key in data.model_fields_set and getattr(data, key) != value:
+            raise ConfigError(
+                f"data.{key} is {getattr(data, key)}, but the set of data.manifest={data.manifest} was prepared with {value}: "
+                f"set data.{key}={value}, or prepare another"
+            )
+    check_maps(data.maps, manifest.maps, str(records.folder))
+    acquired = tuple(statistics.median(sizes) for sizes in zip(*(shard.acquired for shard in records.shards), strict=True))
+    return experiment.model_copy(update={"data": data.model_copy(update={**found, "acquired": acquired})})
 
 
 def build_stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note = lambda text: None) -> Stream:
@@ -214,7 +238,7 @@ def _settled(experiment: Experiment) -> Experiment:
     """With absolute paths: one folder has many spellings, and a run is resumed from anywhere."""
     data = experiment.data
     manifest = data.manifest / MANIFEST if data.manifest and data.manifest.is_dir() else data.manifest
-    absolute = {name: path.resolve() for name, path in (("volumes", data.volumes), ("manifest", manifest)) if path}
+    absolute = {name: path.resolve() for name, path in (("volumes", data.volumes), ("labels", data.labels), ("manifest", manifest)) if path}
     return experiment.model_copy(update={"data": data.model_copy(update=absolute)})
 
 
@@ -226,7 +250,7 @@ def _check_config(run_dir: Path, experiment: Experiment) -> None:
 
 def _check_set(run_dir: Path, experiment: Experiment, subjects: Subjects | PreparedSet) -> None:
     """Refuses to go on with other files than the run began with."""
-    if experiment.data.volumes:
+    if experiment.data.volumes or experiment.data.labels:
         _check_volumes(run_dir, subjects.ids)
     path = run_dir / MANIFEST_SUM
     if isinstance(subjects, PreparedSet) and path.exists() and path.read_text().split()[:1] != [subjects.sha256]:
@@ -245,8 +269,8 @@ def _check_volumes(run_dir: Path, names: Sequence[str]) -> None:
         if changed:
             shown = "\n  ".join([*changed[:10], *(["…"] if len(changed) > 10 else [])])
             raise ConfigError(
-                f"{run_dir} was begun with other volumes; choose another folder, or put data.volumes back as it was ({len(changed)} "
-                f"differences, - missing, + new):\n  {shown}"
+                f"{run_dir} was begun with other volumes; choose another folder, or put data.volumes (or data.labels) back as it was "
+                f"({len(changed)} differences, - missing, + new):\n  {shown}"
             )
 
 
@@ -257,7 +281,7 @@ def _claim(run_dir: Path, experiment: Experiment, subjects: Subjects | PreparedS
     if is_first():
         run_dir.mkdir(parents=True, exist_ok=True)
         write_text(run_dir / "config.yaml", dump(experiment))
-        names = "".join(f"{name}\n" for name in subjects.ids) if experiment.data.volumes else ""
+        names = "".join(f"{name}\n" for name in subjects.ids) if experiment.data.volumes or experiment.data.labels else ""
         checksum = f"{subjects.sha256}  {experiment.data.manifest}\n" if isinstance(subjects, PreparedSet) else ""
         for path, text in ((run_dir / "volumes.txt", names), (run_dir / MANIFEST_SUM, checksum)):
             if text:

@@ -125,7 +125,7 @@ def test_a_slice_is_the_record_that_its_origin_names(made):
 
 def test_names_of_records_can_be_read(made):
     assert list(sample_ids(np.array([[0, 2, 1, 3]]), PreparedSet(made, "train"))) == [
-        "train/sub-0002.array_record (visit 0) coronal record 3"
+        "shards/sub-0002.array_record (visit 0) coronal record 3"
     ]
 
 
@@ -134,7 +134,7 @@ def test_labels_that_do_not_fit_a_byte_are_refused(tmp_path):
     image = np.zeros((16, 16), np.float16)
     sums = {}
     for name, top in (("small", 255), ("large", 2035)):
-        file = tmp_path / "train" / "sub-0000.array_record"
+        file = tmp_path / "shards" / "sub-0000.array_record"
         sums[name] = write_shard(file, [encode({"high": image, "low": image, "labels": np.full((16, 16), top, np.int16)})] * 3)
         running = stream(tmp_path, maps=("labels",), augment=False)
         if name == "small":
@@ -152,7 +152,7 @@ def test_labels_that_do_not_fit_a_byte_are_refused(tmp_path):
 def damaged(tmp_path):
     """Of the second scan some bytes in the middle are not what was written."""
     synthetic_set(tmp_path, 3, side=64, slices=SLICES)
-    file = tmp_path / "train" / "sub-0001.array_record"
+    file = tmp_path / "shards" / "sub-0001.array_record"
     data = bytearray(file.read_bytes())
     for at in range(len(data) // 3, len(data) // 3 + 8):
         data[at] ^= 0xFF
@@ -196,7 +196,7 @@ def test_a_shard_that_goes_away_while_it_is_not_open_is_left_out(tmp_path, monke
     synthetic_set(tmp_path, 3, side=16, slices=SLICES)
     notes = []
     running = stream(tmp_path, augment=False, note=notes.append)
-    (tmp_path / "train" / "sub-0001.array_record").unlink()
+    (tmp_path / "shards" / "sub-0001.array_record").unlink()
     assert {shard for shard, _ in records_of(running[i] for i in range(18))} == {0, 2}
     assert len(notes) == 1
 

@@ -85,11 +85,11 @@ def test_what_is_no_manifest_is_refused_with_the_reason_and_the_way_out(text, sa
 
 def test_a_set_as_it_was_written_passes_and_every_shard_that_is_not_is_named(made):
     assert verify(made) == verify(made / "manifest.json") == read_manifest(made)
-    damaged = made / "train" / "sub-0001.array_record"
+    damaged = made / "shards" / "sub-0001.array_record"
     bytes_ = bytearray(damaged.read_bytes())
     bytes_[len(bytes_) // 2] ^= 1
     damaged.write_bytes(bytes_)
-    (made / "train" / "sub-0002.array_record").unlink()
+    (made / "shards" / "sub-0002.array_record").unlink()
     with pytest.raises(VolumeError, match=r"(?s)2 of 3 shards.*jaxsr prepare.*sub-0001.*SHA-256 differs.*sub-0002.*is missing"):
         verify(made)
 
@@ -102,7 +102,7 @@ def test_records_are_numbered_through_the_shards_and_say_where_they_come_from(ma
     assert len(records) == 15
     assert [records.place(i) for i in (0, 4, 5, 14)] == [(0, 0), (0, 4), (1, 0), (2, 4)]
     assert [records.origin(i).tolist() for i in (5, 6, 7, 9)] == [[0, 1, 0, 0], [0, 1, 1, 1], [0, 1, 2, 2], [0, 1, 2, 4]]
-    assert records.ids[1] == "train/sub-0001.array_record"
+    assert records.ids[1] == "shards/sub-0001.array_record"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_records_are_numbered_through_the_shards_and_say_where_they_come_from(ma
     ],
 )
 def test_a_missing_cut_or_other_shard_is_told_before_anything_is_read(damage, said, made):
-    damage(made / "train" / "sub-0001.array_record")
+    damage(made / "shards" / "sub-0001.array_record")
     with pytest.raises(VolumeError, match=rf"sub-0001\.array_record {said}: run the same `jaxsr prepare`"):
         PreparedSet(made, "train")
 

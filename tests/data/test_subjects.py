@@ -221,11 +221,11 @@ def drawn(monkeypatch):
     """Records the keys that heads are rendered and acquired from, and renders nothing."""
     keys = {"heads": [], "acquisitions": []}
 
-    def render(key, shape, voxel_size, contrast):
+    def render(key, shape, voxel_size, contrast, **_):
         keys["heads"].append(bytes(jax.random.key_data(key)))
         return Head(np.random.default_rng(0).uniform(0, 1, (8, 8, 8)), np.zeros((8, 8, 8), np.uint8))
 
-    def make_pair(truth, acquisition, key, *_):
+    def make_pair(truth, acquisition, key, *_, **__):
         keys["acquisitions"].append(bytes(jax.random.key_data(key)))
 
     monkeypatch.setattr(module, "render", render)
@@ -275,6 +275,6 @@ def test_a_coarser_acquisition_is_further_from_the_truth():
     high = truth((24, 24, 24))
     errors = []
     for size in (1.5, 2.0, 3.0):
-        pair = make_pair(high, Acquisition((size,) * 3, snr=(1e6, 1e6), bias=(0.0, 0.0)), jax.random.key(0))
+        pair = make_pair(high, Acquisition(voxel_size=(size,) * 3, snr=(1e6, 1e6), bias=(0.0, 0.0)), jax.random.key(0))
         errors.append(float(np.sqrt(((pair.high - pair.low) ** 2).mean() / pair.high.var())))
     assert errors == sorted(errors)

@@ -22,17 +22,19 @@ from jaxsr.bench.synthetic import synthetic_set
 from jaxsr.cli.status import run as run_command
 from jaxsr.config import ConfigError, dump, from_dict
 from jaxsr.data.pipeline import SliceStream, sample_ids
+from jaxsr.data.prepared import PreparedSet
 from jaxsr.data.records import file_sha256
 from jaxsr.data.subjects import AnatomySubjects
 from jaxsr.experiment import Experiment
 from jaxsr.runtime.checkpoint import CheckpointError, find_damage
 from jaxsr.train import loop
-from jaxsr.train.loop import TrainingDiverged, build_stream, build_subjects, train
+from jaxsr.train.loop import TrainingDiverged, build_stream, build_subjects, fitted, train
 from jaxsr.train.metrics import HELD, NotFinite, Recent
 from jaxsr.train.state import init_state as init_state_as_it_is
 from jaxsr.train.state import state_shardings
 from jaxsr.train.step import make_step
 from jaxsr.train.stop import Stopped
+from jaxsr.upscale.files import training_scans
 from jaxsr.upscale.model import ModelError, export_model, load_model
 
 TINY = {
@@ -481,6 +483,7 @@ def test_a_run_on_a_prepared_set_that_was_stopped_in_an_epoch_goes_on_bit_for_bi
     assert_equal_states(train(on("manifest.json"), run), straight)
     assert losses(run) == losses(folder.parent / "run")
     assert load_model(run).experiment.data.voxel_size == 1.0
+    assert training_scans(load_model(run).experiment) == (2.0, 2.0, 2.0)
     export_model(load_model(run), tmp_path / "model.safetensors")
     assert load_model(tmp_path / "model.safetensors").experiment.data.manifest is None
 
@@ -498,8 +501,17 @@ def test_a_run_is_not_resumed_on_another_prepared_set(prepared, tmp_path):
     assert int(train(on(folder), run).step) == 6
 
 
+def test_an_interpolation_that_is_not_the_prepared_sets_is_refused_and_else_it_is_the_models(prepared):
+    """It is what `upscale` will bring scans to the target grid with."""
+    records = PreparedSet(prepared[0], "train")
+    records.manifest = records.manifest.model_copy(update={"settings": '{"interpolation": "kspace"}'})
+    assert fitted(on(prepared[0]), records).data.interpolation == "kspace"
+    with pytest.raises(ConfigError, match=r"data\.interpolation is cubic, .* was prepared with kspace"):
+        fitted(on(prepared[0], data__interpolation="cubic"), records)
+
+
 def test_a_voxel_size_that_is_not_the_prepared_sets_is_refused_with_both(prepared, tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.voxel_size is 6 mm, .*manifest\.json was prepared at 1 mm: set data\.voxel_size=1"):
+    with pytest.raises(ConfigError, match=r"data\.voxel_size is 6\.0, .*manifest\.json was prepared with 1\.0: set data\.voxel_size=1\.0"):
         train(on(prepared[0], data__voxel_size=6.0), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="volumes and manifest name two sets"):
@@ -519,4 +531,4 @@ def test_what_diverges_on_a_prepared_set_names_its_records(prepared, tmp_path):
         train(on(prepared[0], optimizer={"learning_rate": 1e30, "clip_norm": None, "warmup_steps": 0}, train__checkpoint_every=1), tmp_path)
     slices = str(caught.value).splitlines()[1:]
     assert len(slices) == 4
-    assert all(re.fullmatch(r"  train/sub-000\d\.array_record \(visit 0\) (sagittal|coronal|axial) record \d", s) for s in slices)
+    assert all(re.fullmatch(r"  shards/sub-000\d\.array_record \(visit 0\) (sagittal|coronal|axial) record \d", s) for s in slices)
