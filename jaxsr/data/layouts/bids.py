@@ -90,7 +90,7 @@ class Bids:
             sides["reference"] = (f"{wanted.reference} for reference", references)
         self._pair(account, truths, sides, free, files)
         self._people(account, root, files, high)
-        return account.found(lambda path: _reason(path, high))
+        return account.found(lambda path: _reason(path, high, wanted.high_in))
 
     def _one_form(self, account: Account, files: list[Named], by: Filter, derivative: bool) -> list[Named]:
         """Of several forms or echoes of one image one; the others are refused."""
@@ -235,15 +235,16 @@ def _number(text: str | None) -> float:
     return float(text) if text and text.isdecimal() else 1.0
 
 
-def _reason(path: PurePosixPath, high: str) -> str:
+def _reason(path: PurePosixPath, high: str, high_in: str | None) -> str:
+    """Why a file that is named as BIDS names them is in no scan."""
     named = parse(path)
-    if named is None:
-        return "its name is none of BIDS"
-    if named.section:
-        return f"{shown(named.section)} was not asked for" + (
-            "" if named.section in OUTSIDE else f" (high_in={shown(named.section)} would)"
-        )
-    return f"{named.suffix} has no part in pairs of {high}"
+    if named is None or named.suffix != high:
+        return f"{named.suffix if named else path.name} has no part in pairs of {high}"
+    if named.section in OUTSIDE:
+        return f"{named.section} is no part of the set"
+    if named.datatype not in ("anat", ""):
+        return f"it lies in {named.datatype}/, not in anat/"
+    return f"high_in={shown(high_in)} does not take it" if high_in else f"high_in={shown(named.section)} would take it"
 
 
 def _description(root: Path, account: Account) -> bool:

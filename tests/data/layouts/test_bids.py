@@ -124,7 +124,7 @@ def test_masks_and_labels_of_the_same_space_come_from_derivatives(plant, show):
     assert not show.unaccounted(found, root)
     derived = find("bids", root, Wanted(high="T1w", high_in="fmriprep"))
     assert show.scans(derived, root)["sub-01_desc-preproc"]["high"] == f"{at}desc-preproc_T1w.nii.gz"
-    assert derived == find("bids", root, Wanted(high="T1w", high_in="derivatives/fmriprep_desc-preproc"))
+    assert derived.scans == find("bids", root, Wanted(high="T1w", high_in="derivatives/fmriprep_desc-preproc")).scans
 
 
 @pytest.mark.parametrize("name, taken", [
@@ -166,6 +166,16 @@ def test_phases_later_echoes_and_defacing_masks_are_told_and_not_taken(plant, sh
     assert "part-phase is no magnitude" in why["sub-01/anat/sub-01_part-phase_T1w.nii.gz"]
     assert "removed with the face" in why["sub-01/anat/sub-01_mod-T1w_defacemask.nii.gz"]
     assert {"sub-02/anat/sub-02_echo-2_T1w.nii.gz", "sub-02/anat/sub-02_echo-10_T1w.nii.gz"} <= set(show.reasons(found, "duplicate"))
+
+
+def test_a_truth_that_was_not_taken_is_told_why(plant, show):
+    root = plant(*anat("01", "T1w", "acq-x_T1w"), "sourcedata/sub-01/anat/sub-01_T1w.nii.gz", "sub-02/func/sub-02_T1w.nii.gz")
+    why = show.reasons(find("bids", root, Wanted(high_in="acq-x")), "unused")
+    assert why == {
+        "sub-01/anat/sub-01_T1w.nii.gz": "high_in=acq-x does not take it",
+        "sourcedata/sub-01/anat/sub-01_T1w.nii.gz": "sourcedata is no part of the set",
+        "sub-02/func/sub-02_T1w.nii.gz": "it lies in func/, not in anat/",
+    }
 
 
 def test_other_modalities_are_told_once_for_each_folder(plant, show):
