@@ -21,6 +21,7 @@ def prepare(
     high_in: Annotated[str | None, bare(help="What else tells the truth: an entity (acq-highres, ses-7T) or a folder.")] = None,
     low_in: Annotated[str | None, bare(help="The same of the low-resolution scan.")] = None,
     voxel_size: Annotated[float, typer.Option("--voxel-size", min=0.1, max=10, help="Millimetres of the target.")] = 1.0,
+    axes: Annotated[str, typer.Option(help="all, or some of sagittal,coronal,axial: what slices are cut across.")] = "all",
     acquisition: Annotated[
         str, typer.Option("--acquisition", "-a", help="Simulated where no low scan is real: 1.5T, 3T, 64mT, thick-slice or a .yaml file.")
     ] = "1.5T",
@@ -87,6 +88,7 @@ def prepare(
         layout=layout,
         wanted=Wanted(high=high, low=low, reference=reference, high_in=high_in, low_in=low_in, families=families),
         voxel_size=voxel_size,
+        axes=choices("--axes", axes, ("sagittal", "coronal", "axial")),  # type: ignore[arg-type]
         acquisition=load_acquisition(acquisition, []),
         visits=visits,
         interpolation=interpolation,  # type: ignore[arg-type]

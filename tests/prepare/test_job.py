@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 
 from jaxsr.config import ConfigError
-from jaxsr.data.layouts.base import Wanted
+from jaxsr.data.layouts.base import Scan, Wanted
 from jaxsr.data.pairs import cut
-from jaxsr.data.records import decode, file_sha256, read_manifest
+from jaxsr.data.records import Shard, Source, decode, file_sha256, read_manifest
 from jaxsr.physics.protocol import named_acquisition
 from jaxsr.prepare import job
 from jaxsr.prepare.scan import prepare_scan
 from jaxsr.prepare.settings import PrepareSettings
 from jaxsr.prepare.slices import kept_slices
 from jaxsr.volume.errors import VolumeError
+from jaxsr.volume.io import Volume, write_volume
 
 SETTINGS = PrepareSettings(layout="folder", voxel_size=4.0, registration="off", bias="off")
 
@@ -161,3 +162,27 @@ def test_the_summary_shows_names_as_text_and_links_to_every_picture(heads, tmp_p
         assert (tmp_path / "out" / "pictures" / f"{shard.subject}.png").is_file()
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["layout"] == "folder"
     assert Wanted.model_validate(json.loads((tmp_path / "out" / "settings.json").read_text())["wanted"]) == SETTINGS.wanted
+
+
+def test_people_who_share_a_truth_byte_for_byte_are_in_one_split():
+    def shard(person: str, sha256: str) -> Shard:
+        source = Source(role="high", path=f"{person}-{sha256}.nii.gz", sha256=sha256)
+        facts = {"file": "f", "sha256": "", "records": 1, "slices": (1, 0, 0), "shape": (4, 4, 4), "window": (0.0, 1.0)}
+        return Shard(subject=f"{person}-{sha256}", person=person, acquired=(2.0, 2.0, 2.0), sources=(source,), **facts)
+
+    shards = [shard("a", "1"), shard("b", "2"), shard("c", "1"), shard("c", "3"), shard("d", "3"), shard("e", "4")]
+    for order in (shards, shards[::-1]):
+        names, said = job.same_people(order)
+        assert names == {"a": "a", "c": "a", "d": "a", "b": "b", "e": "e"}
+        assert {note.what for note in said} == {"c-1", "d-3"}
+
+
+def test_a_stack_of_thick_slices_is_a_truth_within_its_slices_only(tmp_path):
+    thick = Volume(np.random.default_rng(0).uniform(50, 100, (40, 40, 8)).astype(np.float32), np.diag([4.0, 4.0, 15.0, 1.0]))
+    write_volume(tmp_path / "thick.nii.gz", thick)
+    scan = Scan("thick", "thick", {"high": tmp_path / "thick.nii.gz"})
+    with pytest.raises(VolumeError, match=r"--voxel-size 15, or --axes axial"):
+        prepare_scan(scan, SETTINGS)
+    made = prepare_scan(scan, SETTINGS.model_copy(update={"axes": ("axial",)}))
+    assert made.pair.high.shape == (40, 40, 8)
+    np.testing.assert_allclose(made.pair.grid.voxel_size, (4, 4, 15))
