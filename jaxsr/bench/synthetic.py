@@ -1,10 +1,16 @@
 """What benchmarks are fed: made at once, whatever the size, and never all zeros, which devices multiply with less power and so faster."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import ndimage
 
+import jaxsr
+from jaxsr.data.records import SUFFIX, Manifest, Shard, encode, write_manifest, write_shard
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Batch, Method, Variables
 from jaxsr.physics.acquisition import acquired_shape
@@ -40,6 +46,43 @@ def synthetic_batch(batch: Batch, seed: int) -> Batch:
         return rng.uniform(-1, 1, leaf.shape).astype(leaf.dtype)
 
     return jax.tree.map(draw, batch)  # type: ignore[no-any-return]
+
+
+def synthetic_set(folder: Path, scans: int, *, side: int = 256, slices: int = 64, seed: int = 0, maps: tuple[str, ...] = ()) -> Path:
+    """A prepared set of `scans` people in the train split, `slices` slices of `side`² pixels each: smooth noise. Returns its manifest."""
+    shards = []
+    for scan in range(scans):
+        file, third = f"shards/sub-{scan:04d}{SUFFIX}", slices // 3
+        shards.append(
+            Shard(
+                file=file,
+                sha256=write_shard(folder / file, _smooth_records(np.random.default_rng((seed, scan)), side, slices, maps)),
+                subject=f"sub-{scan:04d}",
+                person=f"sub-{scan:04d}",
+                split="train",
+                records=slices,
+                slices=(third, third, slices - 2 * third),
+                shape=(side, side, slices),
+                window=(0.0, 1000.0),
+                acquired=(2.0, 2.0, 2.0),
+                sources=(),
+            )
+        )
+    settings = f'{{"synthetic": {seed}}}'
+    about = {"made_by": f"jaxsr {jaxsr.__version__}", "voxel_size": 1.0, "dtype": "float16", "maps": ("high", "low", *maps)}
+    return write_manifest(folder, Manifest(**about, settings=settings, shards=tuple(shards)))  # type: ignore[arg-type]
+
+
+def _smooth_records(rng: np.random.Generator, side: int, count: int, maps: tuple[str, ...]) -> Iterator[bytes]:
+    """Noise as smooth as an image, about a third of it background, moved on from slice to slice, so that one field makes them all."""
+    field, grain = (ndimage.gaussian_filter(rng.standard_normal((side, side)), width, mode="wrap") for width in (side / 16, 1.5))
+    field = np.clip(field / field.std() + 0.5 * grain / grain.std() + 0.5, 0, 4) / 2 - 1
+    labels, smooth = (field > 0).astype(np.uint8), ndimage.gaussian_filter(field, side / 8, mode="wrap")
+    optional = {"reference": -field, "bias": smooth, "gradient": np.stack([smooth] * 3, -1), "labels": labels, "mask": labels > 0}
+    wanted = {"high": field, "low": ndimage.gaussian_filter(field, 1, mode="wrap"), **{name: optional[name] for name in maps}}
+    for i in range(count):
+        moved = {name: np.roll(x, 3 * i, axis=0) for name, x in wanted.items()}
+        yield encode({name: x.astype(np.float16) if x.dtype == np.float64 else x for name, x in moved.items()})
 
 
 def synthetic_head(shape: tuple[int, int, int], experiment: Experiment) -> Volume:

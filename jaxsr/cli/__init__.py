@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from jaxsr import __version__
-from jaxsr.cli import inspect, models, simulation, volumes
+from jaxsr.cli import data, inspect, models, simulation, volumes
 from jaxsr.cli.status import run, terminate
 
 app = typer.Typer(
@@ -24,10 +24,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 config_app = typer.Typer(name="config", help="Look at configurations, and check them.", no_args_is_help=True)
-bench_app = typer.Typer(name="bench", help="Measure: parameters and multiply-adds, training, upscaling.", no_args_is_help=True)
+bench_app = typer.Typer(name="bench", help="Measure: parameters and multiply-adds, training, its input, upscaling.", no_args_is_help=True)
 
 for command in (
     models.demo,
+    data.prepare,
+    data.generate,
     models.train,
     models.export,
     volumes.upscale,
@@ -43,6 +45,7 @@ config_app.command("validate")(inspect.config_validate)
 app.add_typer(bench_app)
 bench_app.command("count")(inspect.bench_count)
 bench_app.command("train")(inspect.bench_train)
+bench_app.command("data")(inspect.bench_data)
 bench_app.command("upscale")(inspect.bench_upscale)
 
 CITATION = """\

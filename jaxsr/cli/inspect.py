@@ -1,6 +1,8 @@
 """Commands that look: inspect, doctor, config, bench."""
 
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -149,6 +151,47 @@ def bench_train(
     from jaxsr.experiment import load_experiment
 
     result = bench.bench_train(load_experiment(config, overrides or []), steps, warmup)
+    print_result(result, bench.describe(result), as_json)
+
+
+def bench_data(
+    config: Config,
+    overrides: Overrides = None,
+    workers: Annotated[str, typer.Option(help="Threads to measure with, one after the other.")] = "0,1,2,4",
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each of them.")] = 5.0,
+    synthetic: Annotated[int | None, bare(min=1, help="Write a prepared set of so many scans for this, and delete it.")] = None,
+    cold: Annotated[bool, typer.Option("--cold", help="Have the system forget the shards before each measurement (Linux).")] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Count the slices that CONFIG's input gives a second: from data.manifest, data.volumes or the embedded anatomy.
+
+    Examples:
+
+        jaxsr bench data configs/sr3-small.yaml data.manifest=prepared/ data.crop=256
+
+        jaxsr bench data configs/sr3-small.yaml data.crop=256 data.augment.rotation=5 --synthetic 20
+    """
+    counts = [part.strip() for part in workers.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in counts):
+        raise typer.BadParameter(f"'{workers}' is no list of numbers, as in 0,1,2,4", param_hint="--workers")
+    if cold and not hasattr(os, "posix_fadvise"):
+        raise typer.BadParameter("this system cannot be asked to forget files", param_hint="--cold")
+    from jaxsr.experiment import load_experiment
+
+    experiment = load_experiment(config, overrides or [])
+    if synthetic and (experiment.data.manifest or experiment.data.volumes):
+        raise typer.BadParameter("data.manifest or data.volumes names a set already", param_hint="--synthetic")
+    select_device(device)
+    from jaxsr.bench import data as bench
+    from jaxsr.bench.synthetic import synthetic_set
+
+    with tempfile.TemporaryDirectory(prefix="jaxsr-bench-") as folder:
+        if synthetic:
+            manifest = synthetic_set(Path(folder), synthetic, side=experiment.data.crop, maps=experiment.data.maps)
+            data = experiment.data.model_copy(update={"manifest": manifest, "voxel_size": 1.0})
+            experiment = experiment.model_copy(update={"data": data})
+        result = bench.bench_data(experiment, [int(part) for part in counts], seconds, cold)
     print_result(result, bench.describe(result), as_json)
 
 

@@ -13,14 +13,17 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypedDict, TypeVar
+from typing import Generic, NotRequired, Protocol, TypedDict, TypeVar, cast
 
 import grain
 import numpy as np
 
+from jaxsr.config import ConfigError
+from jaxsr.data.augmentation import AugmentConfig, Draw, draw, take
+from jaxsr.data.pairs import cut
+from jaxsr.data.prepared import PreparedSet
 from jaxsr.data.subjects import Pair, Subjects
 from jaxsr.volume.errors import VolumeError
-from jaxsr.volume.slices import take_slices
 
 ENDLESS = 2**40
 FOREGROUND = -0.85  # of the window: brighter is tissue
@@ -30,11 +33,32 @@ Value = TypeVar("Value")
 
 
 class Sample(TypedDict):
-    """One training slice: `high` and `low` `[H, W, 1]` float32, and where it comes from (`[4]`: visit, subject, axis, slice)."""
+    """One training slice: maps as a `Batch` has them, without its first dimension, and where they come from.
+
+    Attributes:
+      high, low, reference, bias: `[H, W, 1]` float32.
+      gradient: `[H, W, 3]` float32.
+      labels: `[H, W]` uint8.
+      mask: `[H, W, 1]` bool.
+      origin: `[4]`: visit, subject, axis, slice; of a prepared set visit, shard, axis, record of the shard.
+    """
 
     high: np.ndarray
     low: np.ndarray
+    reference: NotRequired[np.ndarray]
+    bias: NotRequired[np.ndarray]
+    gradient: NotRequired[np.ndarray]
+    labels: NotRequired[np.ndarray]
+    mask: NotRequired[np.ndarray]
     origin: np.ndarray
+
+
+class Stream(Protocol):
+    """An endless stream of slices, random access: `stream[position]` is a pure function. As a context, it is closed once left."""
+
+    def __enter__(self) -> "Stream": ...
+    def __exit__(self, *_: object) -> None: ...
+    def __getitem__(self, position: int) -> Sample: ...
 
 
 class SliceStream:
@@ -45,7 +69,8 @@ class SliceStream:
       crop: height and width of every slice in pixels; smaller slices are padded with background.
       draws: slices taken of a subject a visit.
       window: subjects that are mixed at a time.
-      augment: flip slices at random.
+      augment: how slices are varied; True: flipped at random.
+      maps: names of the optional maps that samples have.
       note: told of subjects that cannot be loaded, from another thread.
 
     As a context, it waits for no more subjects once left than for the one that is being loaded.
@@ -58,14 +83,15 @@ class SliceStream:
         *,
         draws: int,
         window: int = 4,
-        augment: bool = True,
+        augment: bool | AugmentConfig = True,
+        maps: tuple[str, ...] = (),
         seed: int = 0,
         note: Callable[[str], None] = lambda text: None,
     ):
         if draws % window:
             raise ValueError(f"draws must be a multiple of window, got {draws} and {window}")
         self._subjects, self._crop, self._draws, self._window = subjects, crop, draws, window
-        self._augment, self._seed = augment, seed
+        self._augment, self._maps, self._seed = augmentation_of(augment), maps, seed
         self._cache = _Cache(self._load, window + 2)
         self._note, self._told = note, set[int]()
 
@@ -98,7 +124,9 @@ class SliceStream:
         first, count = self.subject(visit), len(self._subjects.ids)
         for subject in ((first + i) % count for i in range(count)):
             try:
-                return subject, self._subjects.load(subject, visit)
+                pair = self._subjects.load(subject, visit)
+                check_maps(self._maps, tuple(pair.maps()), self._subjects.ids[subject])
+                return subject, pair
             except (VolumeError, OSError) as error:
                 reason = str(error)
                 if subject not in self._told:
@@ -109,18 +137,17 @@ class SliceStream:
     def _draw(self, pair: Pair, visit: int, subject: int, rng: np.random.Generator) -> Sample:
         for _ in range(20):  # a crop without tissue teaches nothing; after so many, take what there is
             axis = int(rng.integers(3))
-            low, high = take_slices(pair.low, axis), take_slices(pair.high, axis)
+            low = np.moveaxis(pair.low, axis, 0)
             index = int(rng.integers(len(low)))
-            region = tuple(_crop_range(rng, side, crop) for side, crop in zip(low.shape[1:], self._crop, strict=True))
-            if np.mean(low[index][region] > FOREGROUND) > LEAST_TISSUE:
+            corner = draw_corner(rng, low.shape[1:], self._crop)
+            if has_tissue(low[index], corner, self._crop):
                 break
-        flips = tuple(slice(None, None, -1) if self._augment and rng.random() < 0.5 else slice(None) for _ in range(2))
-        low, high = (_pad_to(x[index][region], self._crop)[flips][..., None] for x in (low, high))
-        return Sample(high=np.ascontiguousarray(high), low=np.ascontiguousarray(low), origin=np.array([visit, subject, axis, index]))
+        maps = cut(pair.maps(self._maps), axis, index)
+        return make_sample(maps, corner, self._crop, draw(self._augment, self._crop, rng), np.array([visit, subject, axis, index]))
 
 
 def batches(
-    stream: SliceStream, batch_size: int, *, start: int = 0, process: int = 0, processes: int = 1, threads: int = 2
+    stream: Stream, batch_size: int, *, start: int = 0, process: int = 0, processes: int = 1, threads: int = 2
 ) -> grain.DatasetIterator:
     """This process's shares of the global batches `start`, `start` + 1, … of `batch_size` slices each.
 
@@ -139,7 +166,7 @@ def batches(
 class _Share:
     """One process's slices of every batch from `start` on, random access."""
 
-    def __init__(self, stream: SliceStream, batch_size: int, start: int, process: int, processes: int):
+    def __init__(self, stream: Stream, batch_size: int, start: int, process: int, processes: int):
         self._stream, self._batch_size, self._start = stream, batch_size, start
         self._mine = batch_size // processes
         self._offset = process * self._mine
@@ -152,16 +179,49 @@ class _Share:
         return self._stream[(self._start + batch) * self._batch_size + self._offset + within]
 
 
-def _crop_range(rng: np.random.Generator, side: int, crop: int) -> slice:
-    start = int(rng.integers(max(side - crop, 0) + 1))
-    return slice(start, min(start + crop, side))
+def augmentation_of(augment: bool | AugmentConfig) -> AugmentConfig:
+    return AugmentConfig(flip=augment) if isinstance(augment, bool) else augment
 
 
-def _pad_to(x: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    missing = [(want - have) for want, have in zip(shape, x.shape, strict=True)]
-    if not any(missing):
-        return x
-    return np.pad(x, [(m // 2, m - m // 2) for m in missing], constant_values=-1.0)
+def check_maps(wanted: tuple[str, ...], found: tuple[str, ...], where: str) -> None:
+    """ConfigError where `found` lacks one of the `wanted` maps."""
+    if missing := [name for name in wanted if name not in found]:
+        optional = [name for name in found if name not in ("high", "low")]
+        raise ConfigError(
+            f"data.maps wants {', '.join(missing)}, which {where} has not: it has {', '.join(optional) or 'none of the optional maps'}; "
+            "leave out of data.maps what is not there, or take a set that has it"
+        )
+
+
+def draw_corner(rng: np.random.Generator, shape: tuple[int, ...], crop: tuple[int, int]) -> tuple[int, int]:
+    """The first pixel of a crop at random inside a slice of `shape`; where the slice is smaller, it is in the middle of the crop."""
+    starts = [int(rng.integers(max(side - want, 0) + 1)) for side, want in zip(shape, crop, strict=True)]
+    row, column = (start - max(want - side, 0) // 2 for start, side, want in zip(starts, shape, crop, strict=True))
+    return row, column
+
+
+def has_tissue(low: np.ndarray, corner: tuple[int, int], crop: tuple[int, int]) -> bool:
+    """Whether enough of this crop of the slice is not background to learn from."""
+    region = low[tuple(slice(max(at, 0), at + side) for at, side in zip(corner, crop, strict=True))]
+    return bool(np.mean(region > FOREGROUND) > LEAST_TISSUE)
+
+
+def make_sample(maps: dict[str, np.ndarray], corner: tuple[int, int], crop: tuple[int, int], drawn: Draw, origin: np.ndarray) -> Sample:
+    """A crop of one slice's maps, augmented, as a `Batch` has it.
+
+    Raises:
+      ConfigError: where there are labels that are no uint8.
+    """
+    taken = take(maps, corner, crop, drawn)
+    if (labels := taken.get("labels")) is not None and labels.dtype != np.uint8:
+        if labels.min() < 0 or labels.max() > 255:
+            raise ConfigError(
+                f"data.maps: labels from {labels.min()} to {labels.max()} were found, and training takes 0 to 255: "
+                "merge some of them, or leave labels out"
+            )
+        taken["labels"] = labels.astype(np.uint8)
+    shaped = {name: x if name in ("labels", "gradient") else x[..., None] for name, x in taken.items()}
+    return cast(Sample, {**shaped, "origin": origin})
 
 
 class _Cache(Generic[Value]):
@@ -194,7 +254,8 @@ class _Cache(Generic[Value]):
             return self._held[key]
 
 
-def sample_ids(origin: np.ndarray, subjects: Subjects) -> Iterator[str]:
+def sample_ids(origin: np.ndarray, subjects: Subjects | PreparedSet) -> Iterator[str]:
     """Readable names of a batch's slices, from its `origin` `[B, 4]`."""
+    unit = "record" if isinstance(subjects, PreparedSet) else "slice"
     for visit, subject, axis, index in np.asarray(origin):
-        yield f"{subjects.ids[subject]} (visit {visit}) {('sagittal', 'coronal', 'axial')[axis]} slice {index}"
+        yield f"{subjects.ids[subject]} (visit {visit}) {('sagittal', 'coronal', 'axial')[axis]} {unit} {index}"

@@ -11,13 +11,17 @@ both in the intensity window of the *acquired* volume, because that is all there
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsr.data.anatomy import render, tissue_maps
+from jaxsr.data.anatomy import Head, render, tissue_maps
+from jaxsr.data.pairs import Pair as Pair
+from jaxsr.data.people import person_of
+from jaxsr.data.splits import SPLITS, assign_splits
+from jaxsr.data.splits import Split as Split
 from jaxsr.physics.acquisition import Acquisition, acquire
 from jaxsr.volume.decode import open_image
 from jaxsr.volume.geometry import Grid, Kind, resample, target_grid
@@ -25,18 +29,7 @@ from jaxsr.volume.header import place
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import SUFFIXES, Volume, VolumeError, read_volume, straighten
 
-Split = Literal["train", "validation", "test"]
-SPLITS: dict[Split, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}  # 8:1:1, as the papers
-
 COARSER = 1.25  # a volume whose voxels are larger than this times the target's is no truth for it
-
-
-class Pair(NamedTuple):
-    """`high` and `low` float32 `[X, Y, Z]` in the window of the acquired volume, about -1…1, on one grid."""
-
-    high: np.ndarray
-    low: np.ndarray
-    grid: Grid
 
 
 class Subjects(Protocol):
@@ -49,7 +42,12 @@ class Subjects(Protocol):
 
 
 class AnatomySubjects:
-    """The embedded set: heads rendered from tissue maps. Splits differ in the seeds of their deformations and contrasts."""
+    """The embedded set: heads rendered from tissue maps. Splits differ in the seeds of their deformations and contrasts.
+
+    Args:
+      maps: of those of a pair, what pairs come with.
+      biased: the truth carries the bias field that the map `bias` is of.
+    """
 
     def __init__(
         self,
@@ -61,27 +59,33 @@ class AnatomySubjects:
         seed: int = 0,
         contrast: str = "random",
         interpolation: Kind = "cubic",
+        maps: tuple[str, ...] = (),
+        biased: bool = False,
     ):
         # Heads and acquisitions have keys of their own: were one folded from the other, a visit could draw the noise that shaped the head.
-        place = list(SPLITS).index(split)
+        place = SPLITS.index(split)
         self._key, self._acquisition_key = (jax.random.fold_in(jax.random.key(seed), i) for i in (place, len(SPLITS) + place))
         self.ids = [f"anatomy-{split}-{i:04d}" for i in range(count)]
         self._voxel_size, self._acquisition, self._contrast, self._interpolation = voxel_size, acquisition, contrast, interpolation
+        self._maps, self._biased = maps, biased
         self.grid = target_grid(template_grid(), voxel_size)
+
+    def head(self, index: int) -> Head:
+        """The person's head with the maps that it is to come with."""
+        wanted = tuple({*self._maps, *(["bias"] if self._biased else [])} - {"labels"})
+        return render(jax.random.fold_in(self._key, index), self.grid.shape, self._voxel_size, self._contrast, maps=wanted)
 
     def truth(self, index: int) -> Volume:
         """The head itself, signal about 0…1."""
-        head = render(jax.random.fold_in(self._key, index), self.grid.shape, self._voxel_size, self._contrast)
-        return Volume(np.asarray(head.image), self.grid.affine)
+        return Volume(np.asarray(self.head(index).image), self.grid.affine)
 
     def labels(self, index: int) -> Volume:
         """Indices of `jaxsr.data.anatomy.TISSUES`, as float32."""
-        head = render(jax.random.fold_in(self._key, index), self.grid.shape, self._voxel_size, self._contrast)
-        return Volume(np.asarray(head.labels, np.float32), self.grid.affine)
+        return Volume(np.asarray(self.head(index).labels, np.float32), self.grid.affine)
 
     def load(self, index: int, visit: int = 0) -> Pair:
         key = jax.random.fold_in(jax.random.fold_in(self._acquisition_key, index), visit)
-        return make_pair(self.truth(index), self._acquisition, key, self._interpolation)
+        return pair_of_head(self.head(index), self.grid, self._acquisition, key, self._interpolation, maps=self._maps, biased=self._biased)
 
 
 class FolderSubjects:
@@ -112,7 +116,7 @@ class FolderSubjects:
         source = volume.grid
         grid = target_grid(source, self._voxel_size)
         data = np.maximum(resample(volume.data, source, grid), 0)  # magnitudes; interpolation may leave a little below zero
-        key = jax.random.fold_in(jax.random.fold_in(self._key, _stable_hash(self.ids[index])), visit)
+        key = jax.random.fold_in(jax.random.fold_in(self._key, stable_hash(self.ids[index])), visit)
         return make_pair(Volume(data, grid.affine), self._acquisition, key, self._interpolation)
 
 
@@ -133,12 +137,55 @@ def simulate(truth: Volume, acquisition: Acquisition, key: jax.Array) -> Volume:
     return Volume(low, target_grid(source, stretched).affine)
 
 
-def make_pair(truth: Volume, acquisition: Acquisition, key: jax.Array, interpolation: Kind = "cubic") -> Pair:
-    """`truth` and its simulated acquisition on one grid, in one window."""
+def make_pair(
+    truth: Volume,
+    acquisition: Acquisition,
+    key: jax.Array,
+    interpolation: Kind = "cubic",
+    *,
+    target: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+) -> Pair:
+    """`truth` and its simulated acquisition on one grid, in one window.
+
+    Args:
+      target: what is to be learned in place of the truth that was acquired, on its grid.
+      mask: outside it the acquired volume was set to exactly 0, as stripping a skull does.
+    """
     acquired = simulate(truth, acquisition, key)
-    window = fit_window(acquired.data)
-    low = resample(acquired.data, acquired.grid, truth.grid, interpolation)
-    return Pair(window.forward(truth.data), window.forward(low), truth.grid)
+    data = acquired.data
+    if mask is not None and not mask.all():
+        data = np.where(resample(mask.astype(np.float32), truth.grid, acquired.grid, "linear") > 0.5, data, 0)
+    window = fit_window(data)
+    low = resample(data, acquired.grid, truth.grid, interpolation)
+    return Pair(window.forward(truth.data if target is None else target), window.forward(low), truth.grid)
+
+
+def pair_of_head(
+    head: Head,
+    grid: Grid,
+    acquisition: Acquisition,
+    key: jax.Array,
+    interpolation: Kind = "cubic",
+    *,
+    maps: tuple[str, ...] = (),
+    biased: bool = False,
+) -> Pair:
+    """A synthetic head, its simulated acquisition, and those of the pair's `maps` that are wanted.
+
+    The bias field is the target scanner's: where the target is to carry it (`biased`), what is acquired does not. `gradient` is the
+    displacement by the target's gradients; it has moved neither image. `reference` is as rendered, in a window of its own.
+    """
+    image = np.asarray(head.image)
+    target = image * np.exp(np.asarray(head.bias)) if biased else None
+    mask = None if head.mask is None else np.asarray(head.mask)
+    pair = make_pair(Volume(image, grid.affine), acquisition, key, interpolation, target=target, mask=mask)
+    if not maps:
+        return pair
+    found = {name: np.asarray(getattr(head, name)) for name in maps}
+    if "reference" in found:
+        found["reference"] = fit_window(found["reference"]).forward(found["reference"])
+    return pair._replace(**found)  # type: ignore[arg-type]
 
 
 def find_volumes(folder: Path, voxel_size: float) -> tuple[list[Path], list[str]]:
@@ -172,34 +219,16 @@ def find_volumes(folder: Path, voxel_size: float) -> tuple[list[Path], list[str]
     return usable, left_out
 
 
-def subject_id(path: Path) -> str:
-    """The person in `path`: its BIDS `sub-…` entity, else the file's own name."""
-    for part in (path.name, *reversed(path.parts[:-1])):
-        if part.startswith("sub-"):
-            return part.split("_")[0].split(".")[0]
-    return path.name.split(".")[0]
-
-
 def split_by_subject(paths: Sequence[Path], root: Path, split: Split, seed: int = 0) -> list[Path]:
-    """The `paths` of one split, 8:1:1 by person, in an order drawn from `seed`: nobody is in two. Few people all go to the train split."""
-    people = sorted({_person(p, root) for p in paths}, key=lambda name: _stable_hash(f"{seed}/{name}"))
-    counts = {"validation": round(len(people) * SPLITS["validation"]), "test": round(len(people) * SPLITS["test"])}
-    edges = {
-        "validation": (0, counts["validation"]),
-        "test": (counts["validation"], sum(counts.values())),
-        "train": (sum(counts.values()), None),
-    }
-    chosen = set(people[slice(*edges[split])])
-    return [p for p in paths if _person(p, root) in chosen]
+    """The `paths` of one split, exactly 8:1:1 by person, in their order: nobody is in two. Few people all go to the train split.
+
+    Who is who `jaxsr.data.people` says, of paths below `root`: what lies above it says nothing, even if it is called sub-…
+    """
+    people = {path: person_of(path.relative_to(root)) for path in paths}
+    splits = assign_splits(people.values(), seed, stable=False)
+    return [path for path in paths if splits[people[path]] == split]
 
 
-def _person(path: Path, root: Path) -> str:
-    """As `subject_id`, but without BIDS names the volumes of one subfolder of `root` are one person."""
-    inside = path.relative_to(root)  # what lies above the root says nothing of who is who, even if it is called sub-…
-    own = subject_id(inside)
-    return own if own.startswith("sub-") or len(inside.parts) == 1 else inside.parts[0]
-
-
-def _stable_hash(text: str) -> int:
+def stable_hash(text: str) -> int:
     """31 bits that do not change between runs, machines or Python versions."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1

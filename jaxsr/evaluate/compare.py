@@ -4,7 +4,7 @@ Before a number is formed, the grids are compared in scanner space, so the orien
 rescaled output is refused rather than scored. Intensities are compared as they are: nothing is rescaled, matched or clipped.
 
 The data range R of PSNR and SSIM is that of the reference, robustly: its 99.9 % minus its 0.1 % percentile inside the mask or, without
-one, inside the foreground of the reference (`jaxsr.evaluate.foreground`). Each method has two rows, over the whole 'image' and over the
+one, inside the foreground of the reference (`jaxsr.volume.foreground`). Each method has two rows, over the whole 'image' and over the
 mask or 'foreground', both with the same R, which stands in every row.
 """
 
@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsr.evaluate.files import Pairing, pair_files, sidecar_path
-from jaxsr.evaluate.foreground import foreground
 from jaxsr.evaluate.interpolation import INTERPOLATIONS, interpolate
 from jaxsr.evaluate.metrics import WINDOW, mae, psnr, rmse, ssim_map
 from jaxsr.evaluate.montage import save_montage
 from jaxsr.evaluate.tables import Comparison, Row, write_tables
 from jaxsr.files import shown
+from jaxsr.volume.foreground import foreground
 from jaxsr.volume.geometry import Grid
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import Volume, VolumeError, read_volume

@@ -18,8 +18,8 @@ from matplotlib.gridspec import GridSpec, SubplotSpec
 from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 
-from jaxsr.evaluate.foreground import foreground as find_foreground
 from jaxsr.files import write_whole
+from jaxsr.volume.foreground import foreground as find_foreground
 from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.slices import AXES
 

@@ -1,6 +1,7 @@
 """Training: one linear function. All it does is a function of (config, step), so a run that was stopped goes on as if it had not been."""
 
-import functools
+import json
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,8 +12,12 @@ from jax.sharding import NamedSharding
 
 import jaxsr
 from jaxsr.config import ConfigError, differences, dump, from_dict, to_dict
-from jaxsr.data.pipeline import Sample, SliceStream, batches, sample_ids
+from jaxsr.data.pipeline import Sample, SliceStream, Stream, batches, check_maps, sample_ids
+from jaxsr.data.prepared import PreparedSet
+from jaxsr.data.record_stream import RecordStream
+from jaxsr.data.records import MANIFEST
 from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, Split, Subjects, find_volumes, split_by_subject
+from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.experiment import FREE_ON_RESUME, DataConfig, Experiment, load_experiment
 from jaxsr.files import write_text
 from jaxsr.methods.base import Batch, Method
@@ -24,6 +29,7 @@ from jaxsr.train.state import State, abstract_state, init_state, make_optimizer,
 from jaxsr.train.step import make_step
 from jaxsr.train.stop import StopSignals
 
+MANIFEST_SUM = "manifest.sha256"  # in the run directory, as sha256sum writes it
 TRAINING = 2**20  # the purpose of the key that training noise comes from; splits and subjects have small numbers
 
 Report = Callable[[int, dict[str, float]], None]  # step, scalars: called at every log step
@@ -37,7 +43,8 @@ class TrainingDiverged(RuntimeError):
 def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, scalars: None, note: Note = lambda text: None) -> State:
     """Trains until `experiment.train.steps`, from the newest checkpoint in `run_dir` that can be read. Returns the final state.
 
-    Writes `config.yaml`, `volumes.txt` (where there is a folder of them), `metrics.jsonl`, `checkpoints/` and, if wanted, `tensorboard/`.
+    Writes `config.yaml`, `volumes.txt` (where there is a folder of them) or `manifest.sha256` (where there is a prepared set),
+    `metrics.jsonl`, `checkpoints/` and, if wanted, `tensorboard/`.
 
     Args:
       report: given the scalars of each log step.
@@ -50,6 +57,8 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
       Stopped: after SIGTERM, with the state saved; Interrupted, likewise, after Ctrl-C.
     """
     experiment = _settled(experiment)
+    records = prepared_set(experiment.data)
+    experiment = fitted(experiment, records)
     config = experiment.train
     if config.tensorboard:
         require_tensorboard()
@@ -60,9 +69,9 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
     part, parts = share_of_batch(mesh, config.batch_size)
     method = build_method(experiment)
     optimizer = make_optimizer(experiment.optimizer, config.steps)
-    subjects = build_subjects(experiment.data, "train", experiment.seed, note)
-    if begun and experiment.data.volumes:
-        _check_volumes(run_dir, subjects.ids)
+    subjects = records or build_subjects(experiment.data, "train", experiment.seed, note)
+    if begun:
+        _check_set(run_dir, experiment, subjects)
     shape = abstract_batch(experiment)
     shardings = state_shardings(method, optimizer, shape, mesh)
 
@@ -130,6 +139,24 @@ def build_method(experiment: Experiment) -> Method:
 
 def build_subjects(data: DataConfig, split: Split, seed: int, note: Note = lambda text: None) -> Subjects:
     """The subjects of one split of the set that `data` names; what was left out is told to `note`."""
+    if data.labels is not None:
+        paths, left_out = find_label_maps(data.labels)
+        for sentence in left_out:
+            note(f"left out: {sentence}")
+        chosen = split_by_subject(paths, data.labels, split, seed)
+        note(f"{split}: {len(chosen)} of {len(paths)} label maps in {data.labels}")
+        return LabelSubjects(
+            chosen,
+            data.labels,
+            data.subjects,
+            split,
+            voxel_size=data.voxel_size,
+            acquisition=data.acquisition,
+            seed=seed,
+            contrast=data.contrast,
+            interpolation=data.interpolation,
+            maps=data.maps,
+        )
     if data.volumes is None:
         return AnatomySubjects(
             data.subjects,
@@ -139,6 +166,7 @@ def build_subjects(data: DataConfig, split: Split, seed: int, note: Note = lambd
             seed=seed,
             contrast=data.contrast,
             interpolation=data.interpolation,
+            maps=data.maps,
         )
     paths, left_out = find_volumes(data.volumes, data.voxel_size)
     for sentence in left_out:
@@ -150,35 +178,86 @@ def build_subjects(data: DataConfig, split: Split, seed: int, note: Note = lambd
     )
 
 
-def build_stream(experiment: Experiment, subjects: Subjects, note: Note = lambda text: None) -> SliceStream:
+def prepared_set(data: DataConfig, split: Split = "train") -> PreparedSet | None:
+    """One split of the prepared set that `data` names, if it names one."""
+    return PreparedSet(data.manifest, split) if data.manifest else None
+
+
+def fitted(experiment: Experiment, records: PreparedSet | None) -> Experiment:
+    """With what the prepared set says of its slices, where the config does not.
+
+    Raises:
+      ConfigError: where it says another thing, or wants maps that the set has not.
+    """
+    if records is None:
+        return experiment
+    data, manifest = experiment.data, records.manifest
+    settings = json.loads(manifest.settings)
+    found = {"voxel_size": manifest.voxel_size} | {key: settings[key] for key in ("interpolation",) if key in settings}
+    for key, value in found.items():
+        if key in data.model_fields_set and getattr(data, key) != value:
+            raise ConfigError(
+                f"data.{key} is {getattr(data, key)}, but the set of data.manifest={data.manifest} was prepared with {value}: "
+                f"set data.{key}={value}, or prepare another"
+            )
+    check_maps(data.maps, manifest.maps, str(records.folder))
+    acquired = tuple(statistics.median(sizes) for sizes in zip(*(shard.acquired for shard in records.shards), strict=True))
+    return experiment.model_copy(update={"data": data.model_copy(update={**found, "acquired": acquired})})
+
+
+def build_stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note = lambda text: None) -> Stream:
     data, crop = experiment.data, (experiment.data.crop, experiment.data.crop)
-    return SliceStream(subjects, crop, draws=data.draws, window=data.window, augment=data.augment, seed=experiment.seed, note=note)
+    if isinstance(subjects, PreparedSet):
+        return RecordStream(subjects, crop, maps=data.maps, augment=data.augment, seed=experiment.seed, note=note)
+    return SliceStream(
+        subjects, crop, draws=data.draws, window=data.window, augment=data.augment, maps=data.maps, seed=experiment.seed, note=note
+    )
 
 
 def _global(sample: Sample, shape: Batch, sharding: NamedSharding) -> Batch:
     """This process's share of a batch as its part of the whole, laid out over all devices."""
-
-    whole = functools.partial(jax.make_array_from_process_local_data, sharding)
-    return Batch(high=whole(sample["high"], shape.high.shape), low=whole(sample["low"], shape.low.shape))
+    wanted = {name: leaf for name, leaf in shape._asdict().items() if leaf is not None}
+    return Batch(**{name: jax.make_array_from_process_local_data(sharding, sample[name], leaf.shape) for name, leaf in wanted.items()})  # type: ignore[literal-required]
 
 
 def abstract_batch(experiment: Experiment) -> Batch:
     """Shapes of one global batch."""
-    crop = experiment.data.crop
-    image = jax.ShapeDtypeStruct((experiment.train.batch_size, crop, crop, 1), jnp.float32)
-    return Batch(high=image, low=image)  # type: ignore[arg-type]
+    plane = (experiment.train.batch_size, experiment.data.crop, experiment.data.crop)
+    image = jax.ShapeDtypeStruct((*plane, 1), jnp.float32)
+    optional = {
+        "reference": image,
+        "bias": image,
+        "gradient": jax.ShapeDtypeStruct((*plane, 3), jnp.float32),
+        "labels": jax.ShapeDtypeStruct(plane, jnp.uint8),
+        "mask": jax.ShapeDtypeStruct((*plane, 1), jnp.bool_),
+    }
+    return Batch(high=image, low=image, **{name: optional[name] for name in experiment.data.maps})  # type: ignore[arg-type]
 
 
 def _settled(experiment: Experiment) -> Experiment:
-    """With `data.volumes` absolute: one folder has many spellings, and a run is resumed from anywhere."""
-    volumes = experiment.data.volumes
-    return experiment.model_copy(update={"data": experiment.data.model_copy(update={"volumes": volumes and volumes.resolve()})})
+    """With absolute paths: one folder has many spellings, and a run is resumed from anywhere."""
+    data = experiment.data
+    manifest = data.manifest / MANIFEST if data.manifest and data.manifest.is_dir() else data.manifest
+    absolute = {name: path.resolve() for name, path in (("volumes", data.volumes), ("labels", data.labels), ("manifest", manifest)) if path}
+    return experiment.model_copy(update={"data": data.model_copy(update=absolute)})
 
 
 def _check_config(run_dir: Path, experiment: Experiment) -> None:
     path = run_dir / "config.yaml"
     if path.exists():
         _check_same(experiment, _settled(load_experiment(path)), run_dir)
+
+
+def _check_set(run_dir: Path, experiment: Experiment, subjects: Subjects | PreparedSet) -> None:
+    """Refuses to go on with other files than the run began with."""
+    if experiment.data.volumes or experiment.data.labels:
+        _check_volumes(run_dir, subjects.ids)
+    path = run_dir / MANIFEST_SUM
+    if isinstance(subjects, PreparedSet) and path.exists() and path.read_text().split()[:1] != [subjects.sha256]:
+        raise ConfigError(
+            f"{run_dir} was begun with another prepared set: the SHA-256 of {experiment.data.manifest} is not what {path} says; choose "
+            "another folder, or put the set back as it was"
+        )
 
 
 def _check_volumes(run_dir: Path, names: Sequence[str]) -> None:
@@ -190,23 +269,25 @@ def _check_volumes(run_dir: Path, names: Sequence[str]) -> None:
         if changed:
             shown = "\n  ".join([*changed[:10], *(["…"] if len(changed) > 10 else [])])
             raise ConfigError(
-                f"{run_dir} was begun with other volumes; choose another folder, or put data.volumes back as it was ({len(changed)} "
-                f"differences, - missing, + new):\n  {shown}"
+                f"{run_dir} was begun with other volumes; choose another folder, or put data.volumes (or data.labels) back as it was "
+                f"({len(changed)} differences, - missing, + new):\n  {shown}"
             )
 
 
-def _claim(run_dir: Path, experiment: Experiment, subjects: Subjects) -> None:
+def _claim(run_dir: Path, experiment: Experiment, subjects: Subjects | PreparedSet) -> None:
     """Writes what the run is of, once all processes have read what was there."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("run directory read")
     if is_first():
         run_dir.mkdir(parents=True, exist_ok=True)
         write_text(run_dir / "config.yaml", dump(experiment))
-        volumes = run_dir / "volumes.txt"
-        if experiment.data.volumes:
-            write_text(volumes, "".join(f"{name}\n" for name in subjects.ids))
-        else:
-            volumes.unlink(missing_ok=True)  # of another experiment, which got no further than that
+        names = "".join(f"{name}\n" for name in subjects.ids) if experiment.data.volumes or experiment.data.labels else ""
+        checksum = f"{subjects.sha256}  {experiment.data.manifest}\n" if isinstance(subjects, PreparedSet) else ""
+        for path, text in ((run_dir / "volumes.txt", names), (run_dir / MANIFEST_SUM, checksum)):
+            if text:
+                write_text(path, text)
+            else:
+                path.unlink(missing_ok=True)  # of another experiment, which got no further than that
 
 
 def _check_same(now: Experiment, before: Experiment, run_dir: Path) -> None:
@@ -217,7 +298,7 @@ def _check_same(now: Experiment, before: Experiment, run_dir: Path) -> None:
         raise ConfigError(f"{run_dir} holds another experiment; choose another folder, or set back:\n  {lines}")
 
 
-def _diverged(error: NotFinite, subjects: Subjects, run_dir: Path, latest: int | None) -> str:
+def _diverged(error: NotFinite, subjects: Subjects | PreparedSet, run_dir: Path, latest: int | None) -> str:
     last = f"the last good checkpoint is of step {latest}" if latest is not None else "there is no checkpoint yet"
     slices = "\n  ".join(sample_ids(error.origin, subjects))
     return (

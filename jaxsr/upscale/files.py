@@ -62,6 +62,8 @@ def read_source(path: Path, settings: Settings, note: Callable[[str], None] = la
 
 def training_scans(experiment: Experiment) -> tuple[float, float, float]:
     """Voxel size in mm of the scans that a model learnt from: that of the acquisition, or of the heads where they were coarser."""
+    if experiment.data.acquired:
+        return experiment.data.acquired
     x, y, z = (max(mm, experiment.data.voxel_size) for mm in experiment.data.acquisition.typical.spacing)
     return x, y, z
 

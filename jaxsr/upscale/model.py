@@ -91,7 +91,7 @@ def load_model(source: Path, *, precision: str | None = None, note: Callable[[st
 
 
 def export_model(model: Model, path: Path) -> None:
-    """One file with weights and configuration, for `load_model`. Where the training volumes lay is left out: it may name people.
+    """One file with weights and configuration, for `load_model`. Where the training data lay is left out: it may name people.
 
     Raises:
       WeightsError: for a name that does not end in .safetensors.
@@ -99,7 +99,8 @@ def export_model(model: Model, path: Path) -> None:
     """
     if path.suffix != SUFFIX:
         raise WeightsError(f"{path}: a model is exported to a {SUFFIX} file: name it {path.with_suffix(SUFFIX)}")
-    experiment = model.experiment.model_copy(update={"data": model.experiment.data.model_copy(update={"volumes": None})})
+    nameless = model.experiment.data.model_copy(update={"volumes": None, "manifest": None})
+    experiment = model.experiment.model_copy(update={"data": nameless})
     about = {"format": "jaxsr", "version": jaxsr.__version__, "name": model.name, "step": str(model.step)}
     write_arrays(path, model.variables, {**about, "sha256": digest(model.variables), "experiment": json.dumps(to_dict(experiment))})
 

@@ -86,7 +86,7 @@ def describe(model: "Model", source: Path, output: Path, result: "Upscaled", req
     return {
         "Description": WARNING,
         "Sources": [os.path.relpath(source.resolve(), output.resolve().parent)],
-        "Resolution": f"{' × '.join(f'{v:g}' for v in size)} mm",
+        "Resolution": _millimetres(size),
         "JaxSR": {
             "Version": jaxsr.__version__,
             "Model": model.name,
@@ -94,7 +94,7 @@ def describe(model: "Model", source: Path, output: Path, result: "Upscaled", req
             "Checkpoint": model.step,
             "WeightsSHA256": model.sha256,
             "TrainedVoxelSize": model.experiment.data.voxel_size,
-            "TrainedAcquisition": model.experiment.data.acquisition.name,
+            "TrainedAcquisition": _millimetres(model.experiment.data.acquired) or model.experiment.data.acquisition.name,
             "SamplingSteps": request.steps,
             "Eta": request.eta,
             "IntensityWindow": [result.window.low, result.window.high],
@@ -120,3 +120,8 @@ def json_writer(content: Any) -> Writer:
     """Writes `content` to a path as JSON in UTF-8; what is no text in a file's name is escaped, which JSON can."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     return lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _millimetres(size: tuple[float, float, float] | None) -> str:
+    """As in '2 × 2 × 5 mm'."""
+    return f"{' × '.join(f'{v:g}' for v in size)} mm" if size else ""

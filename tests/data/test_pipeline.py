@@ -5,6 +5,8 @@ import threading
 import numpy as np
 import pytest
 
+from jaxsr.config import ConfigError
+from jaxsr.data.augmentation import AugmentConfig
 from jaxsr.data.pipeline import SliceStream, batches, sample_ids
 from jaxsr.data.subjects import Pair
 from jaxsr.volume.errors import VolumeError
@@ -141,6 +143,42 @@ def test_crops_hold_tissue_where_there_is_some():
 
     running = stream(Corner())
     assert np.mean([(running[i]["low"] > -0.85).mean() > 0.1 for i in range(32)]) > 0.9  # it gives up after twenty tries
+
+
+class Mapped(Numbered):
+    """With maps that are functions of the image: labels its sign, gradient its own in all components."""
+
+    def load(self, index, visit=0):
+        pair = super().load(index, visit)
+        return pair._replace(labels=(pair.high > 0.5).astype(np.uint8), gradient=np.stack([pair.high] * 3, -1), mask=pair.high > 0.5)
+
+
+def test_maps_come_with_their_slices_cut_and_flipped_as_they_are():
+    running = stream(Mapped(), crop=(16, 16), maps=("labels", "gradient", "mask"))
+    for i in range(20):
+        sample = running[i]
+        inside = sample["high"][..., 0] != -1
+        assert inside.sum() in (10 * 12, 10 * 14, 12 * 14)
+        np.testing.assert_array_equal(sample["labels"], sample["high"][..., 0] > 0.5)
+        np.testing.assert_array_equal(sample["mask"], sample["high"] > 0.5)
+        np.testing.assert_array_equal(np.abs(sample["gradient"]), np.where(inside[..., None], sample["high"], 0).repeat(3, -1))
+    assert stream(Mapped())[0].keys() == {"high", "low", "origin"}
+
+
+def test_a_map_that_the_subjects_lack_is_refused_with_what_they_have():
+    with pytest.raises(ConfigError, match=r"data\.maps wants bias, which person-\d has not: it has gradient, labels, mask; leave out"):
+        stream(Mapped(), maps=("bias",))[0]
+
+
+def test_augmented_slices_are_functions_of_their_position_and_flip_as_before():
+    config = AugmentConfig(rotation=5.0, scale=0.1, elastic=1.0, gamma=0.1)
+    running, again, flipped = (stream(crop=(16, 16), augment=augment) for augment in (config, config, True))
+    samples = [running[i] for i in range(12)]
+    for i in (11, 3, 7):
+        assert same(again[i], samples[i])
+    for i, sample in enumerate(samples):
+        assert not same(sample, flipped[i])
+        np.testing.assert_array_equal(sample["origin"], flipped[i]["origin"])
 
 
 class Damaged(Numbered):

@@ -9,7 +9,8 @@ import pytest
 
 from jaxsr.data import subjects as module
 from jaxsr.data.anatomy import Head
-from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, find_volumes, make_pair, simulate, split_by_subject, subject_id
+from jaxsr.data.people import person_of
+from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, find_volumes, make_pair, simulate, split_by_subject
 from jaxsr.physics.acquisition import Acquisition, named_acquisition
 from jaxsr.volume.geometry import resample, target_grid
 from jaxsr.volume.intensity import fit_window
@@ -91,13 +92,26 @@ def test_few_people_all_train():
 
 
 @pytest.mark.parametrize("path, person", [
-    ("set/sub-01/anat/sub-01_T1w.nii.gz", "sub-01"),
-    ("set/sub-01/T1.mgz", "sub-01"),
-    ("set/sub-01.mgz", "sub-01"),
-    ("set/IXI002-Guys-0828-T1.nii.gz", "IXI002-Guys-0828-T1"),
+    ("sub-01/anat/sub-01_T1w.nii.gz", "sub-01"),
+    ("sub-01/T1.mgz", "sub-01"),
+    ("sub-01.mgz", "sub-01"),
+    ("person/visit/scan.nii", "person"),
+    ("IXI002-Guys-0828-T1.nii.gz", "IXI002-Guys-0828"),
+    ("IXI-T2/IXI002-Guys-0828-T2.nii.gz", "IXI002-Guys-0828"),
+    ("x_t1ce.nii", "x"),
+    ("x.FLAIR.nii.gz", "x"),
+    ("x PDw.nii", "x"),
+    ("x_3T_T1w.nii", "x"),
+    ("x-T2-1.5T.nii", "x"),
+    ("x_64mT.nii", "x"),
+    ("3T/x.nii", "x"),
+    ("x_13.nii", "x_13"),
+    ("scanT1.nii", "scanT1"),
+    ("T1.nii", "unnamed"),
+    ("Jose\u0301.nii", "Jos\u00e9"),
 ])  # fmt: skip
-def test_a_person_is_named_by_bids_or_by_the_file(path, person):
-    assert subject_id(Path(path)) == person
+def test_a_person_is_named_by_bids_or_the_folder_or_by_the_file_without_its_contrast(path, person):
+    assert person_of(Path(path)) == person
 
 
 # ------------------------------------------------------------------------------------------------ pairs
@@ -207,11 +221,11 @@ def drawn(monkeypatch):
     """Records the keys that heads are rendered and acquired from, and renders nothing."""
     keys = {"heads": [], "acquisitions": []}
 
-    def render(key, shape, voxel_size, contrast):
+    def render(key, shape, voxel_size, contrast, **_):
         keys["heads"].append(bytes(jax.random.key_data(key)))
         return Head(np.random.default_rng(0).uniform(0, 1, (8, 8, 8)), np.zeros((8, 8, 8), np.uint8))
 
-    def make_pair(truth, acquisition, key, *_):
+    def make_pair(truth, acquisition, key, *_, **__):
         keys["acquisitions"].append(bytes(jax.random.key_data(key)))
 
     monkeypatch.setattr(module, "render", render)

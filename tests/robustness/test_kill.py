@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from jaxsr.bench.synthetic import synthetic_set
 from jaxsr.runtime.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
@@ -170,6 +171,15 @@ def folder(tmp_path_factory):
 def test_a_run_killed_three_times_also_while_saving_ends_as_the_uninterrupted_one(folder):
     """Parameters, EMA, optimiser, data position, and every step's metrics, each step once."""
     kill_again_and_again(folder, steps=15, kills=["step", "saving", "step"], seed=1)
+
+
+def test_a_run_on_a_prepared_set_killed_in_the_midst_of_an_epoch_ends_as_the_uninterrupted_one(tmp_path):
+    """An epoch is 6 steps; every slice is turned, deformed and bent by a draw of its own."""
+    synthetic_set(tmp_path / "set", 3, side=24, slices=4)
+    data = "manifest: set, augment: {rotation: 5, elastic: 1, gamma: 0.1},"
+    (tmp_path / "tiny.yaml").write_text(CONFIG.format(steps=11).replace("voxel_size: 6.0,", data))
+    finish(tmp_path, "straight")
+    kill_again_and_again(tmp_path, steps=11, kills=["step", "saving"], seed=3)
 
 
 @pytest.mark.slow

@@ -18,20 +18,24 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from jaxsr.bench.synthetic import synthetic_set
 from jaxsr.cli.status import run as run_command
 from jaxsr.config import ConfigError, dump, from_dict
 from jaxsr.data.pipeline import SliceStream, sample_ids
+from jaxsr.data.prepared import PreparedSet
+from jaxsr.data.records import file_sha256
 from jaxsr.data.subjects import AnatomySubjects
 from jaxsr.experiment import Experiment
 from jaxsr.runtime.checkpoint import CheckpointError, find_damage
 from jaxsr.train import loop
-from jaxsr.train.loop import TrainingDiverged, build_stream, build_subjects, train
+from jaxsr.train.loop import TrainingDiverged, build_stream, build_subjects, fitted, train
 from jaxsr.train.metrics import HELD, NotFinite, Recent
 from jaxsr.train.state import init_state as init_state_as_it_is
 from jaxsr.train.state import state_shardings
 from jaxsr.train.step import make_step
 from jaxsr.train.stop import Stopped
-from jaxsr.upscale.model import ModelError, load_model
+from jaxsr.upscale.files import training_scans
+from jaxsr.upscale.model import ModelError, export_model, load_model
 
 TINY = {
     "method": {
@@ -449,3 +453,82 @@ def test_another_set_of_volumes_is_another_experiment(heads, uninterrupted, tmp_
     (heads / "sub-01" / "anat" / "T1w.nii.gz").rename(heads / "sub-01" / "anat" / "T1.nii.gz")
     with pytest.raises(ConfigError, match=r"(?s)other volumes.*2 differences.*- sub-01/anat/T1w.nii.gz.*\+ sub-01/anat/T1.nii.gz"):
         train(tiny(data__volumes=str(heads)), run)
+
+
+# ------------------------------------------------------------------------------------------------ prepared sets
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Three scans, prepared at 1 mm, and a run on them that was never stopped."""
+    folder = tmp_path_factory.mktemp("prepared")
+    synthetic_set(folder / "set", 3, side=16, slices=4, maps=("labels", "mask"))
+    return folder / "set", train(on(folder / "set"), folder / "run")
+
+
+def on(manifest, **changes):
+    """An epoch is three steps."""
+    data = {name: value for name, value in TINY["data"].items() if name != "voxel_size"}
+    augment = {"rotation": 5.0, "elastic": 1.0, "gamma": 0.1}
+    return tiny(**{"data": {**data, "manifest": str(manifest), "augment": augment, "maps": ["labels", "mask"]}, **changes})
+
+
+def test_a_run_on_a_prepared_set_that_was_stopped_in_an_epoch_goes_on_bit_for_bit(prepared, tmp_path, monkeypatch):
+    """Also when the set is named by another spelling of the same path."""
+    folder, straight = prepared
+    run = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(on(folder), run, report=until(4))
+    monkeypatch.chdir(folder)
+    assert_equal_states(train(on("manifest.json"), run), straight)
+    assert losses(run) == losses(folder.parent / "run")
+    assert load_model(run).experiment.data.voxel_size == 1.0
+    assert training_scans(load_model(run).experiment) == (2.0, 2.0, 2.0)
+    export_model(load_model(run), tmp_path / "model.safetensors")
+    assert load_model(tmp_path / "model.safetensors").experiment.data.manifest is None
+
+
+def test_a_run_is_not_resumed_on_another_prepared_set(prepared, tmp_path):
+    folder, run = tmp_path / "set", tmp_path / "run"
+    shutil.copytree(prepared[0], folder)
+    train(on(folder, train__steps=1), run)
+    assert (run / "manifest.sha256").read_text().split() == [file_sha256(folder / "manifest.json"), str(folder / "manifest.json")]
+    text = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(text.replace('"sub-0001"', '"sub-0007"'))
+    with pytest.raises(ConfigError, match=r"begun with another prepared set: .*manifest\.json is not what .*manifest\.sha256 says"):
+        train(on(folder), run)
+    (folder / "manifest.json").write_text(text)
+    assert int(train(on(folder), run).step) == 6
+
+
+def test_an_interpolation_that_is_not_the_prepared_sets_is_refused_and_else_it_is_the_models(prepared):
+    """It is what `upscale` will bring scans to the target grid with."""
+    records = PreparedSet(prepared[0], "train")
+    records.manifest = records.manifest.model_copy(update={"settings": '{"interpolation": "kspace"}'})
+    assert fitted(on(prepared[0]), records).data.interpolation == "kspace"
+    with pytest.raises(ConfigError, match=r"data\.interpolation is cubic, .* was prepared with kspace"):
+        fitted(on(prepared[0], data__interpolation="cubic"), records)
+
+
+def test_a_voxel_size_that_is_not_the_prepared_sets_is_refused_with_both(prepared, tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.voxel_size is 6\.0, .*manifest\.json was prepared with 1\.0: set data\.voxel_size=1\.0"):
+        train(on(prepared[0], data__voxel_size=6.0), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="volumes and manifest name two sets"):
+        on(prepared[0], data__volumes=str(tmp_path))
+
+
+def test_a_map_that_is_not_there_is_refused_before_anything_is_trained(prepared, tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.maps wants bias, which .* has not: it has labels, mask"):
+        train(on(prepared[0], data__maps=["bias"]), tmp_path / "prepared")
+    assert not (tmp_path / "prepared").exists()
+    with pytest.raises(ConfigError, match=r"data\.maps wants mask, which anatomy-train-\d+ has not: it has none of the optional maps"):
+        train(tiny(data__maps=["mask"]), tmp_path / "anatomy")
+
+
+def test_what_diverges_on_a_prepared_set_names_its_records(prepared, tmp_path):
+    with pytest.raises(TrainingDiverged) as caught:
+        train(on(prepared[0], optimizer={"learning_rate": 1e30, "clip_norm": None, "warmup_steps": 0}, train__checkpoint_every=1), tmp_path)
+    slices = str(caught.value).splitlines()[1:]
+    assert len(slices) == 4
+    assert all(re.fullmatch(r"  shards/sub-000\d\.array_record \(visit 0\) (sagittal|coronal|axial) record \d", s) for s in slices)

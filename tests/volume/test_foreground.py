@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxsr.evaluate.foreground import foreground
+from jaxsr.volume.foreground import foreground
 
 
 def phantom(air=0.02, shape=(40, 48, 36)):

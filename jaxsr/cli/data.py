@@ -1,0 +1,166 @@
+"""Commands that make data sets: prepare, generate."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxsr.cli.options import AsJson, Device, bare, choice, choices, select_device
+from jaxsr.cli.output import open_console, print_table, progress
+from jaxsr.cli.status import Exit
+
+
+def prepare(
+    root: Annotated[Path, typer.Argument(help="The data set, as it was downloaded.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="A folder for the prepared set.", show_default=False)],
+    layout: Annotated[str, bare("--layout", "-l", help="folder, bids, openneuro, hcp, ixi, fastmri, dhcp or brats (docs/datasets.md).")],
+    high: Annotated[str | None, bare(help="Contrast of the truth, as in T1w. [default: the layout's]")] = None,
+    low: Annotated[str | None, bare(help="Contrast of the real low-resolution scan. [default: none, one is simulated]")] = None,
+    reference: Annotated[str | None, bare(help="Contrast of a second scan to register to the truth. [default: none]")] = None,
+    high_in: Annotated[str | None, bare(help="What else tells the truth: an entity (acq-highres, ses-7T) or a folder.")] = None,
+    low_in: Annotated[str | None, bare(help="The same of the low-resolution scan.")] = None,
+    voxel_size: Annotated[float, typer.Option("--voxel-size", min=0.1, max=10, help="Millimetres of the target.")] = 1.0,
+    acquisition: Annotated[
+        str, typer.Option("--acquisition", "-a", help="Simulated where no low scan is real: 1.5T, 3T, 64mT, thick-slice or a .yaml file.")
+    ] = "1.5T",
+    visits: Annotated[int, typer.Option(min=1, help="Simulated acquisitions of each scan.")] = 1,
+    interpolation: Annotated[str, typer.Option(help="linear, cubic or kspace: from the low grid to the target's.")] = "cubic",
+    register: Annotated[str, typer.Option(help="rigid, affine, or off: other scans to the truth.")] = "rigid",
+    bias: Annotated[str, typer.Option(help="correct (N4, and keep the map), map (keep the map only), or off.")] = "correct",
+    gradient: Annotated[Path | None, bare(help="The coil's coefficients (text) or a displacement volume: adds a map.")] = None,
+    convention: Annotated[str, typer.Option("--gradient-convention", help="ras, lps, fsl or fsl-absolute.")] = "ras",
+    isocentre: Annotated[str, typer.Option(help="Of the magnet, in scanner mm, for --gradient with coefficients.")] = "0,0,0",
+    extra: Annotated[str | None, bare("--with", help="Maps of the data set to keep: some of labels,mask,gradient.")] = None,
+    least_tissue: Annotated[float, typer.Option(min=0, max=1, help="Share of a slice that must be tissue.")] = 0.05,
+    dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    nan: Annotated[str, typer.Option(help="refuse, or zero: what to do with NaN and Inf.")] = "refuse",
+    split: Annotated[
+        str, typer.Option(help="stable (adding people moves nobody) or exact (8:1:1 of the people that there are).")
+    ] = "stable",
+    splits: Annotated[Path | None, bare(help="A table (participant, split) of people whose split is settled.")] = None,
+    families: Annotated[Path | None, bare(help="A table (subject, family): relatives stay in one split.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the simulation and the split.")] = 0,
+    workers: Annotated[int | None, bare(min=1, help="Processes. [default: one a core, as memory allows]")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what was found and what would be done.")] = False,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
+) -> None:
+    """Make a training-ready set: corrected, registered, resampled, cut into slices, split by person.
+
+    Writes shards, manifest.json, summary.html and contact_sheet.png. The same command goes on where it was stopped; the result is the same,
+    byte for byte. Exit status 1 if a scan was rejected.
+
+    Examples:
+
+        jaxsr prepare /data/ds000001 prepared/t1w --layout bids --high T1w --reference T2w
+
+        jaxsr prepare /data/hcp prepared/hcp --layout hcp --voxel-size 0.7 --acquisition 3T
+
+        jaxsr train configs/sr3.yaml data.manifest=prepared/hcp
+    """
+    for option, value, known in (
+        ("--interpolation", interpolation, ("linear", "cubic", "kspace")),
+        ("--register", register, ("rigid", "affine", "off")),
+        ("--bias", bias, ("correct", "map", "off")),
+        ("--dtype", dtype, ("float16", "float32")),
+        ("--nan", nan, ("refuse", "zero")),
+        ("--split", split, ("stable", "exact")),
+        ("--gradient-convention", convention, ("ras", "lps", "fsl", "fsl-absolute")),
+    ):
+        choice(option, value, known)
+    kept = tuple(part.strip() for part in extra.split(",")) if extra else ()
+    for part in kept:
+        choice("--with", part, ("labels", "mask", "gradient"))
+    if gradient and "gradient" in kept:
+        raise typer.BadParameter("the displacement comes from --gradient or from the data set: leave one out", param_hint="--with")
+
+    from jaxsr.data.layouts import Wanted, problems_report
+    from jaxsr.data.splits import read_splits
+    from jaxsr.files import shown
+    from jaxsr.physics.protocol import load_acquisition
+    from jaxsr.prepare import job
+    from jaxsr.prepare.settings import PrepareSettings
+    from jaxsr.prepare.summary import split_counts
+
+    settings = PrepareSettings(
+        layout=layout,
+        wanted=Wanted(high=high, low=low, reference=reference, high_in=high_in, low_in=low_in, families=families),
+        voxel_size=voxel_size,
+        acquisition=load_acquisition(acquisition, []),
+        visits=visits,
+        interpolation=interpolation,  # type: ignore[arg-type]
+        registration=register,  # type: ignore[arg-type]
+        bias=bias,  # type: ignore[arg-type]
+        gradient=job.sha256_of(gradient) if gradient else None,
+        extra=kept,  # type: ignore[arg-type]
+        least_tissue=least_tissue,
+        dtype=dtype,  # type: ignore[arg-type]
+        nan=nan,  # type: ignore[arg-type]
+        convention=convention,  # type: ignore[arg-type]
+        isocentre=_point(isocentre),
+        seed=seed,
+        split=split,  # type: ignore[arg-type]
+    )
+    terminal = open_console(quiet=quiet or as_json)
+    plan = job.plan(root, out, settings, gradient=gradient, splits=read_splits(splits) if splits else None)
+    terminal.print(problems_report(plan.found))
+    if plan.done:
+        terminal.print(f"{plan.done} of {len(plan.tasks)} done already, as far as their files are what they were")
+    if not plan.tasks:
+        raise Exit(3, f"{shown(root)}: nothing to prepare for --layout {layout}; docs/datasets.md says what it looks for")
+    if dry_run:
+        if as_json:
+            print(json.dumps(job.describe(plan), indent=2))
+        return
+    with progress(terminal, "preparing", len(plan.tasks)) as (advance, note):
+        manifest = job.prepare(plan, workers=workers, advance=advance, note=note)
+    counts = split_counts(manifest)
+    if as_json:
+        print(json.dumps({"manifest": str(out / "manifest.json"), "splits": counts, "rejected": len(manifest.rejected)}))
+    else:
+        names = ("people", "scans", "slices")
+        rows = [{"split": split, **dict(zip(names, map(str, numbers), strict=True))} for split, numbers in counts.items()]
+        print_table(terminal, rows)
+        terminal.print(f"Look at {shown(out / 'summary.html')}; train with data.manifest={shown(out)}")
+    if failed := len(plan.tasks) - len(manifest.shards):
+        raise Exit(1, f"{failed} of {len(plan.tasks)} scans were rejected; {shown(out / 'summary.html')} says why")
+
+
+def _point(text: str) -> tuple[float, float, float]:
+    try:
+        x, y, z = (float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is not a point X,Y,Z in mm, as in 0,0,-12.5", param_hint="--isocentre") from None
+    return x, y, z
+
+
+def generate(
+    out: Annotated[Path, bare("--out", "-o", help="A folder for the heads.")],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many.")] = 16,
+    labels: Annotated[Path | None, bare(help="A folder of label maps. [default: the embedded tissue maps]")] = None,
+    voxel_size: Annotated[float, typer.Option("--voxel-size", min=0.3, max=10, help="Millimetres.")] = 1.0,
+    contrast: Annotated[str, typer.Option(help="random, T1w, T2w or PDw.")] = "random",
+    extra: Annotated[str | None, bare("--with", help="Maps to write too: some of reference,bias,gradient,labels,mask, or all.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
+    device: Device = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
+) -> None:
+    """Write synthetic heads as NIfTI files, as `prepare --layout folder` reads them. Heads that are there already stay.
+
+    Examples:
+
+        jaxsr generate -o heads -n 32
+
+        jaxsr generate -o heads --labels label_maps/ --with labels,reference && jaxsr prepare heads set --layout folder --with labels
+    """
+    choice("--contrast", contrast, ("random", "T1w", "T2w", "PDw"))
+    maps = choices("--with", extra, ("reference", "bias", "gradient", "labels", "mask")) if extra else ()
+    select_device(device)
+    from jaxsr.files import shown
+    from jaxsr.generate import generate as run
+
+    terminal = open_console(quiet=quiet)
+    with progress(terminal, "rendering", count) as (advance, note):
+        written = run(out, count, labels=labels, voxel_size=voxel_size, contrast=contrast, maps=maps, seed=seed, advance=advance, note=note)
+    terminal.print(f"{len(written)} heads in {shown(out)}/high; next: jaxsr prepare {shown(out)} SET --layout folder")

@@ -1,0 +1,54 @@
+"""Pairs: all the maps of one subject on one grid, and their slices.
+
+    high        the truth                                           float32, in the window of `low`, about -1…1
+    low         what was acquired, on the same grid                 float32, likewise
+    reference   a second contrast of the same person                float32, in a window of its own
+    bias        logarithm of the target's bias field                float32
+    gradient    displacement by the target's gradient nonlinearity  float32, mm, three components
+    labels      tissues or structures                               uint8 (or int16)
+    mask        voxels that count                                   bool
+
+In a volume the components of `gradient` lie along the grid's axes; in a slice they are along its rows, along its columns and through it,
+whatever axis it is cut across, so that a network sees one convention [teacher, §II-A].
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from jaxsr.volume.geometry import Grid
+
+MapName = Literal["reference", "bias", "gradient", "labels", "mask"]
+OPTIONAL: tuple[MapName, ...] = get_args(MapName)  # maps that a pair may lack
+
+
+class Pair(NamedTuple):
+    """Maps `[X, Y, Z]` on `grid` (`gradient` `[X, Y, Z, 3]`); see the head of this file. What is not known is None."""
+
+    high: np.ndarray
+    low: np.ndarray
+    grid: Grid
+    reference: np.ndarray | None = None
+    bias: np.ndarray | None = None
+    gradient: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+    def maps(self, wanted: Sequence[str] = OPTIONAL) -> dict[str, np.ndarray]:
+        """`high`, `low`, and those of `wanted` that there are."""
+        optional = {name: getattr(self, name) for name in OPTIONAL if name in wanted}
+        return {"high": self.high, "low": self.low} | {name: x for name, x in optional.items() if x is not None}
+
+
+def cut(maps: dict[str, np.ndarray], axis: int, index: int) -> dict[str, np.ndarray]:
+    """Slice `index` across `axis` (0, 1, 2: sagittal, coronal, axial) of each map: views `[H, W]`; `gradient` a copy `[H, W, 3]`."""
+    slices = {name: np.moveaxis(x, axis, 0)[index] for name, x in maps.items()}
+    if "gradient" in slices:
+        slices["gradient"] = slices["gradient"][..., slice_frame(axis)]
+    return slices
+
+
+def slice_frame(axis: int) -> list[int]:
+    """Which axes of the volume are a slice's rows, its columns, and the way through it."""
+    return [*(a for a in range(3) if a != axis), axis]

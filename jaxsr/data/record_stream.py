@@ -1,0 +1,81 @@
+"""The endless stream of slices of a prepared set: position → epoch and place in it → a record, in an order drawn for each epoch.
+
+The order is a permutation that is computed place by place (grain's index shuffle), so a set of any size takes no memory for it. Like all
+streams, this is a pure function of (config, position); a record that cannot be read gives its place to the next one of the set.
+"""
+
+from collections.abc import Callable
+
+import grain
+import numpy as np
+
+from jaxsr.data.augmentation import AugmentConfig, draw
+from jaxsr.data.pipeline import ENDLESS, Sample, augmentation_of, check_maps, draw_corner, has_tissue, make_sample
+from jaxsr.data.prepared import PreparedSet
+from jaxsr.volume.errors import VolumeError
+
+
+class RecordStream:
+    """The records of `records`, each once an epoch, random access; see the head of this file.
+
+    Args:
+      crop: height and width of every slice in pixels; smaller slices are padded with background.
+      maps: names of the optional maps that samples have.
+      augment: how slices are varied; True: flipped at random.
+      note: told, once a shard, of records that cannot be read, from another thread.
+
+    Raises:
+      ConfigError: where the set lacks one of `maps`.
+    """
+
+    def __init__(
+        self,
+        records: PreparedSet,
+        crop: tuple[int, int],
+        *,
+        maps: tuple[str, ...] = (),
+        augment: bool | AugmentConfig = True,
+        seed: int = 0,
+        note: Callable[[str], None] = lambda text: None,
+    ):
+        check_maps(maps, records.manifest.maps, str(records.folder))
+        self._records, self._crop, self._maps, self._seed = records, crop, maps, seed
+        self._augment = augmentation_of(augment)
+        shuffle_seed = int(np.random.SeedSequence((seed, 0)).generate_state(1)[0])
+        self._order = grain.MapDataset.range(len(records)).shuffle(seed=shuffle_seed)
+        self._note, self._told = note, set[int]()
+
+    def __enter__(self) -> "RecordStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def record(self, position: int) -> int:
+        """Whose place it is: each record has one in every epoch of `len(records)` positions."""
+        return int(self._order[position])
+
+    def __getitem__(self, position: int) -> Sample:
+        record, maps = self._read(int(position))
+        maps = {name: maps[name] for name in ("high", "low", *self._maps)}
+        rng = np.random.default_rng((self._seed, 1, int(position)))
+        for _ in range(20):  # as in a SliceStream
+            corner = draw_corner(rng, maps["low"].shape, self._crop)
+            if has_tissue(maps["low"], corner, self._crop):
+                break
+        return make_sample(maps, corner, self._crop, draw(self._augment, self._crop, rng), self._records.origin(record))
+
+    def _read(self, position: int) -> tuple[int, dict[str, np.ndarray]]:
+        first, count = self.record(position), len(self._records)
+        for record in ((first + i) % count for i in range(count)):
+            try:
+                return record, self._records.read(record)
+            except VolumeError as error:
+                reason = str(error)
+                if (shard := self._records.place(record)[0]) not in self._told:
+                    self._told.add(shard)
+                    self._note(f"left out: {reason}; so will be, untold, others of this file that cannot be read")
+        raise VolumeError(f"none of the {count} records can be read; the last: {reason}")

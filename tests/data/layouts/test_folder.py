@@ -1,0 +1,110 @@
+"""The layout folder: volumes by themselves, and folders of matching names."""
+
+import pytest
+
+from jaxsr.data.layouts import Wanted, find
+from jaxsr.volume.errors import VolumeError
+
+
+def test_every_volume_is_a_truth_and_a_subfolder_is_a_person(plant, show):
+    root = plant("a.nii", "b.nii.gz", "c/1.mgz", "c/2.mgh", "sub-07/anat/sub-07_T1w.nii")
+    found = find("folder", root)
+    assert {scan.id: scan.person for scan in found.scans} == {
+        "a": "a",
+        "b": "b",
+        "c_1": "c",
+        "c_2": "c",
+        "sub-07_anat_sub-07_T1w": "sub-07",
+    }
+    assert not found.problems
+
+
+def test_contrasts_of_a_flat_folder_are_one_person(plant, show):
+    root = plant("x-T1.nii", "x-T2.nii", "y_t1w.nii", "y.FLAIR.nii.gz", "z.nii")
+    assert {scan.person for scan in find("folder", root).scans} == {"x", "y", "z"}
+    found = find("folder", root, Wanted(high="T1", reference="T2"))
+    assert show.scans(found, root) == {"x": {"high": "x-T1.nii", "reference": "x-T2.nii"}}
+    assert not show.unaccounted(found, root)
+
+
+def test_any_word_at_the_end_of_a_name_tells_the_sides_apart(plant, show):
+    root = plant("x_hires.nii", "x_lores.nii", "y_hires.nii", "z_lores.nii", "other.nii")
+    found = find("folder", root, Wanted(high="hires", low="lores"))
+    assert show.scans(found, root) == {"x": {"high": "x_hires.nii", "low": "x_lores.nii"}}
+    why = show.reasons(found)
+    assert "no lores of the same name" in why["y_hires.nii"]
+    assert "no hires of the same name" in why["z_lores.nii"]
+    assert "does not end in hires" in why["other.nii"]
+
+
+@pytest.mark.parametrize("high, low", [("high", "low"), ("HR", "LR"), ("High", "LOW")])
+def test_two_folders_of_matching_names_are_pairs_whatever_the_format(plant, show, high, low):
+    root = plant(f"{high}/a.nii.gz", f"{low}/a.nii", f"{high}/deep/b.mgz", f"{low}/deep/b.nii.gz")
+    found = find("folder", root)
+    assert show.scans(found, root) == {
+        "a": {"high": f"{high}/a.nii.gz", "low": f"{low}/a.nii"},
+        "deep_b": {"high": f"{high}/deep/b.mgz", "low": f"{low}/deep/b.nii.gz"},
+    }
+    assert [scan.person for scan in found.scans] == ["a", "deep"]
+
+
+def test_folders_may_be_named_and_other_maps_lie_beside(plant, show):
+    maps = ("reference", "bias", "gradient", "labels", "mask")
+    root = plant("7T/a.nii", "3T/a.nii", *(f"{role}/a.nii.gz" for role in maps))
+    found = find("folder", root, Wanted(high_in="7T", low_in="3T"))
+    assert show.scans(found, root)["a"] == {"high": "7T/a.nii", "low": "3T/a.nii"} | {role: f"{role}/a.nii.gz" for role in maps}
+    assert not found.problems
+    with pytest.raises(VolumeError, match="there is no subfolder 9T, only"):
+        find("folder", root, Wanted(high_in="9T"))
+
+
+def test_without_a_low_folder_the_low_side_is_left_to_be_simulated(plant, show):
+    root = plant("high/a.nii", "mask/a.nii", "high/b.nii")
+    found = find("folder", root)
+    assert show.scans(found, root) == {"a": {"high": "high/a.nii", "mask": "mask/a.nii"}, "b": {"high": "high/b.nii"}}
+    assert show.reasons(found) == {"high/b.nii": "goes without mask: there is no mask/b"}
+    with pytest.raises(VolumeError, match="no folder low beside high"):
+        find("folder", root, Wanted(low="T1"))
+    with pytest.raises(VolumeError, match="none of truths"):
+        find("folder", plant("low/a.nii", at="lows"))
+
+
+@pytest.mark.parametrize("high, low", [("a.nii", "A.nii"), ("a_T1w.nii", "a.nii"), ("a.nii", "a_0000.nii.gz"), ("a-T1.nii", "a-T2.nii")])
+def test_a_partner_of_nearly_the_same_name_is_named_on_both_sides(plant, show, high, low):
+    root = plant(f"high/{high}", f"low/{low}", "high/b.nii", "low/b.nii")
+    found = find("folder", root)
+    assert [scan.id for scan in found.scans] == ["b"]
+    why = show.reasons(found, "partner")
+    assert f"but low/{low}: give both the same name" in why[f"high/{high}"]
+    assert f"but high/{high}: give both the same name" in why[f"low/{low}"]
+
+
+def test_who_lacks_a_partner_is_told_and_so_is_what_lies_beside(plant, show):
+    root = plant("high/a.nii", "high/b.nii", "low/b.nii", "low/c.nii", "stray.nii", "mask/a.nii", "mask/zz.nii")
+    found = find("folder", root)
+    assert list(show.scans(found, root)) == ["b"]
+    assert show.reasons(found) == {
+        "high/a.nii": "there is no low/a",
+        "high/b.nii": "goes without mask: there is no mask/b",
+        "low/c.nii": "there is no high/c",
+        "mask/a.nii": "its high/a lacks another partner",
+        "mask/zz.nii": "there is no high/zz",
+        "stray.nii": "outside of high, low, mask",
+    }
+
+
+def test_of_one_volume_in_two_formats_one_is_taken(plant, show):
+    root = plant("high/a.nii", "high/a.nii.gz", "low/a.nii")
+    found = find("folder", root)
+    assert show.scans(found, root) == {"a": {"high": "high/a.nii.gz", "low": "low/a.nii"}}
+    assert "keep one" in show.reasons(found, "duplicate")["high/a.nii"]
+
+
+def test_asking_for_what_cannot_be_told_apart_is_refused(plant):
+    root = plant("a.nii")
+    with pytest.raises(VolumeError, match="do not tell the sides apart"):
+        find("folder", root, Wanted(high="T1", low="t1"))
+    with pytest.raises(VolumeError, match="say which volumes are truths"):
+        find("folder", root, Wanted(reference="T2"))
+    with pytest.raises(VolumeError, match="could both be the high side"):
+        find("folder", plant("high/a.nii", "hr/a.nii", at="both"))
