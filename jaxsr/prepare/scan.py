@@ -63,9 +63,9 @@ def prepare_scan(scan: Scan, settings: PrepareSettings, visit: int = 0, gradient
       VolumeError: where a file cannot be used, is missing, or cannot be registered.
     """
     if missing := [name for name in settings.maps if name in settings.extra and name not in scan.files]:
-        raise VolumeError(f"{scan.id} has no {' and no '.join(missing)}: add the file, or leave out --with {','.join(missing)}")
+        raise VolumeError(f"there is no {' and no '.join(missing)} beside it: add the file, or leave out --with {','.join(missing)}")
     if settings.wanted.reference is not None and "reference" not in scan.files:
-        raise VolumeError(f"{scan.id} has no {settings.wanted.reference} for --reference")
+        raise VolumeError(f"there is no {settings.wanted.reference} beside it for --reference")
 
     native = _read(scan.files["high"], settings)
     grid = target_grid(native.grid, _target_size(native, settings))
