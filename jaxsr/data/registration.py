@@ -18,13 +18,16 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from jaxsr.data.itk import LPS, image_of, simpleitk
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid, Kind, apply_matrix, interpolation_matrix, resample, resample_oblique, target_grid
 from jaxsr.volume.intensity import AIR, FILLING
 from jaxsr.volume.io import Volume, straighten
 
 LEVELS = (6.0, 3.0, 1.5)  # mm
-SAMPLES = 150_000  # points of the fixed volume at a level
+SAMPLES = 60_000  # points of the fixed volume at a level
+STEPS = (2.0, 0.5, 0.25)  # mm at first, by level
+AFFINE_STEP = 0.1  # mm
 STARTS = 4  # refined at the coarsest level
 BINS = 40
 MARGIN = 10.0  # mm of filling around a head whose air is filling
@@ -33,7 +36,6 @@ SHARPEST = 12.0  # mm: moved this far, a registration that means something is wo
 LEAST_GAIN = 0.01  # nats over the mean of the moved ones
 SCALES = (0.8, 1.25)  # of an affine registration, along any direction
 
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SEED = 1
 
 
@@ -47,7 +49,7 @@ class Registration(NamedTuple):
 
 
 def register(moving: Volume, fixed: Volume, *, kind: Literal["rigid", "affine"] = "rigid", mask: np.ndarray | None = None) -> Registration:
-    """Where the anatomy of `fixed` lies in `moving`.
+    """Where the anatomy of `fixed` lies in `moving`; affine only where that tells more than rigid does.
 
     Args:
       mask: `[X, Y, Z]` on the grid of `fixed`; only what is inside counts.
@@ -58,29 +60,13 @@ def register(moving: Volume, fixed: Volume, *, kind: Literal["rigid", "affine"] 
     """
     if kind not in ("rigid", "affine"):
         raise ValueError(f"a registration is 'rigid' or 'affine', got {kind!r}")
-    sitk = simpleitk()
-    pyramids = [_pyramid(fixed, mask), _pyramid(moving, None)]
+    pyramids = list(zip(_pyramid(fixed, mask), _pyramid(moving, None), strict=True))  # (fixed, moving) a level
     names = f"{_name(moving)} to {_name(fixed)}"
-
-    best: tuple[float, Any] = (-np.inf, None)
-    for start in _starts(pyramids[0][0], pyramids[1][0]):
-        transform = _rigid(sitk, start, pyramids[0][0].centre)
-        if _refine(sitk, pyramids[0][0], pyramids[1][0], transform, 2.0):
-            information = _information(pyramids[0][0], pyramids[1][0], _matrix_of(transform)).information
-            if information > best[0]:
-                best = (information, transform)
-    transform = best[1]
-    found = transform is not None
-    for level, (a, b) in enumerate(zip(*pyramids, strict=True)):
-        if found and level:
-            found = _refine(sitk, a, b, transform, LEVELS[level] / 6)
-        if found and kind == "affine" and level:
-            if level == 1:
-                transform = _affine(sitk, transform)
-            found = _refine(sitk, a, b, transform, LEVELS[level] / 6)
-    if not found:
+    with simpleitk() as sitk:
+        matrix = _climb(sitk, pyramids, kind)
+    if matrix is None:
         raise VolumeError(f"{names}: no registration was found, the volumes share no anatomy: check that both show the same head")
-    return _checked(_matrix_of(transform), pyramids[0][-1], pyramids[1][-1], names)
+    return _checked(matrix, *pyramids[-1], names)
 
 
 def registered(moving: Volume, matrix: np.ndarray, grid: Grid, kind: Kind = "cubic", fill: float | None = None) -> np.ndarray:
@@ -98,15 +84,6 @@ def registered(moving: Volume, matrix: np.ndarray, grid: Grid, kind: Kind = "cub
             n = data.shape[axis]
             data = apply_matrix(interpolation_matrix(n, np.arange(n), kind, float(step)), data, axis)
     return resample_oblique(data, source, grid, kind, fill)
-
-
-def simpleitk() -> ModuleType:
-    """SimpleITK, or a VolumeError that says how to get it."""
-    try:
-        import SimpleITK  # an extra: only what prepares data needs it
-    except ImportError:
-        raise VolumeError("registration and bias fields need SimpleITK, which is not installed: pip install 'jaxsr[itk]'") from None
-    return SimpleITK
 
 
 # ---------------------------------------------------------------------------------------------------------- what is looked at
@@ -223,8 +200,8 @@ def _about(rotation: Rotation, fixed: np.ndarray, moving: np.ndarray) -> np.ndar
 
 def _rigid(sitk: ModuleType, matrix: np.ndarray, centre: np.ndarray) -> Any:
     transform = sitk.VersorRigid3DTransform()
-    lps = _LPS @ matrix @ _LPS
-    centre = _LPS[:3, :3] @ centre
+    lps = LPS @ matrix @ LPS
+    centre = LPS[:3, :3] @ centre
     transform.SetCenter(centre.tolist())
     transform.SetMatrix(lps[:3, :3].ravel().tolist())
     transform.SetTranslation((lps[:3, 3] + lps[:3, :3] @ centre - centre).tolist())
@@ -245,23 +222,34 @@ def _matrix_of(transform: Any) -> np.ndarray:
     matrix = np.eye(4)
     matrix[:3, :3] = np.stack([np.array(transform.TransformPoint(axis.tolist())) - origin for axis in np.eye(3)], 1)
     matrix[:3, 3] = origin
-    return _LPS @ matrix @ _LPS
+    return LPS @ matrix @ LPS
 
 
-def image_of(sitk: ModuleType, data: np.ndarray, grid: Grid) -> Any:
-    """A SimpleITK image of `data [X, Y, Z]`, at its place in the scanner."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
-    lps = _LPS @ grid.affine
-    image.SetSpacing(grid.voxel_size)
-    image.SetOrigin(lps[:3, 3].tolist())
-    image.SetDirection((lps[:3, :3] / grid.voxel_size).ravel().tolist())
-    return image
+def _climb(sitk: ModuleType, levels: list[tuple[_Level, _Level]], kind: str) -> np.ndarray | None:
+    """The matrix, RAS mm, with the most information; None where nothing overlaps."""
+    found = []
+    for start in _starts(*levels[0]):
+        transform = _rigid(sitk, start, levels[0][0].centre)
+        if _refine(sitk, *levels[0], transform, STEPS[0]):
+            found.append((_score(_information(*levels[0], _matrix_of(transform))), transform))
+    if not found:
+        return None
+    rigid = max(found, key=lambda one: one[0])[1]
+    for level, step in zip(levels[1:], STEPS[1:], strict=True):
+        if not _refine(sitk, *level, rigid, step):
+            return None
+    matrix = _matrix_of(rigid)
+    if kind == "affine":
+        affine = _affine(sitk, rigid)
+        if all(_refine(sitk, *level, affine, AFFINE_STEP) for level in levels[1:]):
+            both = [matrix, _matrix_of(affine)]  # six more parameters find their optimum; beside cut-out parts that may be a worse one
+            matrix = max(both, key=lambda one: _information(*levels[-1], one).information)
+    return matrix
 
 
 def _refine(sitk: ModuleType, fixed: _Level, moving: _Level, transform: Any, step: float) -> bool:
     """Climbs from `transform`, which it changes; False where nothing overlaps."""
     method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)  # sums over threads are not repeatable
     method.SetMetricAsMattesMutualInformation(BINS)
     points = int(fixed.counts.sum())
     if points > SAMPLES:
@@ -271,7 +259,7 @@ def _refine(sitk: ModuleType, fixed: _Level, moving: _Level, transform: Any, ste
     method.SetMetricMovingMask(image_of(sitk, moving.counts.astype(np.uint8), moving.grid))
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=step, minStep=step * 1e-3, numberOfIterations=100, relaxationFactor=0.6, gradientMagnitudeTolerance=1e-8
+        learningRate=step, minStep=step * 1e-3, numberOfIterations=150, relaxationFactor=0.6, gradientMagnitudeTolerance=1e-8
     )
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(transform, inPlace=True)
