@@ -28,12 +28,13 @@ LEVELS = (6.0, 3.0, 1.5)  # mm
 SAMPLES = 60_000  # points of the fixed volume at a level
 STEPS = (2.0, 0.5, 0.25)  # mm at first, by level
 AFFINE_STEP = 0.1  # mm
-STARTS = 4  # refined at the coarsest level
+STRAIGHT = 2  # starts without a rotation; the others
+UNLIKELY = 0.9  # have to tell so much more, as scanners seldom turn heads
 BINS = 40
 MARGIN = 10.0  # mm of filling around a head whose air is filling
 SMALLEST_OVERLAP = 0.3  # of the smaller foreground
 SHARPEST = 12.0  # mm: moved this far, a registration that means something is worse
-LEAST_GAIN = 0.01  # nats over the mean of the moved ones
+LEAST_GAIN = 1.05  # over the best of the moved ones
 SCALES = (0.8, 1.25)  # of an affine registration, along any direction
 
 _SEED = 1
@@ -66,7 +67,8 @@ def register(moving: Volume, fixed: Volume, *, kind: Literal["rigid", "affine"] 
         matrix = _climb(sitk, pyramids, kind)
     if matrix is None:
         raise VolumeError(f"{names}: no registration was found, the volumes share no anatomy: check that both show the same head")
-    return _checked(matrix, *pyramids[-1], names)
+    _check(matrix, *pyramids[1], names)
+    return Registration(matrix, *_information(*pyramids[-1], matrix))
 
 
 def registered(moving: Volume, matrix: np.ndarray, grid: Grid, kind: Kind = "cubic", fill: float | None = None) -> np.ndarray:
@@ -156,7 +158,7 @@ def _information(fixed: _Level, moving: _Level, matrix: np.ndarray) -> _Informat
     inside: np.ndarray = np.all((nearest >= 0) & (nearest < np.reshape(moving.counts.shape, (3, 1))), axis=0)
     inside[inside] = moving.counts[tuple(nearest[:, inside])]
     volumes = [level.counts.sum() * np.prod(level.grid.voxel_size) for level in (fixed, moving)]
-    overlap = float(inside.mean() * volumes[0] / min(volumes))
+    overlap = min(1.0, float(inside.mean() * volumes[0] / min(volumes)))
     if inside.sum() < 100:
         return _Information(-np.inf, overlap)
     a = fixed.data[tuple(points[inside].T)]
@@ -172,9 +174,11 @@ def _starts(fixed: _Level, moving: _Level) -> list[np.ndarray]:
     """Matrices, RAS mm, to refine: the scanner's coordinates, the two centres on each other, and the best of many rotations."""
     centred = [_about(Rotation.identity(), fixed.centre, moving.centre)]
     small = [Rotation.from_euler("xyz", angles, degrees=True) for angles in product((-25, 0, 25), repeat=3) if any(angles)]
-    turned = [_about(rotation, fixed.centre, moving.centre) for rotation in (*small, *_cube())]
-    ranked = sorted(turned, key=lambda matrix: -_score(_information(fixed, moving, matrix)))
-    return [np.eye(4), *centred, *ranked[: STARTS - 2]]
+    best = []
+    for rotations, count in ((small, 2), (_cube(), 3)):
+        turned = [_about(rotation, fixed.centre, moving.centre) for rotation in rotations]
+        best += sorted(turned, key=lambda matrix: -_score(_information(fixed, moving, matrix)))[:count]
+    return [np.eye(4), *centred, *best]
 
 
 def _score(found: _Information) -> float:
@@ -198,24 +202,6 @@ def _about(rotation: Rotation, fixed: np.ndarray, moving: np.ndarray) -> np.ndar
 # -------------------------------------------------------------------------------------------------------------------- SimpleITK
 
 
-def _rigid(sitk: ModuleType, matrix: np.ndarray, centre: np.ndarray) -> Any:
-    transform = sitk.VersorRigid3DTransform()
-    lps = LPS @ matrix @ LPS
-    centre = LPS[:3, :3] @ centre
-    transform.SetCenter(centre.tolist())
-    transform.SetMatrix(lps[:3, :3].ravel().tolist())
-    transform.SetTranslation((lps[:3, 3] + lps[:3, :3] @ centre - centre).tolist())
-    return transform
-
-
-def _affine(sitk: ModuleType, rigid: Any) -> Any:
-    transform = sitk.AffineTransform(3)
-    transform.SetCenter(rigid.GetCenter())
-    transform.SetMatrix(rigid.GetMatrix())
-    transform.SetTranslation(rigid.GetTranslation())
-    return transform
-
-
 def _matrix_of(transform: Any) -> np.ndarray:
     """RAS mm → RAS mm of a SimpleITK transform, which knows LPS."""
     origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
@@ -228,27 +214,36 @@ def _matrix_of(transform: Any) -> np.ndarray:
 def _climb(sitk: ModuleType, levels: list[tuple[_Level, _Level]], kind: str) -> np.ndarray | None:
     """The matrix, RAS mm, with the most information; None where nothing overlaps."""
     found = []
-    for start in _starts(*levels[0]):
-        transform = _rigid(sitk, start, levels[0][0].centre)
-        if _refine(sitk, *levels[0], transform, STEPS[0]):
-            found.append((_score(_information(*levels[0], _matrix_of(transform))), transform))
+    for i, start in enumerate(_starts(*levels[0])):
+        matrix = _refined(sitk, *levels[0], start, sitk.VersorRigid3DTransform(), STEPS[0])
+        if matrix is not None:
+            found.append(((1 if i < STRAIGHT else UNLIKELY) * _score(_information(*levels[0], matrix)), matrix))
     if not found:
         return None
     rigid = max(found, key=lambda one: one[0])[1]
     for level, step in zip(levels[1:], STEPS[1:], strict=True):
-        if not _refine(sitk, *level, rigid, step):
+        matrix = _refined(sitk, *level, rigid, sitk.VersorRigid3DTransform(), step)
+        if matrix is None:
             return None
-    matrix = _matrix_of(rigid)
-    if kind == "affine":
-        affine = _affine(sitk, rigid)
-        if all(_refine(sitk, *level, affine, AFFINE_STEP) for level in levels[1:]):
-            both = [matrix, _matrix_of(affine)]  # six more parameters find their optimum; beside cut-out parts that may be a worse one
-            matrix = max(both, key=lambda one: _information(*levels[-1], one).information)
-    return matrix
+        rigid = matrix
+    if kind == "rigid":
+        return rigid
+    transform, candidates = sitk.AffineTransform(3), [rigid]
+    for level in levels[1:]:
+        matrix = _refined(sitk, *level, rigid, transform, AFFINE_STEP)
+        if matrix is None:
+            return rigid
+        candidates.append(matrix)
+    # Beside cut-out parts the optimum of six more parameters may tell less.
+    return max((candidates[0], candidates[-1]), key=lambda one: _information(*levels[-1], one).information)
 
 
-def _refine(sitk: ModuleType, fixed: _Level, moving: _Level, transform: Any, step: float) -> bool:
-    """Climbs from `transform`, which it changes; False where nothing overlaps."""
+def _refined(sitk: ModuleType, fixed: _Level, moving: _Level, start: np.ndarray, transform: Any, step: float) -> np.ndarray | None:
+    """Climbs from `start` (rigid, RAS mm) followed by `transform`, which goes on changing; None where nothing overlaps.
+
+    The start goes into the place of the moving volume, as a versor's derivatives vanish at 180 degrees.
+    """
+    place = Grid(moving.grid.shape, np.linalg.solve(start, moving.grid.affine))
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(BINS)
     points = int(fixed.counts.sum())
@@ -256,21 +251,23 @@ def _refine(sitk: ModuleType, fixed: _Level, moving: _Level, transform: Any, ste
         method.SetMetricSamplingStrategy(method.RANDOM)
         method.SetMetricSamplingPercentage(SAMPLES / points, _SEED)
     method.SetMetricFixedMask(image_of(sitk, fixed.counts.astype(np.uint8), fixed.grid))
-    method.SetMetricMovingMask(image_of(sitk, moving.counts.astype(np.uint8), moving.grid))
+    method.SetMetricMovingMask(image_of(sitk, moving.counts.astype(np.uint8), place))
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=step, minStep=step * 1e-3, numberOfIterations=150, relaxationFactor=0.6, gradientMagnitudeTolerance=1e-8
     )
     method.SetOptimizerScalesFromPhysicalShift()
+    transform.SetCenter((LPS[:3, :3] @ fixed.centre).tolist())
     method.SetInitialTransform(transform, inPlace=True)
     try:
-        method.Execute(image_of(sitk, fixed.data, fixed.grid), image_of(sitk, moving.data, moving.grid))
+        method.Execute(image_of(sitk, fixed.data, fixed.grid), image_of(sitk, moving.data, place))
     except RuntimeError:  # all samples outside, or a singular transform
-        return False
-    return bool(np.isfinite(transform.GetParameters()).all())
+        return None
+    return start @ _matrix_of(transform) if np.isfinite(transform.GetParameters()).all() else None
 
 
-def _checked(matrix: np.ndarray, fixed: _Level, moving: _Level, names: str) -> Registration:
+def _check(matrix: np.ndarray, fixed: _Level, moving: _Level, names: str) -> None:
+    """Raises VolumeError for a registration that cannot be right; looks at 3 mm, where noise says less."""
     scales = np.linalg.svd(matrix[:3, :3])[1]
     if scales.min() < SCALES[0] or scales.max() > SCALES[1]:
         raise VolumeError(
@@ -288,12 +285,11 @@ def _checked(matrix: np.ndarray, fixed: _Level, moving: _Level, names: str) -> R
         moved = matrix.copy()
         moved[:3, 3] += SHARPEST * direction
         away.append(_information(fixed, moving, moved).information)
-    if not found.information > np.mean(away) + LEAST_GAIN:
+    if not found.information > LEAST_GAIN * max(away):
         raise VolumeError(
             f"{names}: registered, the volumes share {found.information:.3f} nats of information, hardly more than where they are moved "
-            f"by {SHARPEST:g} mm ({np.mean(away):.3f}): they do not show the same anatomy, or noise hides it"
+            f"by {SHARPEST:g} mm ({max(away):.3f}): they do not show the same anatomy, or noise hides it"
         )
-    return Registration(matrix, found.information, found.overlap)
 
 
 def _name(volume: Volume) -> str:
