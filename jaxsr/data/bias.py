@@ -2,20 +2,21 @@
 
     log v(r) = log u(r) + b(r):      b, a cubic B-spline, is what sharpens the histogram of u when it is taken away
 
-b is fitted to voxels about 4 mm apart, with control points from 200 down to 50 mm apart, and evaluated at the volume's own. Everything
+b is fitted to voxels about 6 mm apart, with control points from 200 down to 50 mm apart, and evaluated at the volume's own. Everything
 runs on one thread: the result is repeatable bit for bit.
 """
 
 import numpy as np
 
-from jaxsr.data.registration import simpleitk
+from jaxsr.data.itk import simpleitk
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.foreground import foreground as find_foreground
 from jaxsr.volume.io import Volume
 
-FITTED = 4.0  # mm
+FITTED = 6.0  # mm
 CONTROL = 200.0  # mm between control points at first; halved at every further level
-ITERATIONS = (30, 30, 30)  # at each level; finer control points, or more iterations, take up anatomy
+ITERATIONS = (50, 50, 50)  # at each level; finer control points, or more iterations, take up anatomy
+CONVERGED = 1e-5  # change of the field, relative
 SMALLEST = 500  # fitted voxels; three levels of splines fit anything in fewer
 
 
@@ -24,12 +25,11 @@ def n4(volume: Volume, *, mask: np.ndarray | None = None, shrink: tuple[int, int
 
     Args:
       mask: `[X, Y, Z]`, where to look; by default `foreground`. Voxels that are not positive are left out in any case.
-      shrink: the fit looks at every so many voxels of each axis; by default at voxels about 4 mm apart.
+      shrink: the fit looks at every so many voxels of each axis; by default at voxels about 6 mm apart.
 
     Raises:
       VolumeError: without SimpleITK; for a volume with NaN, without contrast, or without enough positive foreground.
     """
-    sitk = simpleitk()
     name = str(volume.path or "the volume")
     data = np.asarray(volume.data, np.float32)
     if not np.isfinite(data).all():
@@ -51,18 +51,19 @@ def n4(volume: Volume, *, mask: np.ndarray | None = None, shrink: tuple[int, int
             f"{'no' if where[fitted].any() else 'any'} contrast, expected at least {SMALLEST}: give a mask that covers the head"
         )
 
-    filter_ = sitk.N4BiasFieldCorrectionImageFilter()
-    filter_.SetNumberOfThreads(1)
-    filter_.SetMaximumNumberOfIterations(ITERATIONS)
-    filter_.SetConvergenceThreshold(1e-3)
-    filter_.SetNumberOfControlPoints([int(np.ceil(n * v / CONTROL)) + 3 for n, v in zip(data.shape, volume.voxel_size, strict=True)])
-    full, coarse, inside = (sitk.GetImageFromArray(np.ascontiguousarray(a.T)) for a in (data, data[fitted], where[fitted].astype(np.uint8)))
-    full.SetSpacing(volume.voxel_size)
-    for image in (coarse, inside):
-        image.SetSpacing([v * f for v, f in zip(volume.voxel_size, factors, strict=True)])
-        image.SetOrigin([v * (f // 2) for v, f in zip(volume.voxel_size, factors, strict=True)])
-    filter_.Execute(coarse, inside)
-    field = sitk.GetArrayFromImage(filter_.GetLogBiasFieldAsImage(full)).T.astype(np.float32)
+    with simpleitk() as sitk:
+        images = full, coarse, inside = [
+            sitk.GetImageFromArray(np.ascontiguousarray(a.T)) for a in (data, data[fitted], where[fitted].astype(np.uint8))
+        ]
+        for image, step in zip(images, ((1, 1, 1), factors, factors), strict=True):
+            image.SetSpacing([v * f for v, f in zip(volume.voxel_size, step, strict=True)])
+            image.SetOrigin([v * (f // 2) for v, f in zip(volume.voxel_size, step, strict=True)])
+        method = sitk.N4BiasFieldCorrectionImageFilter()
+        method.SetMaximumNumberOfIterations(ITERATIONS)
+        method.SetConvergenceThreshold(CONVERGED)
+        method.SetNumberOfControlPoints([int(np.ceil(n * v / CONTROL)) + 3 for n, v in zip(data.shape, volume.voxel_size, strict=True)])
+        method.Execute(coarse, inside)
+        field = sitk.GetArrayFromImage(method.GetLogBiasFieldAsImage(full)).T.astype(np.float32)
     return np.ascontiguousarray(field - field[where].mean(dtype=np.float64).astype(np.float32))
 
 

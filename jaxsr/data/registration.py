@@ -18,22 +18,25 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from jaxsr.data.itk import LPS, image_of, simpleitk
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid, Kind, apply_matrix, interpolation_matrix, resample, resample_oblique, target_grid
 from jaxsr.volume.intensity import AIR, FILLING
 from jaxsr.volume.io import Volume, straighten
 
 LEVELS = (6.0, 3.0, 1.5)  # mm
-SAMPLES = 150_000  # points of the fixed volume at a level
-STARTS = 4  # refined at the coarsest level
+SAMPLES = 60_000  # points of the fixed volume at a level
+STEPS = (2.0, 0.5, 0.25)  # mm at first, by level
+AFFINE_STEP = 0.1  # mm
+STRAIGHT = 2  # starts without a rotation; the others
+UNLIKELY = 0.9  # have to tell so much more, as scanners seldom turn heads
 BINS = 40
 MARGIN = 10.0  # mm of filling around a head whose air is filling
 SMALLEST_OVERLAP = 0.3  # of the smaller foreground
 SHARPEST = 12.0  # mm: moved this far, a registration that means something is worse
-LEAST_GAIN = 0.01  # nats over the mean of the moved ones
+LEAST_GAIN = 1.05  # over the best of the moved ones
 SCALES = (0.8, 1.25)  # of an affine registration, along any direction
 
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SEED = 1
 
 
@@ -47,7 +50,7 @@ class Registration(NamedTuple):
 
 
 def register(moving: Volume, fixed: Volume, *, kind: Literal["rigid", "affine"] = "rigid", mask: np.ndarray | None = None) -> Registration:
-    """Where the anatomy of `fixed` lies in `moving`.
+    """Where the anatomy of `fixed` lies in `moving`; affine only where that tells more than rigid does.
 
     Args:
       mask: `[X, Y, Z]` on the grid of `fixed`; only what is inside counts.
@@ -58,29 +61,14 @@ def register(moving: Volume, fixed: Volume, *, kind: Literal["rigid", "affine"] 
     """
     if kind not in ("rigid", "affine"):
         raise ValueError(f"a registration is 'rigid' or 'affine', got {kind!r}")
-    sitk = simpleitk()
-    pyramids = [_pyramid(fixed, mask), _pyramid(moving, None)]
+    pyramids = list(zip(_pyramid(fixed, mask), _pyramid(moving, None), strict=True))  # (fixed, moving) a level
     names = f"{_name(moving)} to {_name(fixed)}"
-
-    best: tuple[float, Any] = (-np.inf, None)
-    for start in _starts(pyramids[0][0], pyramids[1][0]):
-        transform = _rigid(sitk, start, pyramids[0][0].centre)
-        if _refine(sitk, pyramids[0][0], pyramids[1][0], transform, 2.0):
-            information = _information(pyramids[0][0], pyramids[1][0], _matrix_of(transform)).information
-            if information > best[0]:
-                best = (information, transform)
-    transform = best[1]
-    found = transform is not None
-    for level, (a, b) in enumerate(zip(*pyramids, strict=True)):
-        if found and level:
-            found = _refine(sitk, a, b, transform, LEVELS[level] / 6)
-        if found and kind == "affine" and level:
-            if level == 1:
-                transform = _affine(sitk, transform)
-            found = _refine(sitk, a, b, transform, LEVELS[level] / 6)
-    if not found:
+    with simpleitk() as sitk:
+        matrix = _climb(sitk, pyramids, kind)
+    if matrix is None:
         raise VolumeError(f"{names}: no registration was found, the volumes share no anatomy: check that both show the same head")
-    return _checked(_matrix_of(transform), pyramids[0][-1], pyramids[1][-1], names)
+    _check(matrix, *pyramids[1], names)
+    return Registration(matrix, *_information(*pyramids[-1], matrix))
 
 
 def registered(moving: Volume, matrix: np.ndarray, grid: Grid, kind: Kind = "cubic", fill: float | None = None) -> np.ndarray:
@@ -98,15 +86,6 @@ def registered(moving: Volume, matrix: np.ndarray, grid: Grid, kind: Kind = "cub
             n = data.shape[axis]
             data = apply_matrix(interpolation_matrix(n, np.arange(n), kind, float(step)), data, axis)
     return resample_oblique(data, source, grid, kind, fill)
-
-
-def simpleitk() -> ModuleType:
-    """SimpleITK, or a VolumeError that says how to get it."""
-    try:
-        import SimpleITK  # an extra: only what prepares data needs it
-    except ImportError:
-        raise VolumeError("registration and bias fields need SimpleITK, which is not installed: pip install 'jaxsr[itk]'") from None
-    return SimpleITK
 
 
 # ---------------------------------------------------------------------------------------------------------- what is looked at
@@ -179,7 +158,7 @@ def _information(fixed: _Level, moving: _Level, matrix: np.ndarray) -> _Informat
     inside: np.ndarray = np.all((nearest >= 0) & (nearest < np.reshape(moving.counts.shape, (3, 1))), axis=0)
     inside[inside] = moving.counts[tuple(nearest[:, inside])]
     volumes = [level.counts.sum() * np.prod(level.grid.voxel_size) for level in (fixed, moving)]
-    overlap = float(inside.mean() * volumes[0] / min(volumes))
+    overlap = min(1.0, float(inside.mean() * volumes[0] / min(volumes)))
     if inside.sum() < 100:
         return _Information(-np.inf, overlap)
     a = fixed.data[tuple(points[inside].T)]
@@ -195,9 +174,11 @@ def _starts(fixed: _Level, moving: _Level) -> list[np.ndarray]:
     """Matrices, RAS mm, to refine: the scanner's coordinates, the two centres on each other, and the best of many rotations."""
     centred = [_about(Rotation.identity(), fixed.centre, moving.centre)]
     small = [Rotation.from_euler("xyz", angles, degrees=True) for angles in product((-25, 0, 25), repeat=3) if any(angles)]
-    turned = [_about(rotation, fixed.centre, moving.centre) for rotation in (*small, *_cube())]
-    ranked = sorted(turned, key=lambda matrix: -_score(_information(fixed, moving, matrix)))
-    return [np.eye(4), *centred, *ranked[: STARTS - 2]]
+    best = []
+    for rotations, count in ((small, 2), (_cube(), 3)):
+        turned = [_about(rotation, fixed.centre, moving.centre) for rotation in rotations]
+        best += sorted(turned, key=lambda matrix: -_score(_information(fixed, moving, matrix)))[:count]
+    return [np.eye(4), *centred, *best]
 
 
 def _score(found: _Information) -> float:
@@ -221,68 +202,72 @@ def _about(rotation: Rotation, fixed: np.ndarray, moving: np.ndarray) -> np.ndar
 # -------------------------------------------------------------------------------------------------------------------- SimpleITK
 
 
-def _rigid(sitk: ModuleType, matrix: np.ndarray, centre: np.ndarray) -> Any:
-    transform = sitk.VersorRigid3DTransform()
-    lps = _LPS @ matrix @ _LPS
-    centre = _LPS[:3, :3] @ centre
-    transform.SetCenter(centre.tolist())
-    transform.SetMatrix(lps[:3, :3].ravel().tolist())
-    transform.SetTranslation((lps[:3, 3] + lps[:3, :3] @ centre - centre).tolist())
-    return transform
-
-
-def _affine(sitk: ModuleType, rigid: Any) -> Any:
-    transform = sitk.AffineTransform(3)
-    transform.SetCenter(rigid.GetCenter())
-    transform.SetMatrix(rigid.GetMatrix())
-    transform.SetTranslation(rigid.GetTranslation())
-    return transform
-
-
 def _matrix_of(transform: Any) -> np.ndarray:
     """RAS mm → RAS mm of a SimpleITK transform, which knows LPS."""
     origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
     matrix = np.eye(4)
     matrix[:3, :3] = np.stack([np.array(transform.TransformPoint(axis.tolist())) - origin for axis in np.eye(3)], 1)
     matrix[:3, 3] = origin
-    return _LPS @ matrix @ _LPS
+    return LPS @ matrix @ LPS
 
 
-def image_of(sitk: ModuleType, data: np.ndarray, grid: Grid) -> Any:
-    """A SimpleITK image of `data [X, Y, Z]`, at its place in the scanner."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
-    lps = _LPS @ grid.affine
-    image.SetSpacing(grid.voxel_size)
-    image.SetOrigin(lps[:3, 3].tolist())
-    image.SetDirection((lps[:3, :3] / grid.voxel_size).ravel().tolist())
-    return image
+def _climb(sitk: ModuleType, levels: list[tuple[_Level, _Level]], kind: str) -> np.ndarray | None:
+    """The matrix, RAS mm, with the most information; None where nothing overlaps."""
+    found = []
+    for i, start in enumerate(_starts(*levels[0])):
+        matrix = _refined(sitk, *levels[0], start, sitk.VersorRigid3DTransform(), STEPS[0])
+        if matrix is not None:
+            found.append(((1 if i < STRAIGHT else UNLIKELY) * _score(_information(*levels[0], matrix)), matrix))
+    if not found:
+        return None
+    rigid = max(found, key=lambda one: one[0])[1]
+    for level, step in zip(levels[1:], STEPS[1:], strict=True):
+        matrix = _refined(sitk, *level, rigid, sitk.VersorRigid3DTransform(), step)
+        if matrix is None:
+            return None
+        rigid = matrix
+    if kind == "rigid":
+        return rigid
+    transform, candidates = sitk.AffineTransform(3), [rigid]
+    for level in levels[1:]:
+        matrix = _refined(sitk, *level, rigid, transform, AFFINE_STEP)
+        if matrix is None:
+            return rigid
+        candidates.append(matrix)
+    # Beside cut-out parts the optimum of six more parameters may tell less.
+    return max((candidates[0], candidates[-1]), key=lambda one: _information(*levels[-1], one).information)
 
 
-def _refine(sitk: ModuleType, fixed: _Level, moving: _Level, transform: Any, step: float) -> bool:
-    """Climbs from `transform`, which it changes; False where nothing overlaps."""
+def _refined(sitk: ModuleType, fixed: _Level, moving: _Level, start: np.ndarray, transform: Any, step: float) -> np.ndarray | None:
+    """Climbs from `start` (rigid, RAS mm) followed by `transform`, which goes on changing; None where nothing overlaps.
+
+    The start goes into the place of the moving volume, as a versor's derivatives vanish at 180 degrees.
+    """
+    place = Grid(moving.grid.shape, np.linalg.solve(start, moving.grid.affine))
     method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)  # sums over threads are not repeatable
     method.SetMetricAsMattesMutualInformation(BINS)
     points = int(fixed.counts.sum())
     if points > SAMPLES:
         method.SetMetricSamplingStrategy(method.RANDOM)
         method.SetMetricSamplingPercentage(SAMPLES / points, _SEED)
     method.SetMetricFixedMask(image_of(sitk, fixed.counts.astype(np.uint8), fixed.grid))
-    method.SetMetricMovingMask(image_of(sitk, moving.counts.astype(np.uint8), moving.grid))
+    method.SetMetricMovingMask(image_of(sitk, moving.counts.astype(np.uint8), place))
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=step, minStep=step * 1e-3, numberOfIterations=100, relaxationFactor=0.6, gradientMagnitudeTolerance=1e-8
+        learningRate=step, minStep=step * 1e-3, numberOfIterations=150, relaxationFactor=0.6, gradientMagnitudeTolerance=1e-8
     )
     method.SetOptimizerScalesFromPhysicalShift()
+    transform.SetCenter((LPS[:3, :3] @ fixed.centre).tolist())
     method.SetInitialTransform(transform, inPlace=True)
     try:
-        method.Execute(image_of(sitk, fixed.data, fixed.grid), image_of(sitk, moving.data, moving.grid))
+        method.Execute(image_of(sitk, fixed.data, fixed.grid), image_of(sitk, moving.data, place))
     except RuntimeError:  # all samples outside, or a singular transform
-        return False
-    return bool(np.isfinite(transform.GetParameters()).all())
+        return None
+    return start @ _matrix_of(transform) if np.isfinite(transform.GetParameters()).all() else None
 
 
-def _checked(matrix: np.ndarray, fixed: _Level, moving: _Level, names: str) -> Registration:
+def _check(matrix: np.ndarray, fixed: _Level, moving: _Level, names: str) -> None:
+    """Raises VolumeError for a registration that cannot be right; looks at 3 mm, where noise says less."""
     scales = np.linalg.svd(matrix[:3, :3])[1]
     if scales.min() < SCALES[0] or scales.max() > SCALES[1]:
         raise VolumeError(
@@ -300,12 +285,11 @@ def _checked(matrix: np.ndarray, fixed: _Level, moving: _Level, names: str) -> R
         moved = matrix.copy()
         moved[:3, 3] += SHARPEST * direction
         away.append(_information(fixed, moving, moved).information)
-    if not found.information > np.mean(away) + LEAST_GAIN:
+    if not found.information > LEAST_GAIN * max(away):
         raise VolumeError(
             f"{names}: registered, the volumes share {found.information:.3f} nats of information, hardly more than where they are moved "
-            f"by {SHARPEST:g} mm ({np.mean(away):.3f}): they do not show the same anatomy, or noise hides it"
+            f"by {SHARPEST:g} mm ({max(away):.3f}): they do not show the same anatomy, or noise hides it"
         )
-    return Registration(matrix, found.information, found.overlap)
 
 
 def _name(volume: Volume) -> str:
