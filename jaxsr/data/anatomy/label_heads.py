@@ -118,8 +118,9 @@ def _render(
         planes = jax.lax.map(plane, jnp.clip(start - rim + jnp.arange(thickness + 2 * rim), 0, working[0] - 1))
         signals, labels = _contest(planes.scores, table, rim, per_voxel)
         own = slice(rim, rim + thickness)
-        points, away = (_averaged(x[own], per_voxel) for x in (jnp.moveaxis(planes.points, 1, -1), planes.away[..., None]))
-        keep = kept(keys["kept"], state, away[..., 0], jnp.moveaxis(points, -1, 0))
+        points = jnp.stack([_places(p, per_voxel).mean(0) for p in jnp.moveaxis(planes.points[own], 1, 0)])
+        away = _places(planes.away[own], per_voxel).mean(0)
+        keep = kept(keys["kept"], state, away, points)
         return signals, jnp.where(keep, labels, 0).astype(jnp.uint8), keep
 
     blocks = jax.lax.map(block, jnp.arange(0, working[0], thickness))
@@ -221,40 +222,39 @@ def _contest(scores: Array, table: Array, rim: int, per_voxel: int) -> tuple[Arr
       scores: of working planes `[planes, K, y, z]`, with a rim of so many planes on either side.
       per_voxel: of the working grid's voxels in one of the target's, along each axis; where it is one, the contest is on a finer grid.
     """
-    finer = 2 if per_voxel == 1 else 1
     tile = per_voxel * -(-TILE // per_voxel)
     planes, _, *sides = scores.shape
     down, across = (-(-n // tile) for n in sides)
-    padded = jnp.pad(
-        scores, [(0, 0), (0, 0), *((rim, rim + count * tile - n) for count, n in zip((down, across), sides, strict=True))], mode="edge"
-    )
+    ends = [(rim, rim + count * tile - n) for count, n in zip((down, across), sides, strict=True)]
+    padded = jnp.pad(scores, [(0, 0), (0, 0), *ends], mode="edge")
+    highest = functools.reduce(jnp.maximum, padded)  # [K, y, z]
 
     def contestant(near: Array, k: Array) -> Array:
+        """Scores at all places within the voxels, `[places, x, Y, Z]`."""
         own = jax.lax.dynamic_index_in_dim(near, k, 1, keepdims=False)
-        return _twice_as_fine(own) if finer == 2 else own
+        return _eighths(own) if per_voxel == 1 else _places(own, per_voxel)
 
     def tile_at(corner: Array) -> tuple[Array, Array]:
-        near = jax.lax.dynamic_slice(padded, (0, 0, *corner), (planes, len(STRUCTURES), tile + 2 * rim, tile + 2 * rim))
-        enters = near.max((0, 2, 3)) > LEAST
+        size = (tile + 2 * rim,) * 2
+        near = jax.lax.dynamic_slice(padded, (0, 0, *corner), (planes, len(STRUCTURES), *size))
+        enters = jax.lax.dynamic_slice(highest, (0, *corner), (len(STRUCTURES), *size)).max((1, 2)) > LEAST
         order = jnp.argsort(~enters).astype(jnp.int32)
 
         def enter(turn: Array, standing: tuple[Array, ...]) -> tuple[Array, ...]:
             k, (best, second, signal, other, most, label) = order[turn], standing
-            own, of = contestant(near, k), table[:, k, None, None, None]
-            wins, places = own > best, own > second
+            own, of = contestant(near, k), table[:, k].reshape(-1, 1, 1, 1, 1)
+            wins, places, mean = own > best, own > second, own.mean(0)
             other = jnp.where(wins, signal, jnp.where(places, of, other))
             second = jnp.where(wins, best, jnp.where(places, own, second))
-            mean = _averaged(own[..., None], finer * per_voxel)[..., 0]
             label, most = jnp.where(mean > most, k, label), jnp.maximum(mean, most)
             return jnp.maximum(best, own), second, jnp.where(wins, of, signal), other, most, label
 
         best = contestant(near, order[0])
-        most = _averaged(best[..., None], finer * per_voxel)[..., 0]
-        signal = jnp.broadcast_to(table[:, order[0], None, None, None], (len(table), *best.shape))
-        standing = (best, jnp.full_like(best, -1.0), signal, signal, most, jnp.full(most.shape, order[0]))
+        signal = jnp.broadcast_to(table[:, order[0]].reshape(-1, 1, 1, 1, 1), (len(table), *best.shape))
+        standing = (best, jnp.full_like(best, -1.0), signal, signal, best.mean(0), jnp.full(best.shape[1:], order[0]))
         best, second, signal, other, _, label = jax.lax.fori_loop(1, enters.sum(), enter, standing)
         signal = other + (signal - other) * jax.nn.sigmoid(SHARPNESS * (best - second))
-        return jnp.moveaxis(_averaged(jnp.moveaxis(signal, 0, -1), finer * per_voxel), -1, 1), label.astype(jnp.uint8)
+        return jnp.moveaxis(signal.mean(1), 0, 1), label.astype(jnp.uint8)
 
     corners = tile * jnp.stack(jnp.meshgrid(jnp.arange(down), jnp.arange(across), indexing="ij"), -1).reshape(-1, 2)
     shape = tuple(n // per_voxel for n in sides)
@@ -269,17 +269,17 @@ def _contest(scores: Array, table: Array, rim: int, per_voxel: int) -> tuple[Arr
     return laid(signals), laid(labels)
 
 
-def _averaged(x: Array, per_voxel: int) -> Array:
-    """`[x, y, z, C]` averaged over blocks of `per_voxel` voxels along each axis."""
-    blocks = x.reshape(*(n for side in x.shape[:3] for n in (side // per_voxel, per_voxel)), x.shape[3])
-    return blocks.mean((1, 3, 5))
+def _places(x: Array, per_voxel: int) -> Array:
+    """`[x, y, z]` of the working grid by place within the target's voxels, `[places, X, Y, Z]`."""
+    blocks = x.reshape(*(n for side in x.shape for n in (side // per_voxel, per_voxel)))
+    return blocks.transpose(1, 3, 5, 0, 2, 4).reshape(-1, *blocks.shape[::2])
 
 
-def _twice_as_fine(x: Array) -> Array:
-    """`[2 + x + 2, 2 + y + 2, 2 + z + 2]` without its rim at twice the resolution, `[2 x, 2 y, 2 z]`, cubic."""
-    for axis in range(3):
+def _eighths(x: Array) -> Array:
+    """`[2 + x + 2, 2 + y + 2, 2 + z + 2]` without its rim at the eight places a quarter of a voxel from the centres, `[8, x, y, z]`, cubic."""
+    x = x[None]
+    for axis in (1, 2, 3):
         n = x.shape[axis] - 4
         shifts = [jax.lax.slice_in_dim(x, t, t + n, axis=axis) for t in range(5)]
-        both = [sum(float(w) * shift for w, shift in zip(row, shifts, strict=True) if w) for row in _QUARTERS]
-        x = jnp.stack(both, axis + 1).reshape(*(2 * n if a == axis else m for a, m in enumerate(x.shape)))
+        x = jnp.concatenate([sum(float(w) * shift for w, shift in zip(row, shifts, strict=True) if w) for row in _QUARTERS])
     return x
