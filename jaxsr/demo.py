@@ -24,7 +24,7 @@ from jaxsr.data.subjects import AnatomySubjects, simulate
 from jaxsr.evaluate.compare import compare_files
 from jaxsr.evaluate.tables import Comparison
 from jaxsr.experiment import load_experiment
-from jaxsr.physics.acquisition import Acquisition, named_acquisition
+from jaxsr.physics.acquisition import Acquisition
 from jaxsr.train.loop import train
 from jaxsr.upscale.files import Settings, make_engine, upscale_file
 from jaxsr.upscale.inputs import Job, is_done
@@ -70,8 +70,8 @@ def run_demo(
         train(experiment, out / "run", report=lambda step, scalars: advance(step, f"loss {scalars['loss']:.4f}"), note=note)
 
     data = experiment.data
-    acquisition = named_acquisition(data.acquisition)
-    say(f"2  simulating {data.acquisition} scans of heads it has never seen")
+    acquisition = data.acquisition
+    say(f"2  simulating {acquisition.name} scans of heads it has never seen")
     heads = AnatomySubjects(HELD_OUT, "test", voxel_size=data.voxel_size, acquisition=acquisition, seed=experiment.seed)
     truths: dict[Path, Callable[[], Volume]] = {
         out / "held_out" / "truth" / f"{name}.nii.gz": functools.partial(heads.truth, i) for i, name in enumerate(heads.ids)

@@ -10,6 +10,7 @@ from jaxsr.config import Strict, load
 from jaxsr.data.augmentation import AugmentConfig
 from jaxsr.data.pairs import MapName
 from jaxsr.methods import MethodConfig
+from jaxsr.physics.protocol import Acquisition, named_acquisition
 
 
 class DataConfig(Strict):
@@ -17,16 +18,18 @@ class DataConfig(Strict):
 
     Attributes:
       volumes: a folder of high-resolution volumes (NIfTI or MGH, any size), or null: the embedded anatomy.
+      labels: a folder of label maps (FreeSurfer's numbers), of which endless heads are rendered, or null.
       manifest: a set that `jaxsr prepare` wrote, its folder or manifest.json, or null. Those of the keys below that say how slices are made
         (acquisition, interpolation, subjects, contrast, draws, window) then mean nothing.
       voxel_size: mm of the target, isotropic; that of the prepared set, where there is one.
-      acquisition: what the low-resolution side is simulated as: 1.5T (2.0 mm) or 3T (1.5 mm).
+      acquisition: what the low-resolution side is simulated as: 1.5T (2.0 mm), 3T (1.5 mm), 64mT or thick-slice; one of them with other
+        settings, {name: thick-slice, snr: [10, 20]}; or one's own. The settings stand in physics/protocol.py.
       interpolation: that brings a low-resolution volume to the target grid, in training and in `upscale`: linear, cubic, or kspace (zero
         filling; best for three-dimensional acquisitions, rings between thick slices).
       acquired: mm of the low-resolution scans of a prepared set, which says it; of what is simulated, the acquisition does.
       crop: side of the training slices in pixels.
-      subjects: heads of the embedded set to train on.
-      contrast: of the embedded set: random, T1w, T2w or PDw.
+      subjects: heads of the embedded set, or of label maps, to train on.
+      contrast: of those heads: random, T1w, T2w or PDw (random heads of label maps may be FLAIR, too).
       draws: slices taken of a subject each time it is visited.
       window: subjects mixed at a time; memory holds two more.
       maps: what slices have beside high and low, where the set has it: reference, bias, gradient, labels, mask.
@@ -35,9 +38,10 @@ class DataConfig(Strict):
     """
 
     volumes: Path | None = None
+    labels: Path | None = None
     manifest: Path | None = None
     voxel_size: float = pydantic.Field(1.0, ge=0.1, le=10)
-    acquisition: Literal["1.5T", "3T"] = "1.5T"
+    acquisition: Acquisition = named_acquisition("1.5T")
     interpolation: Literal["linear", "cubic", "kspace"] = "cubic"
     acquired: tuple[float, float, float] | None = None
     crop: int = pydantic.Field(128, ge=8)
@@ -51,8 +55,9 @@ class DataConfig(Strict):
 
     @pydantic.model_validator(mode="after")
     def _one_set(self) -> "DataConfig":
-        if self.volumes is not None and self.manifest is not None:
-            raise ValueError("volumes and manifest name two sets: leave out one of them, or make it null")
+        named = [name for name in ("volumes", "labels", "manifest") if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} name {len(named)} sets: keep one of them, and leave out the rest or make it null")
         if len(set(self.maps)) < len(self.maps):
             raise ValueError(f"maps names one of them twice: {', '.join(self.maps)}")
         return self

@@ -13,7 +13,7 @@ import jaxsr
 from jaxsr.data.records import SUFFIX, Manifest, Shard, encode, write_manifest, write_shard
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Batch, Method, Variables
-from jaxsr.physics.acquisition import acquired_shape, named_acquisition
+from jaxsr.physics.acquisition import acquired_shape
 from jaxsr.upscale.inputs import IN_PLANE_SIDE
 from jaxsr.volume.io import Volume
 
@@ -94,7 +94,7 @@ def synthetic_head(shape: tuple[int, int, int], experiment: Experiment) -> Volum
     if min(shape) < 1:
         raise ValueError(f"a volume's sides must be at least 1, got {shape}")
     target = (experiment.data.voxel_size,) * 3
-    coarse = acquired_shape(shape, target, named_acquisition(experiment.data.acquisition))
+    coarse = acquired_shape(shape, target, experiment.data.acquisition.typical)
     axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in coarse), indexing="ij", sparse=True)
     noise = np.random.default_rng(experiment.seed).uniform(300, 1000, coarse)
     data = np.where(sum(x**2 for x in axes) < 0.8, noise, 0).astype(np.float32)
@@ -104,7 +104,7 @@ def synthetic_head(shape: tuple[int, int, int], experiment: Experiment) -> Volum
 
 def smallest_side(experiment: Experiment) -> int:
     """Voxels that a side of `synthetic_head` must have for slices of all three axes to serve."""
-    target, acquisition = (experiment.data.voxel_size,) * 3, named_acquisition(experiment.data.acquisition)
+    target, acquisition = (experiment.data.voxel_size,) * 3, experiment.data.acquisition.typical
     side = IN_PLANE_SIDE
     while min(acquired_shape((side,) * 3, target, acquisition)) < IN_PLANE_SIDE:
         side += 1

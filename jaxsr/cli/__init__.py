@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from jaxsr import __version__
-from jaxsr.cli import data, inspect, models, volumes
+from jaxsr.cli import data, inspect, models, simulation, volumes
 from jaxsr.cli.status import run, terminate
 
 app = typer.Typer(
@@ -26,7 +26,17 @@ app = typer.Typer(
 config_app = typer.Typer(name="config", help="Look at configurations, and check them.", no_args_is_help=True)
 bench_app = typer.Typer(name="bench", help="Measure: parameters and multiply-adds, training, its input, upscaling.", no_args_is_help=True)
 
-for command in (models.demo, data.prepare, models.train, models.export, volumes.upscale, volumes.evaluate, inspect.inspect, inspect.doctor):
+for command in (
+    models.demo,
+    data.prepare,
+    models.train,
+    models.export,
+    volumes.upscale,
+    simulation.simulate,
+    volumes.evaluate,
+    inspect.inspect,
+    inspect.doctor,
+):
     app.command()(command)
 app.add_typer(config_app)
 config_app.command("show")(inspect.config_show)

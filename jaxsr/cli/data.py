@@ -21,12 +21,16 @@ def prepare(
     high_in: Annotated[str | None, bare(help="What else tells the truth: an entity (acq-highres, ses-7T) or a folder.")] = None,
     low_in: Annotated[str | None, bare(help="The same of the low-resolution scan.")] = None,
     voxel_size: Annotated[float, typer.Option("--voxel-size", min=0.1, max=10, help="Millimetres of the target.")] = 1.0,
-    acquisition: Annotated[str, typer.Option(help="What is simulated where there is no real low-resolution scan.")] = "1.5T",
+    acquisition: Annotated[
+        str, typer.Option("--acquisition", "-a", help="Simulated where no low scan is real: 1.5T, 3T, 64mT, thick-slice or a .yaml file.")
+    ] = "1.5T",
     visits: Annotated[int, typer.Option(min=1, help="Simulated acquisitions of each scan.")] = 1,
     interpolation: Annotated[str, typer.Option(help="linear, cubic or kspace: from the low grid to the target's.")] = "cubic",
     register: Annotated[str, typer.Option(help="rigid, affine, or off: other scans to the truth.")] = "rigid",
     bias: Annotated[str, typer.Option(help="correct (N4, and keep the map), map (keep the map only), or off.")] = "correct",
-    gradient: Annotated[Path | None, bare(help="The coil's spherical-harmonic coefficients, for the displacement map.")] = None,
+    gradient: Annotated[Path | None, bare(help="The coil's coefficients (text) or a displacement volume: adds a map.")] = None,
+    convention: Annotated[str, typer.Option("--gradient-convention", help="ras, lps, fsl or fsl-absolute.")] = "ras",
+    isocentre: Annotated[str, typer.Option(help="Of the magnet, in scanner mm, for --gradient with coefficients.")] = "0,0,0",
     extra: Annotated[str | None, bare("--with", help="Maps of the data set to keep: some of labels,mask,gradient.")] = None,
     least_tissue: Annotated[float, typer.Option(min=0, max=1, help="Share of a slice that must be tissue.")] = 0.05,
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
@@ -62,6 +66,7 @@ def prepare(
         ("--dtype", dtype, ("float16", "float32")),
         ("--nan", nan, ("refuse", "zero")),
         ("--split", split, ("stable", "exact")),
+        ("--gradient-convention", convention, ("ras", "lps", "fsl", "fsl-absolute")),
     ):
         choice(option, value, known)
     kept = tuple(part.strip() for part in extra.split(",")) if extra else ()
@@ -73,6 +78,7 @@ def prepare(
     from jaxsr.data.layouts import Wanted, problems_report
     from jaxsr.data.splits import read_splits
     from jaxsr.files import shown
+    from jaxsr.physics.protocol import load_acquisition
     from jaxsr.prepare import job
     from jaxsr.prepare.settings import PrepareSettings
     from jaxsr.prepare.summary import split_counts
@@ -81,21 +87,23 @@ def prepare(
         layout=layout,
         wanted=Wanted(high=high, low=low, reference=reference, high_in=high_in, low_in=low_in, families=families),
         voxel_size=voxel_size,
-        acquisition=acquisition,
+        acquisition=load_acquisition(acquisition, []),
         visits=visits,
         interpolation=interpolation,  # type: ignore[arg-type]
         registration=register,  # type: ignore[arg-type]
         bias=bias,  # type: ignore[arg-type]
-        gradient=job.coefficients_sha256(gradient) if gradient else None,
+        gradient=job.sha256_of(gradient) if gradient else None,
         extra=kept,  # type: ignore[arg-type]
         least_tissue=least_tissue,
         dtype=dtype,  # type: ignore[arg-type]
         nan=nan,  # type: ignore[arg-type]
+        convention=convention,  # type: ignore[arg-type]
+        isocentre=_point(isocentre),
         seed=seed,
         split=split,  # type: ignore[arg-type]
     )
     terminal = open_console(quiet=quiet or as_json)
-    plan = job.plan(root, out, settings, coefficients=gradient, splits=read_splits(splits) if splits else None)
+    plan = job.plan(root, out, settings, gradient=gradient, splits=read_splits(splits) if splits else None)
     terminal.print(problems_report(plan.found))
     if plan.done:
         terminal.print(f"{plan.done} of {len(plan.tasks)} done already, as far as their files are what they were")
@@ -117,3 +125,11 @@ def prepare(
         terminal.print(f"Look at {shown(out / 'summary.html')}; train with data.manifest={shown(out)}")
     if failed := len(plan.tasks) - len(manifest.shards):
         raise Exit(1, f"{failed} of {len(plan.tasks)} scans were rejected; {shown(out / 'summary.html')} says why")
+
+
+def _point(text: str) -> tuple[float, float, float]:
+    try:
+        x, y, z = (float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is not a point X,Y,Z in mm, as in 0,0,-12.5", param_hint="--isocentre") from None
+    return x, y, z

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsr.data.anatomy import render, tissue_maps
+from jaxsr.data.anatomy import Head, render, tissue_maps
 from jaxsr.data.pairs import Pair as Pair
 from jaxsr.data.people import person_of
 from jaxsr.data.splits import SPLITS, assign_splits
@@ -42,7 +42,12 @@ class Subjects(Protocol):
 
 
 class AnatomySubjects:
-    """The embedded set: heads rendered from tissue maps. Splits differ in the seeds of their deformations and contrasts."""
+    """The embedded set: heads rendered from tissue maps. Splits differ in the seeds of their deformations and contrasts.
+
+    Args:
+      maps: of those of a pair, what pairs come with.
+      biased: the truth carries the bias field that the map `bias` is of.
+    """
 
     def __init__(
         self,
@@ -54,27 +59,33 @@ class AnatomySubjects:
         seed: int = 0,
         contrast: str = "random",
         interpolation: Kind = "cubic",
+        maps: tuple[str, ...] = (),
+        biased: bool = False,
     ):
         # Heads and acquisitions have keys of their own: were one folded from the other, a visit could draw the noise that shaped the head.
         place = SPLITS.index(split)
         self._key, self._acquisition_key = (jax.random.fold_in(jax.random.key(seed), i) for i in (place, len(SPLITS) + place))
         self.ids = [f"anatomy-{split}-{i:04d}" for i in range(count)]
         self._voxel_size, self._acquisition, self._contrast, self._interpolation = voxel_size, acquisition, contrast, interpolation
+        self._maps, self._biased = maps, biased
         self.grid = target_grid(template_grid(), voxel_size)
+
+    def head(self, index: int) -> Head:
+        """The person's head with the maps that it is to come with."""
+        wanted = tuple({*self._maps, *(["bias"] if self._biased else [])} - {"labels"})
+        return render(jax.random.fold_in(self._key, index), self.grid.shape, self._voxel_size, self._contrast, maps=wanted)
 
     def truth(self, index: int) -> Volume:
         """The head itself, signal about 0…1."""
-        head = render(jax.random.fold_in(self._key, index), self.grid.shape, self._voxel_size, self._contrast)
-        return Volume(np.asarray(head.image), self.grid.affine)
+        return Volume(np.asarray(self.head(index).image), self.grid.affine)
 
     def labels(self, index: int) -> Volume:
         """Indices of `jaxsr.data.anatomy.TISSUES`, as float32."""
-        head = render(jax.random.fold_in(self._key, index), self.grid.shape, self._voxel_size, self._contrast)
-        return Volume(np.asarray(head.labels, np.float32), self.grid.affine)
+        return Volume(np.asarray(self.head(index).labels, np.float32), self.grid.affine)
 
     def load(self, index: int, visit: int = 0) -> Pair:
         key = jax.random.fold_in(jax.random.fold_in(self._acquisition_key, index), visit)
-        return make_pair(self.truth(index), self._acquisition, key, self._interpolation)
+        return pair_of_head(self.head(index), self.grid, self._acquisition, key, self._interpolation, maps=self._maps, biased=self._biased)
 
 
 class FolderSubjects:
@@ -126,12 +137,55 @@ def simulate(truth: Volume, acquisition: Acquisition, key: jax.Array) -> Volume:
     return Volume(low, target_grid(source, stretched).affine)
 
 
-def make_pair(truth: Volume, acquisition: Acquisition, key: jax.Array, interpolation: Kind = "cubic") -> Pair:
-    """`truth` and its simulated acquisition on one grid, in one window."""
+def make_pair(
+    truth: Volume,
+    acquisition: Acquisition,
+    key: jax.Array,
+    interpolation: Kind = "cubic",
+    *,
+    target: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+) -> Pair:
+    """`truth` and its simulated acquisition on one grid, in one window.
+
+    Args:
+      target: what is to be learned in place of the truth that was acquired, on its grid.
+      mask: outside it the acquired volume was set to exactly 0, as stripping a skull does.
+    """
     acquired = simulate(truth, acquisition, key)
-    window = fit_window(acquired.data)
-    low = resample(acquired.data, acquired.grid, truth.grid, interpolation)
-    return Pair(window.forward(truth.data), window.forward(low), truth.grid)
+    data = acquired.data
+    if mask is not None and not mask.all():
+        data = np.where(resample(mask.astype(np.float32), truth.grid, acquired.grid, "linear") > 0.5, data, 0)
+    window = fit_window(data)
+    low = resample(data, acquired.grid, truth.grid, interpolation)
+    return Pair(window.forward(truth.data if target is None else target), window.forward(low), truth.grid)
+
+
+def pair_of_head(
+    head: Head,
+    grid: Grid,
+    acquisition: Acquisition,
+    key: jax.Array,
+    interpolation: Kind = "cubic",
+    *,
+    maps: tuple[str, ...] = (),
+    biased: bool = False,
+) -> Pair:
+    """A synthetic head, its simulated acquisition, and those of the pair's `maps` that are wanted.
+
+    The bias field is the target scanner's: where the target is to carry it (`biased`), what is acquired does not. `gradient` is the
+    displacement by the target's gradients; it has moved neither image. `reference` is as rendered, in a window of its own.
+    """
+    image = np.asarray(head.image)
+    target = image * np.exp(np.asarray(head.bias)) if biased else None
+    mask = None if head.mask is None else np.asarray(head.mask)
+    pair = make_pair(Volume(image, grid.affine), acquisition, key, interpolation, target=target, mask=mask)
+    if not maps:
+        return pair
+    found = {name: np.asarray(getattr(head, name)) for name in maps}
+    if "reference" in found:
+        found["reference"] = fit_window(found["reference"]).forward(found["reference"])
+    return pair._replace(**found)  # type: ignore[arg-type]
 
 
 def find_volumes(folder: Path, voxel_size: float) -> tuple[list[Path], list[str]]:

@@ -6,25 +6,30 @@ Cosines of half-periods 1 … `order` over the field of view are smooth and need
 frequency, and the field is scaled so that log b has the standard deviation `strength` whatever was drawn.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 
-def bias_field(key: Array, shape: tuple[int, int, int], strength: Array | float, order: int = 3) -> Array:
-    """A random bias field `[X, Y, Z]`, positive, with standard deviation `strength` of its logarithm and mean logarithm 0."""
+def bias_field(key: Array, shape: Sequence[int], strength: Array | float, order: int = 3) -> Array:
+    """A random bias field `[X, Y, Z]` (or `[X, Y]`, of any rank), positive, with standard deviation `strength` of its logarithm and mean
+    logarithm 0; sides are longer than `order`."""
     frequencies = jnp.arange(order + 1)
-    degree = frequencies[:, None, None] + frequencies[None, :, None] + frequencies[None, None, :]
+    degree = _summed(frequencies, len(shape))
     weights = jnp.where((degree > 0) & (degree <= order), 1.0 / jnp.maximum(degree, 1), 0.0)
     coefficients = weights * jax.random.normal(key, weights.shape)
-    x, y, z = (jnp.cos(jnp.pi * frequencies[:, None] * (jnp.arange(n) + 0.5) / n) for n in shape)
+    cosines = [jnp.cos(jnp.pi * frequencies[:, None] * (jnp.arange(n) + 0.5) / n) for n in shape]
     # The basis is orthogonal on the half-sample grid: its variance is known without a pass over the volume.
-    variance = (coefficients**2 * 0.5 ** (_cosines(order))).sum()
-    log_field = jnp.einsum("ijk,ix,jy,kz->xyz", coefficients, x, y, z, optimize="greedy")
+    variance = (coefficients**2 * 0.5 ** _summed((frequencies > 0).astype(jnp.float32), len(shape))).sum()
+    indices, sides = "ijk"[: len(shape)], "xyz"[: len(shape)]
+    terms = ",".join(index + side for index, side in zip(indices, sides, strict=True))
+    log_field = jnp.einsum(f"{indices},{terms}->{sides}", coefficients, *cosines, optimize="greedy")
     return jnp.exp(strength * log_field / jnp.sqrt(variance))
 
 
-def _cosines(order: int) -> Array:
-    """How many of the three frequencies are above zero, `[order + 1] * 3`: each such cosine has mean square ½."""
-    above = (jnp.arange(order + 1) > 0).astype(jnp.float32)
-    return above[:, None, None] + above[None, :, None] + above[None, None, :]
+def _summed(values: Array, rank: int) -> Array:
+    """The sum of `values` over the indices of an array of `rank` axes: of frequencies their degree; of those above zero the number of
+    cosines, each of which has mean square ½."""
+    return sum(values.reshape([-1 if axis == a else 1 for a in range(rank)]) for axis in range(rank))  # type: ignore[return-value]

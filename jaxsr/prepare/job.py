@@ -55,12 +55,12 @@ class Plan(NamedTuple):
 
 
 def plan(
-    root: Path, out: Path, settings: PrepareSettings, *, coefficients: Path | None = None, splits: Mapping[str, Split] | None = None
+    root: Path, out: Path, settings: PrepareSettings, *, gradient: Path | None = None, splits: Mapping[str, Split] | None = None
 ) -> Plan:
     """Looks for scans, and for what is done of them. Reads names and entries only.
 
     Args:
-      coefficients: the coil's file, whose SHA-256 is in the settings.
+      gradient: the file whose SHA-256 is in the settings.
       splits: people whose split is settled.
 
     Raises:
@@ -72,7 +72,7 @@ def plan(
         raise ConfigError(f"{shown(out)} lies in the data set {shown(root)}, which would find its own output: choose another folder for it")
     _check_settings(out, settings)
     found = find(settings.layout, root, settings.wanted)
-    tasks = [Task(scan, visit, settings, root, out, coefficients) for scan in found.scans for visit in range(settings.visits)]
+    tasks = [Task(scan, visit, settings, root, out, gradient) for scan in found.scans for visit in range(settings.visits)]
     return Plan(found, tasks, sum(read_part(task) is not None for task in tasks), splits or {})
 
 
@@ -182,10 +182,15 @@ def _attempt(task: Task) -> Part | str:
     except MemoryError as error:
         return f"out of memory ({error}): free some, or choose a larger --voxel-size"
     except (VolumeError, OSError) as error:
-        return str(error)
+        return _inside(str(error), task.root)
     except Exception as error:  # a mistake of ours, or of a library: no reason to lose the other scans
         traceback.print_exc()
         return f"{type(error).__name__}: {error}"
+
+
+def _inside(why: str, root: Path) -> str:
+    """`why` with the set's files called as they are below its root: the manifest does not say where the set lay."""
+    return why.replace(f"{root}{os.sep}", "")
 
 
 @contextlib.contextmanager
@@ -244,9 +249,9 @@ def _settings_text(settings: PrepareSettings) -> str:
     return settings.model_dump_json(indent=1, exclude={"wanted": {"families"}}) + "\n"  # who is kin is in each person's name
 
 
-def coefficients_sha256(path: Path) -> str:
-    """Of the coil's file, for the settings; VolumeError where it cannot be read."""
+def sha256_of(path: Path) -> str:
+    """For the settings; VolumeError where the file cannot be read."""
     try:
         return file_sha256(path)
     except OSError as error:
-        raise VolumeError(f"{shown(path)} cannot be read ({error.strerror}): give the coil's coefficient file") from error
+        raise VolumeError(f"{shown(path)} cannot be read ({error.strerror}): check that it is there and may be read") from error

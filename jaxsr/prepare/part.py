@@ -37,7 +37,7 @@ class Task(NamedTuple):
     settings: PrepareSettings
     root: Path
     out: Path
-    coefficients: Path | None = None
+    gradient: Path | None = None
 
     @property
     def name(self) -> str:
@@ -76,7 +76,7 @@ def make_part(task: Task) -> Part:
     if (part := read_part(task)) and part.digest == digest:
         return part
     settings = task.settings
-    prepared = prepare_scan(task.scan, settings, task.visit, task.coefficients)
+    prepared = prepare_scan(task.scan, settings, task.visit, task.gradient)
     kept = kept_slices(prepared, settings.least_tissue)
     if not any(kept):
         raise VolumeError(f"{task.scan.id}: no slice is {settings.least_tissue:.0%} tissue that all its volumes saw: look at its volumes")

@@ -16,8 +16,7 @@ from matplotlib.image import imread, imsave
 
 from jaxsr.evaluate.montage import picture
 from jaxsr.files import write_whole
-from jaxsr.prepare.scan import Prepared
-from jaxsr.prepare.slices import TISSUE
+from jaxsr.prepare.scan import TISSUE, Prepared
 from jaxsr.volume.geometry import interpolation_matrix
 from jaxsr.volume.slices import AXES
 

@@ -19,18 +19,19 @@ import jax
 import numpy as np
 
 from jaxsr.data.bias import n4
+from jaxsr.data.gradients import gradient_map
 from jaxsr.data.layouts import read_bias, read_scan
 from jaxsr.data.layouts.base import Scan
 from jaxsr.data.pairs import Pair
 from jaxsr.data.registration import register, registered
 from jaxsr.data.subjects import COARSER, simulate, stable_hash
-from jaxsr.physics.acquisition import named_acquisition
 from jaxsr.prepare.settings import PrepareSettings
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid, resample, resample_oblique, source_step, target_grid
 from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.io import Volume, straighten
 
+TISSUE = -0.85  # of the truth's window: brighter is tissue
 LARGEST_NEGATIVE = 0.02  # share of the voxels that may lie clearly below zero in what is a magnitude image
 
 
@@ -50,12 +51,12 @@ class Prepared(NamedTuple):
     notes: tuple[str, ...]
 
 
-def prepare_scan(scan: Scan, settings: PrepareSettings, visit: int = 0, coefficients: Path | None = None) -> Prepared:
+def prepare_scan(scan: Scan, settings: PrepareSettings, visit: int = 0, gradient: Path | None = None) -> Prepared:
     """All maps of `scan` that `settings` ask for.
 
     Args:
       visit: which simulated acquisition; its key comes from the seed, the scan's id and this number.
-      coefficients: the coil's spherical harmonics, where the displacement is to come from them.
+      gradient: the file of `settings.gradient`.
 
     Raises:
       VolumeError: where a file cannot be used, is missing, or cannot be registered.
@@ -99,16 +100,40 @@ def prepare_scan(scan: Scan, settings: PrepareSettings, visit: int = 0, coeffici
     if field is not None:
         maps["bias"] = field
     if "gradient" in settings.maps:
-        source = coefficients if settings.gradient else scan.files["gradient"]
+        source = gradient if settings.gradient else scan.files["gradient"]
         assert source is not None
-        from jaxsr.data.gradients import gradient_map
-
-        maps["gradient"] = gradient_map(grid, source)
+        maps["gradient"] = gradient_map(grid, source, isocentre=settings.isocentre, convention=settings.convention)
     if "labels" in settings.maps:
         maps["labels"] = _labels(scan.files["labels"], grid)
     if "mask" in settings.maps:
         maps["mask"] = (_same_space(read_scan(scan.files["mask"]), grid, "nearest") > 0) & covered
-    return Prepared(pair._replace(**maps), covered, window, acquired.voxel_size, tuple(notes))
+    pair = pair._replace(**maps)
+    box = shared_box(pair.high > TISSUE, covered)
+    if (shape := tuple(s.stop - s.start for s in box)) != grid.shape:
+        notes.append(f"cropped from {' × '.join(map(str, grid.shape))} voxels to {' × '.join(map(str, shape))}, which all its volumes saw")
+        pair, covered = _cropped(pair, box), covered[box]
+    return Prepared(pair, covered, window, acquired.voxel_size, tuple(notes))
+
+
+def shared_box(tissue: np.ndarray, covered: np.ndarray) -> tuple[slice, slice, slice]:
+    """The planes along each axis most of whose tissue is covered, from the first to the last, and the air around them: a neck that one of
+    the volumes lacks is cut off."""
+    box = []
+    for axis in range(3):
+        across = tuple(a for a in range(3) if a != axis)
+        missing, seen = (tissue & ~covered).sum(across), (tissue & covered).sum(across)
+        lacking, whole = np.flatnonzero(missing > seen), np.flatnonzero((missing <= seen) & (seen > 0))
+        first, last = (whole[0], whole[-1]) if len(whole) else (0, len(seen) - 1)
+        start = max((int(i) + 1 for i in lacking if i < first), default=0)
+        box.append(slice(start, min((int(i) for i in lacking if i > last), default=len(seen))))
+    return box[0], box[1], box[2]
+
+
+def _cropped(pair: Pair, box: tuple[slice, slice, slice]) -> Pair:
+    affine = pair.grid.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [s.start for s in box]
+    maps: dict[str, Any] = {name: np.ascontiguousarray(x[box]) for name, x in pair.maps().items()}
+    return pair._replace(grid=Grid(maps["high"].shape, affine), **maps)
 
 
 def _read(path: Path, settings: PrepareSettings) -> Volume:
@@ -134,7 +159,7 @@ def _simulated(truth: Volume, scan: Scan, settings: PrepareSettings, visit: int)
         )
     magnitude = Volume(np.maximum(truth.data, 0), truth.affine)  # interpolation may leave a little below zero
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), stable_hash(scan.id)), visit)
-    return simulate(magnitude, named_acquisition(settings.acquisition), key)
+    return simulate(magnitude, settings.acquisition, key)
 
 
 def _beside(path: Path, truth: Volume, grid: Grid, settings: PrepareSettings) -> tuple[np.ndarray, np.ndarray, Volume, tuple[str, ...]]:

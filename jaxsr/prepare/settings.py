@@ -6,6 +6,7 @@ import pydantic
 
 from jaxsr.config import Strict
 from jaxsr.data.layouts.base import Wanted
+from jaxsr.physics.protocol import Acquisition, named_acquisition
 
 
 class PrepareSettings(Strict):
@@ -19,7 +20,9 @@ class PrepareSettings(Strict):
     registration: what brings the other volumes of a person to the truth: rigid, affine, or off where they share its space already.
     bias: correct (N4 divides the bias field out of each volume; the truth's field is kept as a map), map (the map is kept, the volumes stay
       as they are), or off.
-    gradient: SHA-256 of the coil's coefficient file, where there is one.
+    gradient: SHA-256 of the file with the coil's coefficients, or with a displacement volume for all scans, where there is one.
+    convention: of the components of displacement volumes; see `jaxsr.data.gradients`.
+    isocentre: of the magnet, in scanner mm, for coefficients.
     extra: maps of the data set to keep: labels, mask, gradient.
     least_tissue: share of a slice that must be tissue for the slice to be kept.
     dtype: of intensities, fields and displacements.
@@ -32,12 +35,14 @@ class PrepareSettings(Strict):
     layout: str
     wanted: Wanted = Wanted()
     voxel_size: float = pydantic.Field(1.0, ge=0.1, le=10)
-    acquisition: str = "1.5T"
+    acquisition: Acquisition = named_acquisition("1.5T")
     visits: int = pydantic.Field(1, ge=1, le=1000)
     interpolation: Literal["linear", "cubic", "kspace"] = "cubic"
     registration: Literal["rigid", "affine", "off"] = "rigid"
     bias: Literal["correct", "map", "off"] = "correct"
     gradient: str | None = None
+    convention: Literal["ras", "lps", "fsl", "fsl-absolute"] = "ras"
+    isocentre: tuple[float, float, float] = (0.0, 0.0, 0.0)
     extra: tuple[Literal["labels", "mask", "gradient"], ...] = ()
     least_tissue: float = pydantic.Field(0.05, ge=0, le=1)
     dtype: Literal["float16", "float32"] = "float16"

@@ -6,10 +6,9 @@ import numpy as np
 
 from jaxsr.data.pairs import cut
 from jaxsr.data.records import encode
-from jaxsr.prepare.scan import Prepared
+from jaxsr.prepare.scan import TISSUE, Prepared
 
-TISSUE = -0.85  # of the truth's window: brighter is tissue
-LEAST_COVERED = 0.95  # share of a slice's tissue that all volumes must have seen
+LEAST_COVERED = 0.9  # share of a slice's tissue that all volumes must have seen
 
 
 def kept_slices(prepared: Prepared, least_tissue: float) -> tuple[list[int], list[int], list[int]]:

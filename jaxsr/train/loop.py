@@ -17,10 +17,10 @@ from jaxsr.data.prepared import PreparedSet
 from jaxsr.data.record_stream import RecordStream
 from jaxsr.data.records import MANIFEST
 from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, Split, Subjects, find_volumes, split_by_subject
+from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.experiment import FREE_ON_RESUME, DataConfig, Experiment, load_experiment
 from jaxsr.files import write_text
 from jaxsr.methods.base import Batch, Method
-from jaxsr.physics.acquisition import named_acquisition
 from jaxsr.runtime.checkpoint import Checkpoints, was_begun
 from jaxsr.runtime.distributed import is_first
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
@@ -139,16 +139,34 @@ def build_method(experiment: Experiment) -> Method:
 
 def build_subjects(data: DataConfig, split: Split, seed: int, note: Note = lambda text: None) -> Subjects:
     """The subjects of one split of the set that `data` names; what was left out is told to `note`."""
-    acquisition = named_acquisition(data.acquisition)
+    if data.labels is not None:
+        paths, left_out = find_label_maps(data.labels)
+        for sentence in left_out:
+            note(f"left out: {sentence}")
+        chosen = split_by_subject(paths, data.labels, split, seed)
+        note(f"{split}: {len(chosen)} of {len(paths)} label maps in {data.labels}")
+        return LabelSubjects(
+            chosen,
+            data.labels,
+            data.subjects,
+            split,
+            voxel_size=data.voxel_size,
+            acquisition=data.acquisition,
+            seed=seed,
+            contrast=data.contrast,
+            interpolation=data.interpolation,
+            maps=data.maps,
+        )
     if data.volumes is None:
         return AnatomySubjects(
             data.subjects,
             split,
             voxel_size=data.voxel_size,
-            acquisition=acquisition,
+            acquisition=data.acquisition,
             seed=seed,
             contrast=data.contrast,
             interpolation=data.interpolation,
+            maps=data.maps,
         )
     paths, left_out = find_volumes(data.volumes, data.voxel_size)
     for sentence in left_out:
@@ -156,7 +174,7 @@ def build_subjects(data: DataConfig, split: Split, seed: int, note: Note = lambd
     chosen = split_by_subject(paths, data.volumes, split, seed)
     note(f"{split}: {len(chosen)} of {len(paths)} volumes in {data.volumes}")
     return FolderSubjects(
-        chosen, data.volumes, voxel_size=data.voxel_size, acquisition=acquisition, seed=seed, interpolation=data.interpolation
+        chosen, data.volumes, voxel_size=data.voxel_size, acquisition=data.acquisition, seed=seed, interpolation=data.interpolation
     )
 
 
@@ -220,7 +238,7 @@ def _settled(experiment: Experiment) -> Experiment:
     """With absolute paths: one folder has many spellings, and a run is resumed from anywhere."""
     data = experiment.data
     manifest = data.manifest / MANIFEST if data.manifest and data.manifest.is_dir() else data.manifest
-    absolute = {name: path.resolve() for name, path in (("volumes", data.volumes), ("manifest", manifest)) if path}
+    absolute = {name: path.resolve() for name, path in (("volumes", data.volumes), ("labels", data.labels), ("manifest", manifest)) if path}
     return experiment.model_copy(update={"data": data.model_copy(update=absolute)})
 
 
@@ -232,7 +250,7 @@ def _check_config(run_dir: Path, experiment: Experiment) -> None:
 
 def _check_set(run_dir: Path, experiment: Experiment, subjects: Subjects | PreparedSet) -> None:
     """Refuses to go on with other files than the run began with."""
-    if experiment.data.volumes:
+    if experiment.data.volumes or experiment.data.labels:
         _check_volumes(run_dir, subjects.ids)
     path = run_dir / MANIFEST_SUM
     if isinstance(subjects, PreparedSet) and path.exists() and path.read_text().split()[:1] != [subjects.sha256]:
@@ -251,8 +269,8 @@ def _check_volumes(run_dir: Path, names: Sequence[str]) -> None:
         if changed:
             shown = "\n  ".join([*changed[:10], *(["…"] if len(changed) > 10 else [])])
             raise ConfigError(
-                f"{run_dir} was begun with other volumes; choose another folder, or put data.volumes back as it was ({len(changed)} "
-                f"differences, - missing, + new):\n  {shown}"
+                f"{run_dir} was begun with other volumes; choose another folder, or put data.volumes (or data.labels) back as it was "
+                f"({len(changed)} differences, - missing, + new):\n  {shown}"
             )
 
 
@@ -263,7 +281,7 @@ def _claim(run_dir: Path, experiment: Experiment, subjects: Subjects | PreparedS
     if is_first():
         run_dir.mkdir(parents=True, exist_ok=True)
         write_text(run_dir / "config.yaml", dump(experiment))
-        names = "".join(f"{name}\n" for name in subjects.ids) if experiment.data.volumes else ""
+        names = "".join(f"{name}\n" for name in subjects.ids) if experiment.data.volumes or experiment.data.labels else ""
         checksum = f"{subjects.sha256}  {experiment.data.manifest}\n" if isinstance(subjects, PreparedSet) else ""
         for path, text in ((run_dir / "volumes.txt", names), (run_dir / MANIFEST_SUM, checksum)):
             if text:

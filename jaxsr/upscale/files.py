@@ -13,7 +13,6 @@ from jaxsr.evaluate.files import sidecar_path
 from jaxsr.experiment import Experiment
 from jaxsr.files import shown
 from jaxsr.methods.base import Request
-from jaxsr.physics.acquisition import named_acquisition
 from jaxsr.runtime.distributed import Place
 from jaxsr.runtime.memory import OutOfMemory
 from jaxsr.runtime.mesh import make_mesh
@@ -65,7 +64,7 @@ def training_scans(experiment: Experiment) -> tuple[float, float, float]:
     """Voxel size in mm of the scans that a model learnt from: that of the acquisition, or of the heads where they were coarser."""
     if experiment.data.acquired:
         return experiment.data.acquired
-    x, y, z = (max(mm, experiment.data.voxel_size) for mm in named_acquisition(experiment.data.acquisition).voxel_size)
+    x, y, z = (max(mm, experiment.data.voxel_size) for mm in experiment.data.acquisition.typical.spacing)
     return x, y, z
 
 

@@ -94,7 +94,7 @@ def describe(model: "Model", source: Path, output: Path, result: "Upscaled", req
             "Checkpoint": model.step,
             "WeightsSHA256": model.sha256,
             "TrainedVoxelSize": model.experiment.data.voxel_size,
-            "TrainedAcquisition": _millimetres(model.experiment.data.acquired) or model.experiment.data.acquisition,
+            "TrainedAcquisition": _millimetres(model.experiment.data.acquired) or model.experiment.data.acquisition.name,
             "SamplingSteps": request.steps,
             "Eta": request.eta,
             "IntensityWindow": [result.window.low, result.window.high],

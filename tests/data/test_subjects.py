@@ -101,6 +101,11 @@ def test_few_people_all_train():
     ("x_t1ce.nii", "x"),
     ("x.FLAIR.nii.gz", "x"),
     ("x PDw.nii", "x"),
+    ("x_3T_T1w.nii", "x"),
+    ("x-T2-1.5T.nii", "x"),
+    ("x_64mT.nii", "x"),
+    ("3T/x.nii", "x"),
+    ("x_13.nii", "x_13"),
     ("scanT1.nii", "scanT1"),
     ("T1.nii", "unnamed"),
     ("Jose\u0301.nii", "Jos\u00e9"),
@@ -216,11 +221,11 @@ def drawn(monkeypatch):
     """Records the keys that heads are rendered and acquired from, and renders nothing."""
     keys = {"heads": [], "acquisitions": []}
 
-    def render(key, shape, voxel_size, contrast):
+    def render(key, shape, voxel_size, contrast, **_):
         keys["heads"].append(bytes(jax.random.key_data(key)))
         return Head(np.random.default_rng(0).uniform(0, 1, (8, 8, 8)), np.zeros((8, 8, 8), np.uint8))
 
-    def make_pair(truth, acquisition, key, *_):
+    def make_pair(truth, acquisition, key, *_, **__):
         keys["acquisitions"].append(bytes(jax.random.key_data(key)))
 
     monkeypatch.setattr(module, "render", render)
@@ -270,6 +275,6 @@ def test_a_coarser_acquisition_is_further_from_the_truth():
     high = truth((24, 24, 24))
     errors = []
     for size in (1.5, 2.0, 3.0):
-        pair = make_pair(high, Acquisition((size,) * 3, snr=(1e6, 1e6), bias=(0.0, 0.0)), jax.random.key(0))
+        pair = make_pair(high, Acquisition(voxel_size=(size,) * 3, snr=(1e6, 1e6), bias=(0.0, 0.0)), jax.random.key(0))
         errors.append(float(np.sqrt(((pair.high - pair.low) ** 2).mean() / pair.high.var())))
     assert errors == sorted(errors)

@@ -1,6 +1,5 @@
 """Laws of simulated acquisitions."""
 
-import dataclasses
 import functools
 
 import jax
@@ -8,8 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsr.physics.acquisition import ACQUISITIONS, Acquisition, acquire, acquired_shape, foreground_mean, named_acquisition
+from jaxsr.physics.acquisition import (
+    Acquisition,
+    acquire,
+    acquired_shape,
+    change_contrast,
+    describe_draw,
+    foreground_mean,
+    known_acquisitions,
+    named_acquisition,
+    settle,
+)
+from jaxsr.physics.fields import bias_field
 from jaxsr.physics.kspace import fourier_resample
+from jaxsr.physics.noise import rician
 
 CLEAN = Acquisition(voxel_size=(2.0, 2.0, 2.0), snr=(1e9, 1e9), bias=(0.0, 0.0))
 SHAPE = (20, 24, 18)
@@ -22,6 +33,10 @@ def ball(shape=SHAPE):
     return jnp.asarray(((x - 0.05) ** 2 + y**2 + (z + 0.1) ** 2 < 0.09).astype(np.float32))
 
 
+def changed(acquisition, **settings):
+    return Acquisition(**{**acquisition.model_dump(), **settings})
+
+
 def centre_of_mass(x):
     """In units of the field of view, from its centre."""
     x = np.asarray(x, np.float64)
@@ -31,7 +46,7 @@ def centre_of_mass(x):
 @pytest.mark.parametrize("name, size", [("1.5T", 2.0), ("3T", 1.5)])
 def test_the_named_acquisitions_have_the_papers_voxel_sizes(name, size):
     assert named_acquisition(name).voxel_size == (size, size, size)
-    assert ACQUISITIONS[name].slice_axis is None
+    assert named_acquisition(name).slice_axis is None
 
 
 def test_an_unknown_acquisition_is_refused_by_name():
@@ -49,7 +64,7 @@ def test_the_acquired_grid_covers_the_field_of_view_and_is_never_finer_than_the_
 
 @pytest.mark.parametrize("slice_axis", [None, 2])
 def test_the_field_of_view_stays_where_it_is(slice_axis):
-    acquired = acquire(jax.random.key(0), ball(), (1.0, 1.0, 1.0), dataclasses.replace(CLEAN, slice_axis=slice_axis))
+    acquired = acquire(jax.random.key(0), ball(), (1.0, 1.0, 1.0), changed(CLEAN, slice_axis=slice_axis))
     # Magnitudes turn the ringing below zero up, which moves the centre a little.
     np.testing.assert_allclose(centre_of_mass(acquired), centre_of_mass(ball()), atol=0.01)
 
@@ -62,7 +77,7 @@ def test_without_noise_and_bias_it_is_the_magnitude_of_truncated_k_space():
 @pytest.mark.parametrize("thickness", [2, 3])
 def test_slices_of_a_rectangular_profile_without_gaps_are_block_averages(thickness):
     """Every depth belongs to one slice, so slices of k voxels are means of k voxels, odd k or even."""
-    acquisition = dataclasses.replace(CLEAN, voxel_size=(1.0, 1.0, float(thickness)), slice_axis=2, profile="rectangular")
+    acquisition = changed(CLEAN, voxel_size=(1.0, 1.0, float(thickness)), slice_axis=2, profile="rectangular")
     acquired = acquire(jax.random.key(0), ball(), (1.0, 1.0, 1.0), acquisition)
     blocks = ball().reshape(*SHAPE[:2], SHAPE[2] // thickness, thickness).mean(-1)
     np.testing.assert_allclose(acquired, blocks, atol=1e-5)
@@ -78,7 +93,7 @@ def test_the_same_key_gives_the_same_bits_and_another_another():
 def test_the_noise_is_the_foregrounds_mean_over_the_stated_signal_to_noise_ratio(snr):
     """In air, E[y²] = 2σ² with σ = mean foreground / SNR."""
     volume = jnp.zeros((40, 40, 40)).at[:20].set(0.8)
-    acquisition = dataclasses.replace(CLEAN, voxel_size=(1.0, 1.0, 1.0), snr=(snr, snr))
+    acquisition = changed(CLEAN, voxel_size=(1.0, 1.0, 1.0), snr=(snr, snr))
     air = acquire(jax.random.key(5), volume, (1.0, 1.0, 1.0), acquisition)[20:]
     assert float(jnp.sqrt((air**2).mean() / 2)) == pytest.approx(float(foreground_mean(volume)) / snr, rel=0.01)
     assert float(foreground_mean(volume)) == pytest.approx(0.8)
@@ -86,7 +101,7 @@ def test_the_noise_is_the_foregrounds_mean_over_the_stated_signal_to_noise_ratio
 
 def test_ranges_are_drawn_from_within():
     """With the bias the only unknown, its strength is between the stated ends and differs from key to key."""
-    acquisition = dataclasses.replace(CLEAN, voxel_size=(1.0, 1.0, 1.0), bias=(0.1, 0.2))
+    acquisition = changed(CLEAN, voxel_size=(1.0, 1.0, 1.0), bias=(0.1, 0.2))
     strengths = [float(jnp.log(acquire(jax.random.key(k), jnp.ones((8, 8, 8)), (1.0,) * 3, acquisition)).std()) for k in range(8)]
     assert all(0.099 <= s <= 0.201 for s in strengths)
     assert np.std(strengths) > 0.01
@@ -96,3 +111,178 @@ def test_a_degradation_is_equivariant_to_units():
     """Scanner units are arbitrary: ten times the signal is ten times the image, noise and all."""
     one, ten = (acquire(jax.random.key(1), scale * ball(), (1.0, 1.0, 1.0), named_acquisition("3T")) for scale in (1, 10))
     np.testing.assert_allclose(ten, 10 * one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name, size, snr, strength", [("1.5T", 2.0, (20, 40), (0, 0.02)), ("3T", 1.5, (30, 60), (0, 0.03))])
+def test_the_papers_acquisitions_give_what_published_figures_were_made_of(name, size, snr, strength):
+    """The formula and the draws written out, as they were when these two were all there was."""
+    key, x = jax.random.key(3), ball()
+    keys = [jax.random.fold_in(key, i) for i in range(4)]
+    field = bias_field(keys[0], SHAPE, jax.random.uniform(keys[1], minval=strength[0], maxval=strength[1]))
+    signal = fourier_resample(x * field, [round(n / size) for n in SHAPE])
+    expected = rician(keys[2], signal, foreground_mean(x) / jax.random.uniform(keys[3], minval=snr[0], maxval=snr[1]))
+    np.testing.assert_allclose(acquire(key, x, (1.0, 1.0, 1.0), named_acquisition(name)), expected, atol=1e-5)
+
+
+def test_a_batch_is_a_vmap_over_keys_and_volumes():
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jnp.stack([ball(), 2 * ball()[::-1]])
+    batch = jax.vmap(lambda k, v: acquire(k, v, (1.0, 1.0, 1.0), named_acquisition("1.5T")))(keys, x)
+    np.testing.assert_allclose(batch[1], acquire(keys[1], x[1], (1.0, 1.0, 1.0), named_acquisition("1.5T")), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["64mT", "thick-slice"])
+def test_every_named_acquisition_gives_a_finite_magnitude_on_its_grid_with_the_head_in_its_place(name):
+    shape = (40, 44, 48)
+    key, x = jax.random.key(1), ball(shape)
+    acquired = acquire(key, x, (1.0, 1.0, 1.0), named_acquisition(name))
+    assert acquired.shape == acquired_shape(shape, (1.0, 1.0, 1.0), settle(key, named_acquisition(name)))
+    assert bool((jnp.isfinite(acquired) & (acquired >= 0)).all())
+    inside = jnp.maximum(acquired - 0.4, 0)  # noise in air has its centre of mass in the middle
+    np.testing.assert_allclose(centre_of_mass(inside), centre_of_mass(ball(shape)), atol=0.02)
+
+
+# ------------------------------------------------------------------------------------------------ sizes
+
+
+def test_a_range_of_sizes_draws_one_of_five_values_by_the_key():
+    thick = named_acquisition("thick-slice")
+    drawn = [settle(jax.random.key(k), thick) for k in range(40)]
+    assert {a.voxel_size[2] for a in drawn} == {3.0, 3.75, 4.5, 5.25, 6.0}
+    assert {a.gap for a in drawn} == {0.0, 0.25, 0.5, 0.75, 1.0}
+    assert all(a.settled and a.voxel_size[:2] == (1.0, 1.0) for a in drawn)
+    assert drawn == [settle(jax.random.key(k), thick) for k in range(40)]
+
+
+def test_equal_ranges_draw_the_same_value():
+    """The plane stays square."""
+    drawn = [settle(jax.random.key(k), named_acquisition("64mT")).voxel_size for k in range(20)]
+    assert all(x == y for x, y, _ in drawn)
+    assert len(set(drawn)) == 5
+
+
+def test_slices_are_as_far_apart_as_thickness_and_gap_say():
+    thick = changed(CLEAN, voxel_size=(1, 1, 4), gap=2, slice_axis=2)
+    assert thick.spacing == (1, 1, 6)
+    assert acquired_shape((24, 24, 24), (1, 1, 1), thick) == (24, 24, 4)
+    assert acquired_shape((24, 24, 24), (1, 1, 1), changed(thick, gap=-2)) == (24, 24, 12)
+
+
+def test_what_lies_in_the_gaps_is_lost_and_an_overlap_sees_it_twice():
+    sheet = jnp.zeros((8, 8, 24)).at[:, :, 6].set(1.0)  # slices 4 thick are centred on 2.5, 8.5, … and reach from 0.5 to 4.5, 6.5 to …
+    thick = changed(CLEAN, voxel_size=(1, 1, 4), slice_axis=2, profile="rectangular")
+    seen = {gap: acquire(jax.random.key(0), sheet, (1, 1, 1), changed(thick, gap=gap)) for gap in (2, 0, -2)}
+    assert [int((image[0, 0] > 0.1).sum()) for image in seen.values()] == [0, 1, 2]
+
+
+def test_a_size_that_is_drawn_is_refused_where_the_key_is_traced():
+    with pytest.raises(ValueError, match=r"thick-slice draws its voxel size.*settle it outside"):
+        jax.jit(lambda k: acquire(k, ball(), (1.0, 1.0, 1.0), named_acquisition("thick-slice")))(jax.random.key(0))
+    with pytest.raises(ValueError, match="settle it before"):
+        acquired_shape(SHAPE, (1, 1, 1), named_acquisition("thick-slice"))
+    assert named_acquisition("thick-slice").typical.spacing == (1.0, 1.0, 5.0)
+
+
+# ------------------------------------------------------------------------------------------------ what is off
+
+
+def operations(acquisition):
+    """The primitives of the program, those within others too."""
+    found = []
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            found.append(equation.primitive.name)
+            for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "jaxpr") or hasattr(v, "eqns")):
+                if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
+                    visit(getattr(inner, "jaxpr", inner))
+
+    visit(jax.make_jaxpr(lambda k, v: acquire(k, v, (1.0, 1.0, 1.0), acquisition))(jax.random.key(0), ball()).jaxpr)
+    return found
+
+
+def test_what_is_off_is_not_in_the_program():
+    off = operations(Acquisition(voxel_size=(2, 1, 1)))
+    assert off.count("fft") == 2
+    assert not {"random_bits", "pow", "dot_general", "exp", "scan", "while"} & set(off)
+    assert operations(Acquisition(voxel_size=(1, 1, 1))).count("fft") == 0
+    for settings in (
+        {"snr": 20},
+        {"bias": 0.1},
+        {"gamma": [0.5, 0.8]},
+        {"blur": 2},
+        {"motion": {}},
+        {"ghosting": {}},
+        {"window": "hamming"},
+    ):
+        assert len(operations(Acquisition(voxel_size=(2, 1, 1), **settings))) > len(off)
+
+
+# ------------------------------------------------------------------------------------------------ noise, contrast, reports
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"window": "hamming"},
+        {"window": "ellipse"},
+        {"partial_fourier": {"fraction": 0.6}},
+        {"partial_fourier": {"fraction": 0.6}, "window": "tukey"},
+        {"partial_fourier": {"fraction": 0.6, "fill": "conjugate"}},
+        {"coils": 4},
+    ],
+)
+def test_the_stated_signal_to_noise_ratio_is_that_of_the_image_whatever_is_made_of_the_samples(settings):
+    """In air, E[y²] = 2Lσ². A window smooths the noise, so that of the samples is larger."""
+    volume = jnp.zeros((48, 40, 40)).at[:12].set(0.8)
+    acquisition = changed(CLEAN, voxel_size=(1.0, 1.0, 1.0), snr=(10.0, 10.0), **settings)
+    air = acquire(jax.random.key(5), volume, (1.0, 1.0, 1.0), acquisition)[20:40]
+    assert float(jnp.sqrt((air**2).mean() / 2 / acquisition.coils)) == pytest.approx(0.08, rel=0.02)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_contrast_is_monotone_and_keeps_zero_and_the_maximum(gamma):
+    x = jnp.linspace(0, 7, 50)
+    y = change_contrast(x, gamma)
+    assert float(y[0]) == 0
+    assert float(y[-1]) == pytest.approx(7)
+    assert (jnp.diff(y) > 0).all()
+    assert (change_contrast(jnp.zeros(3), gamma) == 0).all()
+
+
+def test_the_contrast_is_drawn_on_a_logarithmic_scale_and_acquired():
+    acquisition = Acquisition(voxel_size=(1, 1, 1), gamma=(0.5, 2.0))
+    gammas = np.array([describe_draw(jax.random.key(k), acquisition)["gamma"] for k in range(200)])
+    assert ((gammas >= 0.5) & (gammas <= 2)).all()
+    assert np.log(gammas).mean() == pytest.approx(0, abs=0.1)
+    x = 4 * jax.random.uniform(jax.random.key(0), SHAPE)
+    np.testing.assert_allclose(acquire(jax.random.key(2), x, (1, 1, 1), acquisition), change_contrast(x, gammas[2]), atol=1e-4)
+
+
+def test_what_was_drawn_can_be_told_without_acquiring_anything():
+    everything = changed(
+        named_acquisition("thick-slice"), blur=[1, 2], gamma=[0.5, 2], motion={"jumps": 2}, ghosting={"every": 3, "axis": 0}
+    )
+    facts = describe_draw(jax.random.key(4), everything)
+    assert set(facts) == {"voxel_size", "gap", "bias", "snr", "gamma", "blur", "rotation", "translation", "ghost", "ghost_phase", "poses"}
+    assert facts["voxel_size"][2] == settle(jax.random.key(4), everything).voxel_size[2]
+    assert 20 <= facts["snr"] <= 50
+    assert np.shape(facts["poses"]["angles"]) == (3, 3)
+    assert describe_draw(jax.random.key(4), Acquisition(voxel_size=(1, 1, 1))) == {"voxel_size": [1, 1, 1]}
+
+
+@pytest.mark.parametrize(
+    "settings, worse", [({"motion": {"rotation": 3, "translation": 3}}, 0.05), ({"ghosting": {"intensity": 0.3}}, 0.1)]
+)
+def test_artefacts_of_an_acquisition_add_to_its_image_and_nothing_where_they_have_no_strength(settings, worse):
+    plain = Acquisition(voxel_size=(2, 2, 2))
+    image = acquire(jax.random.key(0), ball(), (1.0, 1.0, 1.0), plain)
+    ((part, values),) = settings.items()
+    spoilt = acquire(jax.random.key(0), ball(), (1.0, 1.0, 1.0), changed(plain, **settings))
+    assert float(jnp.abs(spoilt - image).max()) > worse
+    none = dict.fromkeys(values, 0)
+    np.testing.assert_allclose(acquire(jax.random.key(0), ball(), (1.0, 1.0, 1.0), changed(plain, **{part: none})), image, atol=1e-5)
+
+
+def test_the_names_are_those_of_the_specification():
+    assert known_acquisitions() == ("1.5T", "3T", "64mT", "thick-slice")

@@ -33,3 +33,18 @@ def test_the_field_over_one_field_of_view_does_not_depend_on_the_voxel_size():
     fine, coarse = (jnp.log(bias_field(jax.random.key(2), shape, 0.2)) for shape in ((48, 60, 40), (24, 30, 20)))
     averaged = fine.reshape(24, 2, 30, 2, 20, 2).mean((1, 3, 5))
     assert jnp.abs(averaged - coarse).max() < 0.01
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (50,)])
+def test_slices_have_fields_too_with_the_same_law(shape):
+    field = bias_field(jax.random.key(3), shape, 0.3)
+    assert field.shape == shape
+    assert jnp.log(field).mean() == pytest.approx(0, abs=1e-6)
+    assert jnp.log(field).std() == pytest.approx(0.3, rel=1e-5)
+
+
+def test_a_batch_of_fields_is_a_vmap_over_keys_and_strengths():
+    keys, strengths = jax.random.split(jax.random.key(0), 3), jnp.array([0.0, 0.1, 0.2])
+    batch = jax.vmap(lambda k, s: bias_field(k, SHAPE, s))(keys, strengths)
+    assert jnp.log(batch[2]).std() == pytest.approx(0.2, rel=1e-4)
+    assert (batch[0] == 1).all()

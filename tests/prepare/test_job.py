@@ -14,13 +14,14 @@ from jaxsr.config import ConfigError
 from jaxsr.data.layouts.base import Wanted
 from jaxsr.data.pairs import cut
 from jaxsr.data.records import decode, file_sha256, read_manifest
+from jaxsr.physics.protocol import named_acquisition
 from jaxsr.prepare import job
 from jaxsr.prepare.scan import prepare_scan
 from jaxsr.prepare.settings import PrepareSettings
 from jaxsr.prepare.slices import kept_slices
 from jaxsr.volume.errors import VolumeError
 
-SETTINGS = PrepareSettings(layout="folder", voxel_size=4.0, registration="off", bias="off", acquisition="1.5T")
+SETTINGS = PrepareSettings(layout="folder", voxel_size=4.0, registration="off", bias="off")
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -111,8 +112,8 @@ def test_where_no_scan_can_be_prepared_the_error_says_why(heads, tmp_path):
 
 
 def test_a_set_made_with_other_settings_is_not_mixed_with_this_one(prepared, heads):
-    with pytest.raises(ConfigError, match="acquisition"):
-        job.plan(heads, prepared, SETTINGS.model_copy(update={"acquisition": "3T"}))
+    with pytest.raises(ConfigError, match="3T"):
+        job.plan(heads, prepared, SETTINGS.model_copy(update={"acquisition": named_acquisition("3T")}))
 
 
 def test_a_folder_of_something_else_is_not_written_into(heads, tmp_path):

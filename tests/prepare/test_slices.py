@@ -4,7 +4,7 @@ import numpy as np
 
 from jaxsr.data.pairs import Pair
 from jaxsr.data.records import decode
-from jaxsr.prepare.scan import Prepared
+from jaxsr.prepare.scan import Prepared, shared_box
 from jaxsr.prepare.slices import kept_slices, records
 from jaxsr.volume.geometry import Grid
 from jaxsr.volume.intensity import Window
@@ -41,3 +41,12 @@ def test_displacements_are_along_the_rows_the_columns_and_through_the_slice():
         np.testing.assert_array_equal(rows, np.arange(16.0)[:, None] * np.ones(16))
         np.testing.assert_array_equal(columns, np.arange(16.0) * np.ones((16, 1)))
         assert (through == index).all(), axis
+
+
+def test_a_neck_that_one_volume_did_not_see_is_cut_off():
+    tissue = np.zeros((16, 16, 16), bool)
+    tissue[4:12, 4:12, 2:14] = True
+    covered = np.ones_like(tissue)
+    covered[:, :, :6] = False
+    assert shared_box(tissue, covered) == (slice(0, 16), slice(0, 16), slice(6, 16))
+    assert shared_box(tissue, np.ones_like(tissue)) == (slice(0, 16),) * 3

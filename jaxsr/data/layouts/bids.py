@@ -265,12 +265,11 @@ def _bidsignore(root: Path) -> Callable[[PurePosixPath], bool]:
         parts = path.parts
         heads = ["/".join(parts[: i + 1]) for i in range(len(parts))]  # the file and each folder above it
         for pattern in patterns:
-            of = heads[:-1] if pattern.endswith("/") else heads
             bare = pattern.strip("/").removeprefix("**/")
-            if any(fnmatch.fnmatchcase(head, bare) for head in of):
+            if any(fnmatch.fnmatchcase(head, bare) for head in heads):
                 return True
-            anchored = "/" in pattern.strip("/") and not pattern.startswith("**/")
-            if not anchored and not pattern.startswith("/") and any(fnmatch.fnmatchcase(head.rpartition("/")[2], bare) for head in of):
+            anchored = "/" in pattern.rstrip("/") and not pattern.startswith("**/")
+            if not anchored and any(fnmatch.fnmatchcase(part, bare) for part in parts):
                 return True
         return False
 

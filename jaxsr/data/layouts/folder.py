@@ -158,4 +158,4 @@ def _bare(stem: str) -> str:
     name = stem.lower()
     if name[-5:-4] == "_" and name[-4:].isdigit():
         name = name[:-5]
-    return without_contrast(name)[0]
+    return without_contrast(name)

@@ -182,7 +182,7 @@ def unique_ids(named: Sequence[tuple[str, str]]) -> list[str]:
 
 def _walk(root: Path, at: PurePosixPath, chain: tuple[str, ...], problems: list[Problem], hidden: list[str]) -> Iterator[PurePosixPath]:
     try:
-        entries = sorted(os.scandir(root / at), key=lambda entry: entry.name)
+        entries = list(os.scandir(root / at))
     except OSError as error:
         problems.append(Problem(f"{shown(at)}/", f"the folder cannot be listed ({error.strerror}): check its permissions"))
         return

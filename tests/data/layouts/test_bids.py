@@ -111,6 +111,22 @@ def test_masks_and_labels_of_the_same_space_come_from_derivatives(plant, show):
     assert derived == find("bids", root, Wanted(high="T1w", high_in="derivatives/fmriprep_desc-preproc"))
 
 
+@pytest.mark.parametrize("name, taken", [
+    ("desc-brain_mask", True),
+    ("mask", True),
+    ("run-1_desc-brain_mask", False),  # of a run that the truth is not
+    ("space-MNI152NLin2009cAsym_desc-brain_mask", False),
+    ("space-orig_desc-brain_mask", True),
+    ("space-T1w_desc-brain_mask", True),
+    ("label-lesion_mask", False),
+    ("desc-preproc_mask", False),
+])  # fmt: skip
+def test_a_mask_is_of_the_brain_and_of_the_truths_own_space(plant, show, name, taken):
+    mask = f"derivatives/p/sub-01/anat/sub-01_{name}.nii.gz"
+    root = plant(*anat("01", "T1w"), mask)
+    assert show.scans(find("bids", root), root)["sub-01"].get("mask") == (mask if taken else None)
+
+
 def test_a_derivative_set_by_itself_is_a_set(plant, show):
     root = described(plant(*anat("01", "desc-preproc_T1w", "space-MNI_desc-preproc_T1w", "desc-brain_mask")), DatasetType="derivative")
     found = find("bids", root)
@@ -162,7 +178,9 @@ def test_a_missing_description_is_a_note_and_no_error(plant, show):
     assert "is missing" in show.reasons(find("bids", plant(*anat("01", "T1w"))), "note")["dataset_description.json"]
 
 
-@pytest.mark.parametrize("pattern", ["*_acq-bad_*", "sub-01/anat/*bad*", "/sub-01/anat/sub-01_acq-bad_T1w.nii.gz", "**/*bad*"])
+@pytest.mark.parametrize(
+    "pattern", ["*_acq-bad_*", "**/sub-01_acq-bad_T1w*", "sub-01/anat/*bad*", "/sub-01/anat/sub-01_acq-bad_T1w.nii.gz", "**/*bad*"]
+)
 def test_what_bidsignore_names_is_ignored_and_told(plant, show, pattern):
     root = plant(*anat("01", "T1w", "acq-bad_T1w"))
     (root / ".bidsignore").write_text(f"# a comment\n{pattern}\n")
@@ -171,9 +189,10 @@ def test_what_bidsignore_names_is_ignored_and_told(plant, show, pattern):
     assert ".bidsignore names it" in show.reasons(found, "ignored")["sub-01/anat/sub-01_acq-bad_T1w.nii.gz"]
 
 
-def test_a_folder_in_bidsignore_goes_with_all_that_is_in_it(plant):
+@pytest.mark.parametrize("pattern", ["sub-02/", "/sub-02", "sub-02/anat/", "sub-02/**", "!sub-01/\nsub-02"])
+def test_a_folder_in_bidsignore_goes_with_all_that_is_in_it(plant, pattern):
     root = plant(*anat("01", "T1w"), *anat("02", "T1w"))
-    (root / ".bidsignore").write_text("sub-02/\n")
+    (root / ".bidsignore").write_text(f"{pattern}\n/anat\n")  # there is no such folder at the root
     assert [scan.id for scan in find("bids", root).scans] == ["sub-01"]
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from jaxsr.data.layouts import find
+from jaxsr.data.layouts import Wanted, find
 from jaxsr.data.layouts.tree import safe_id, unique_ids
 
 
@@ -32,15 +32,20 @@ def test_what_cannot_be_a_volume_is_told_with_the_way_out(plant, annexed, show):
         assert word in why[name]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_what_may_not_be_read_is_told(plant, show):
-    root = plant("a.nii", "b/c.nii")
-    (root / "a.nii").chmod(0)
-    (root / "b").chmod(0)
-    try:
-        assert set(show.reasons(find("folder", root), "unreadable")) == {"a.nii", "b/"}
-    finally:
-        (root / "b").chmod(0o755)
+def test_what_may_not_be_read_is_told(plant, show, monkeypatch):
+    """As for somebody without permission; nobody can take it from root."""
+    root, scandir = plant("a.nii", "b/c.nii", "d.nii"), os.scandir
+
+    def refuse(path):
+        if os.fspath(path).endswith("b"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "a.nii")
+    found = find("folder", root)
+    assert [scan.id for scan in found.scans] == ["d"]
+    assert set(show.reasons(found, "unreadable")) == {"a.nii", "b/"}
 
 
 def test_a_name_that_is_no_text_is_told_and_other_names_are_kept(plant, show):
@@ -79,6 +84,17 @@ def test_linked_folders_are_followed_once_and_never_round_in_circles(plant, tmp_
     assert sorted(path.relative_to(root).as_posix() for scan in found.scans for path in scan.files.values()) == ["a/1.nii", "b/2.nii"]
     assert "leads back" in show.reasons(found, "ignored")["a/up/"]
     assert not show.unaccounted(found, root)
+
+
+def test_a_folder_is_told_as_a_whole_only_where_one_thing_is_true_of_it(plant, show):
+    root = plant("a/high/x.nii", "b/y.nii", "b/z.nii", "b/y.nii.gz", "c/d/1.nii", "c/e/2.nii")
+    found = find("folder", root, Wanted(high="x"))
+    assert [scan.id for scan in found.scans] == ["a_high"]
+    assert show.reasons(found, "unused") == {
+        "b/y.nii.gz": "its name does not end in x",
+        "b/z.nii": "its name does not end in x",
+        "c/": "2 volumes: its name does not end in x",
+    }
 
 
 def test_one_file_under_two_names_is_one_scan(plant, show):
