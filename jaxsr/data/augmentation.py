@@ -139,7 +139,7 @@ def _read(maps: Mapping[str, np.ndarray], position: np.ndarray) -> Maps:
 class _Reader:
     """Reads slices of `shape` at `position` `[2, H, W]`: what depends on the positions alone is computed once for all of them.
 
-    scipy.ndimage's map_coordinates gives the same, slice by slice, in two to three times the time.
+    scipy.ndimage's map_coordinates gives the same, slice by slice, in twice the time.
     """
 
     def __init__(self, shape: tuple[int, int], position: np.ndarray):
