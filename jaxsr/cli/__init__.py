@@ -29,6 +29,7 @@ bench_app = typer.Typer(name="bench", help="Measure: parameters and multiply-add
 for command in (
     models.demo,
     data.prepare,
+    data.generate,
     models.train,
     models.export,
     volumes.upscale,

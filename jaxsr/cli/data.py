@@ -1,4 +1,4 @@
-"""Commands that make data sets: prepare."""
+"""Commands that make data sets: prepare, generate."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jaxsr.cli.options import AsJson, bare, choice
+from jaxsr.cli.options import AsJson, Device, bare, choice, choices, select_device
 from jaxsr.cli.output import open_console, print_table, progress
 from jaxsr.cli.status import Exit
 
@@ -21,6 +21,7 @@ def prepare(
     high_in: Annotated[str | None, bare(help="What else tells the truth: an entity (acq-highres, ses-7T) or a folder.")] = None,
     low_in: Annotated[str | None, bare(help="The same of the low-resolution scan.")] = None,
     voxel_size: Annotated[float, typer.Option("--voxel-size", min=0.1, max=10, help="Millimetres of the target.")] = 1.0,
+    axes: Annotated[str, typer.Option(help="all, or some of sagittal,coronal,axial: what slices are cut across.")] = "all",
     acquisition: Annotated[
         str, typer.Option("--acquisition", "-a", help="Simulated where no low scan is real: 1.5T, 3T, 64mT, thick-slice or a .yaml file.")
     ] = "1.5T",
@@ -87,6 +88,7 @@ def prepare(
         layout=layout,
         wanted=Wanted(high=high, low=low, reference=reference, high_in=high_in, low_in=low_in, families=families),
         voxel_size=voxel_size,
+        axes=choices("--axes", axes, ("sagittal", "coronal", "axial")),  # type: ignore[arg-type]
         acquisition=load_acquisition(acquisition, []),
         visits=visits,
         interpolation=interpolation,  # type: ignore[arg-type]
@@ -133,3 +135,34 @@ def _point(text: str) -> tuple[float, float, float]:
     except ValueError:
         raise typer.BadParameter(f"'{text}' is not a point X,Y,Z in mm, as in 0,0,-12.5", param_hint="--isocentre") from None
     return x, y, z
+
+
+def generate(
+    out: Annotated[Path, bare("--out", "-o", help="A folder for the heads.")],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many.")] = 16,
+    labels: Annotated[Path | None, bare(help="A folder of label maps. [default: the embedded tissue maps]")] = None,
+    voxel_size: Annotated[float, typer.Option("--voxel-size", min=0.3, max=10, help="Millimetres.")] = 1.0,
+    contrast: Annotated[str, typer.Option(help="random, T1w, T2w or PDw.")] = "random",
+    extra: Annotated[str | None, bare("--with", help="Maps to write too: some of reference,bias,gradient,labels,mask, or all.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
+    device: Device = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
+) -> None:
+    """Write synthetic heads as NIfTI files, as `prepare --layout folder` reads them. Heads that are there already stay.
+
+    Examples:
+
+        jaxsr generate -o heads -n 32
+
+        jaxsr generate -o heads --labels label_maps/ --with labels,reference && jaxsr prepare heads set --layout folder --with labels
+    """
+    choice("--contrast", contrast, ("random", "T1w", "T2w", "PDw"))
+    maps = choices("--with", extra, ("reference", "bias", "gradient", "labels", "mask")) if extra else ()
+    select_device(device)
+    from jaxsr.files import shown
+    from jaxsr.generate import generate as run
+
+    terminal = open_console(quiet=quiet)
+    with progress(terminal, "rendering", count) as (advance, note):
+        written = run(out, count, labels=labels, voxel_size=voxel_size, contrast=contrast, maps=maps, seed=seed, advance=advance, note=note)
+    terminal.print(f"{len(written)} heads in {shown(out)}/high; next: jaxsr prepare {shown(out)} SET --layout folder")

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module
 
-from jaxsr.data.records import MANIFEST, Split, decode, read_manifest, shards_of
+from jaxsr.data.records import MANIFEST, decode, read_manifest, shards_of
+from jaxsr.data.splits import Split
 from jaxsr.files import shown
 from jaxsr.volume.errors import VolumeError
 

@@ -20,6 +20,7 @@ from array_record.python import array_record_module
 from safetensors import numpy as arrays
 
 from jaxsr.config import Strict
+from jaxsr.data.splits import Split
 from jaxsr.files import Writer, shown, write_text, write_whole
 from jaxsr.volume.errors import VolumeError
 
@@ -28,7 +29,6 @@ SUFFIX = ".array_record"
 _OPTIONS = "group_size:1,zstd:1"  # records are read one by one, in any order
 
 Role = Literal["high", "low", "reference", "bias", "gradient", "labels", "mask"]
-Split = Literal["train", "validation", "test"]
 
 
 class Source(Strict):

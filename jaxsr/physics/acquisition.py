@@ -1,11 +1,11 @@
 """Simulated acquisitions: what a scanner would have made of a high-resolution volume.
 
-    y = |W ((b · T x^γ ⊗ κ ⊗ p)↓ + n)|      [survey, Eq. 2]
+    y = |W ((Γ(b · T x^γ) ⊗ κ ⊗ p)↓ + n)|      [survey, Eq. 2]
 
     x^γ    another contrast                    ↓    k-space truncated to the acquired voxels
     T      the pose, as lines are acquired     n    complex noise, coil by coil
     b      the bias field of the coils         W    what is made of the samples: a window, partial Fourier
-    κ, p   point spread and slice profile
+    κ, p   point spread and slice profile      Γ    the warp of nonlinear gradients
 
 An `Acquisition` states ranges; `acquire` draws from them with its key and returns the volume on the *acquired* grid. Bringing it back to
 the high-resolution grid is the reader's business (volume/), so that training sees exactly what upscaling a file will see. All between
@@ -22,7 +22,9 @@ import numpy as np
 from jax import Array
 
 from jaxsr.physics.blur import excite, gaussian_blur
+from jaxsr.physics.contrast import gamma
 from jaxsr.physics.fields import bias_field
+from jaxsr.physics.gradients import invert, random_displacement, unwarp
 from jaxsr.physics.kspace import apply_window, fourier_resample, partial_fourier, sampled_lines, window_weights
 from jaxsr.physics.linear import LinearOperator, coarser_shape, linear_operator
 from jaxsr.physics.motion import Poses, draw_poses, ghost, move_during
@@ -33,7 +35,6 @@ __all__ = [
     "Acquisition",
     "acquire",
     "acquired_shape",
-    "change_contrast",
     "describe_draw",
     "foreground_mean",
     "known_acquisitions",
@@ -46,7 +47,8 @@ __all__ = [
 Shape = tuple[int, int, int]
 VoxelSize = tuple[float, float, float]
 
-_KEYS = ("bias", "strength", "noise", "snr", "sizes", "gamma", "blur", "motion", "poses", "ghosting")  # append only: places are draws
+# Append only: a place is a key.
+_KEYS = ("bias", "strength", "noise", "snr", "sizes", "gamma", "blur", "motion", "poses", "ghosting", "warp", "field")
 
 
 def acquired_shape(shape: Shape, voxel_size: VoxelSize, acquisition: Acquisition) -> Shape:
@@ -105,12 +107,6 @@ def describe_draw(key: Array, acquisition: Acquisition) -> dict[str, Any]:
     return facts
 
 
-def change_contrast(volume: Array, gamma: Array | float) -> Array:
-    """max · (x / max)^γ of a volume ≥ 0: monotone, keeps 0 and the maximum."""
-    most = jnp.maximum(volume.max(), jnp.finfo(volume.dtype).tiny)
-    return most * (jnp.maximum(volume, 0) / most) ** gamma
-
-
 def foreground_mean(volume: Array) -> Array:
     """Mean of the voxels above a tenth of the maximum: the signal that SNR refers to."""
     foreground = volume > 0.1 * volume.max()
@@ -121,7 +117,7 @@ def foreground_mean(volume: Array) -> Array:
 def _acquire(key: Array, volume: Array, voxel_size: VoxelSize, acquisition: Acquisition) -> Array:
     draw = _draw(key, acquisition)
     if "gamma" in draw:
-        volume = change_contrast(volume, draw["gamma"])
+        volume = gamma(volume, draw["gamma"])
     signal = _sample(key, volume, voxel_size=voxel_size, acquisition=acquisition)
     reconstruct = _reconstruct(acquisition)
     if "snr" not in draw:
@@ -138,10 +134,17 @@ def _sample(key: Array, volume: Array, *, voxel_size: VoxelSize, acquisition: Ac
     draw = _draw(key, acquisition)
     x, y, z = volume.shape
     shape = acquired_shape((x, y, z), voxel_size, acquisition)
+    # Fields stay where they are in the scanner, however the head moves.
+    bias = bias_field(_key(key, "bias"), (x, y, z), draw["bias"]) if "bias" in draw else None
+    bent = None
+    if "warp" in draw:  # `unwarp` by the inverse is `warp`, and the inverse is found once
+        bent = invert(random_displacement(_key(key, "field"), (x, y, z), voxel_size, draw["warp"]), voxel_size)
 
     def see(signal: Array) -> Array:
-        if "bias" in draw:
-            signal = signal * bias_field(_key(key, "bias"), volume.shape, draw["bias"])
+        if bias is not None:
+            signal = signal * bias
+        if bent is not None:
+            signal = unwarp(signal, bent, voxel_size)
         if "blur" in draw:
             axes = acquisition.in_plane
             signal = gaussian_blur(signal, [draw["blur"] / voxel_size[axis] for axis in axes], axes)
@@ -204,6 +207,8 @@ def _draw(key: Array, acquisition: Acquisition) -> dict[str, Array]:
         draw["gamma"] = jnp.exp(uniform("gamma", (float(np.log(acquisition.gamma[0])), float(np.log(acquisition.gamma[1])))))
     if acquisition.blur[1] > 0:
         draw["blur"] = uniform("blur", acquisition.blur)
+    if acquisition.warp[1] > 0:
+        draw["warp"] = uniform("warp", acquisition.warp)
     if acquisition.motion is not None:
         rotation, translation = jax.random.uniform(_key(key, "motion"), (2,))
         draw["rotation"] = _between(acquisition.motion.rotation, rotation)

@@ -91,6 +91,7 @@ class Acquisition(Strict):
         is brighter than a tenth of the maximum.
       coils: 1 for Rician noise, more for non-central χ noise, the root of the sum of squares over as many equal coils.
       bias: standard deviation of the logarithm of the bias field.
+      warp: longest displacement in mm by the gradient coils' nonlinearity, signal conserved; the image is not undistorted again.
       gamma: contrast: x becomes max · (x / max)^gamma; its logarithm is drawn. 1 for none.
       motion: null, or how the head moves.
       ghosting: null, or which ghosts there are.
@@ -108,6 +109,7 @@ class Acquisition(Strict):
     snr: PositiveRange | None = None
     coils: int = pydantic.Field(1, ge=1, le=128)
     bias: Range = (0.0, 0.0)
+    warp: Range = (0.0, 0.0)
     gamma: PositiveRange = (1.0, 1.0)
     motion: Motion | None = None
     ghosting: Ghosting | None = None

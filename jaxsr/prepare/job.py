@@ -20,7 +20,7 @@ import jaxsr
 from jaxsr.config import ConfigError
 from jaxsr.data.layouts import find
 from jaxsr.data.layouts.base import Found
-from jaxsr.data.records import Manifest, Rejected, file_sha256, write_manifest
+from jaxsr.data.records import Manifest, Rejected, Shard, file_sha256, write_manifest
 from jaxsr.data.splits import Split, assign_splits
 from jaxsr.files import FileError, shown, write_text
 from jaxsr.prepare.part import Part, Task, make_part, read_part
@@ -106,9 +106,10 @@ def prepare(
         reasons = "\n  ".join(f"{r.what}: {r.why}" for r in rejected[-10:])
         raise VolumeError(f"none of the {len(plan.tasks)} scans could be prepared:\n  {reasons}")
 
-    people = {part.shard.person for part in parts.values()}
-    splits = assign_splits(people, settings.seed, settings.shares, stable=settings.split == "stable", given=plan.splits)
-    shards = tuple(parts[name].shard.model_copy(update={"split": splits[parts[name].shard.person]}) for name in sorted(parts))
+    same, said = same_people([part.shard for part in parts.values()])
+    rejected += said
+    splits = assign_splits(set(same.values()), settings.seed, settings.shares, stable=settings.split == "stable", given=plan.splits)
+    shards = tuple(parts[name].shard.model_copy(update={"split": splits[same[parts[name].shard.person]]}) for name in sorted(parts))
     manifest = Manifest(
         made_by=f"jaxsr {jaxsr.__version__}",
         voxel_size=settings.voxel_size,
@@ -132,10 +133,24 @@ def describe(plan: Plan) -> dict[str, Any]:
             {"id": scan.id, "person": scan.person, "files": {role: str(path) for role, path in scan.files.items()}}
             for scan in plan.found.scans
         ],
-        "problems": [{"path": problem.path, "why": problem.why} for problem in plan.found.problems],
+        "problems": [{"path": problem.path, "why": problem.why, "kind": problem.kind} for problem in plan.found.problems],
         "parts": len(plan.tasks),
         "done": plan.done,
     }
+
+
+def same_people(shards: Sequence[Shard]) -> tuple[dict[str, str], list[Rejected]]:
+    """Each person with the name that their split goes by, and what is to be said: people who share a truth, byte for byte, are one."""
+    name = {shard.person: shard.person for shard in shards}
+    first: dict[str, str] = {}
+    said = []
+    for shard in sorted(shards, key=lambda shard: shard.person):
+        truth = next(source.sha256 for source in shard.sources if source.role == "high")
+        other, own = name[first.setdefault(truth, shard.person)], name[shard.person]
+        if other != own:
+            said.append(Rejected(what=shard.subject, why=f"its truth is a copy of one of {other}: both are in one split", kind="note"))
+            name = {person: other if called == own else called for person, called in name.items()}
+    return name, said
 
 
 def default_workers(tasks: int) -> int:

@@ -77,9 +77,9 @@ def make_part(task: Task) -> Part:
         return part
     settings = task.settings
     prepared = prepare_scan(task.scan, settings, task.visit, task.gradient)
-    kept = kept_slices(prepared, settings.least_tissue)
+    kept = kept_slices(prepared, settings.least_tissue, settings.axes)
     if not any(kept):
-        raise VolumeError(f"{task.scan.id}: no slice is {settings.least_tissue:.0%} tissue that all its volumes saw: look at its volumes")
+        raise VolumeError(f"no slice is {settings.least_tissue:.0%} tissue that all its volumes saw: look at its volumes")
     found: dict[str, str] = {}
 
     def write_shard(path: Path) -> None:

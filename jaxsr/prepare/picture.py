@@ -41,11 +41,13 @@ def save_strip(prepared: Prepared, path: Path) -> None:
     maps = prepared.pair.maps()
     tissue = maps["high"] > TISSUE
     middle = [round(float(x.mean())) if len(x) else n // 2 for x, n in zip(np.nonzero(tissue), tissue.shape, strict=True)]
-    scale = SIDE / max(tissue.shape)
+    size = prepared.pair.grid.voxel_size
+    most = max(n * mm for n, mm in zip(tissue.shape, size, strict=True))
     rows = []
     for plane in PLANES:
+        column, row = (size[axis] * SIDE / most for axis in range(3) if axis != AXES[plane])  # pixels a voxel
         views = {name: picture(x, plane, middle[AXES[plane]]) if x.ndim == 3 else _length(x, plane, middle) for name, x in maps.items()}
-        rows.append(np.concatenate([_panel(column, views, scale) for column in columns(list(maps))], axis=1))
+        rows.append(np.concatenate([_panel(head, views, (row, column)) for head in columns(list(maps))], axis=1))
     imsave(path, np.concatenate(rows), format="png")
 
 
@@ -77,9 +79,9 @@ def _length(vectors: np.ndarray, plane: str, middle: Sequence[int]) -> np.ndarra
     return np.linalg.norm(np.stack([picture(vectors[..., c], plane, middle[AXES[plane]]) for c in range(3)]), axis=0)
 
 
-def _panel(column: str, views: Mapping[str, np.ndarray], scale: float) -> np.ndarray:
-    """One panel, uint8 `[SIDE, SIDE, 3]`."""
-    first, _, second = column.partition(" | ")
+def _panel(head: str, views: Mapping[str, np.ndarray], scale: tuple[float, float]) -> np.ndarray:
+    """One panel, uint8 `[SIDE, SIDE, 3]`; `scale` is pixels a voxel along rows and columns."""
+    first, _, second = head.partition(" | ")
     match first:
         case "bias":
             colours = colormaps["RdBu_r"]((_fit(views["bias"], scale, 0.0) / MOST_BIAS + 1) / 2)[..., :3]
@@ -99,12 +101,12 @@ def _panel(column: str, views: Mapping[str, np.ndarray], scale: float) -> np.nda
     return (colours * 255).round().astype(np.uint8)
 
 
-def _fit(view: np.ndarray, scale: float, fill: float, kind: str = "linear") -> np.ndarray:
+def _fit(view: np.ndarray, scale: tuple[float, float], fill: float, kind: str = "linear") -> np.ndarray:
     """`view` scaled and centred in a square of `SIDE` pixels."""
     view = np.asarray(view, np.float32)
     for axis in range(2):
         n = view.shape[axis]
-        m = min(SIDE, max(1, round(n * scale)))
+        m = min(SIDE, max(1, round(n * scale[axis])))
         positions = (np.arange(m) + 0.5) * n / m - 0.5
         matrix = interpolation_matrix(n, positions, kind, n / m)  # type: ignore[arg-type]
         view = np.moveaxis(np.tensordot(matrix, view, (1, axis)), 0, axis)

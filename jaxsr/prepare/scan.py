@@ -30,6 +30,7 @@ from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid, resample, resample_oblique, source_step, target_grid
 from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.io import Volume, straighten
+from jaxsr.volume.slices import AXES
 
 TISSUE = -0.85  # of the truth's window: brighter is tissue
 LARGEST_NEGATIVE = 0.02  # share of the voxels that may lie clearly below zero in what is a magnitude image
@@ -62,13 +63,12 @@ def prepare_scan(scan: Scan, settings: PrepareSettings, visit: int = 0, gradient
       VolumeError: where a file cannot be used, is missing, or cannot be registered.
     """
     if missing := [name for name in settings.maps if name in settings.extra and name not in scan.files]:
-        raise VolumeError(f"{scan.id} has no {' and no '.join(missing)}: add the file, or leave out --with {','.join(missing)}")
+        raise VolumeError(f"there is no {' and no '.join(missing)} beside it: add the file, or leave out --with {','.join(missing)}")
     if settings.wanted.reference is not None and "reference" not in scan.files:
-        raise VolumeError(f"{scan.id} has no {settings.wanted.reference} for --reference")
+        raise VolumeError(f"there is no {settings.wanted.reference} beside it for --reference")
 
     native = _read(scan.files["high"], settings)
-    _check_fine(native, settings.voxel_size)
-    grid = target_grid(native.grid, settings.voxel_size)
+    grid = target_grid(native.grid, _target_size(native, settings))
     truth = Volume(resample(native.data, native.grid, grid), grid.affine)
     notes = list(native.notes)
     field = None
@@ -106,7 +106,7 @@ def prepare_scan(scan: Scan, settings: PrepareSettings, visit: int = 0, gradient
     if "labels" in settings.maps:
         maps["labels"] = _labels(scan.files["labels"], grid)
     if "mask" in settings.maps:
-        maps["mask"] = (_same_space(read_scan(scan.files["mask"]), grid, "nearest") > 0) & covered
+        maps["mask"] = (_same_space(read_scan(scan.files["mask"], constant="allow"), grid, "nearest") > 0) & covered
     pair = pair._replace(**maps)
     box = shared_box(pair.high > TISSUE, covered)
     if (shape := tuple(s.stop - s.start for s in box)) != grid.shape:
@@ -140,13 +140,20 @@ def _read(path: Path, settings: PrepareSettings) -> Volume:
     return straighten(read_scan(path, nan=settings.nan))
 
 
-def _check_fine(volume: Volume, voxel_size: float) -> None:
-    if max(volume.voxel_size) > COARSER * voxel_size:
+def _target_size(volume: Volume, settings: PrepareSettings) -> tuple[float, float, float]:
+    """Voxel size of the target; VolumeError where the volume is too coarse to be a truth at it."""
+    coarsest = max(volume.voxel_size[axis] for axis in settings.in_plane)
+    if coarsest > COARSER * settings.voxel_size:
         size = " × ".join(f"{v:g}" for v in volume.voxel_size)
-        enough = np.ceil(max(volume.voxel_size) * 10 - 1e-3) / 10
+        enough = np.ceil(coarsest * 10 - 1e-3) / 10
+        thin = [name for name, axis in AXES.items() if max(np.delete(volume.voxel_size, axis)) <= COARSER * settings.voxel_size]
+        across = f", or --axes {thin[0]}, within whose slices it is fine enough" if thin and len(settings.axes) > 1 else ""
         raise VolumeError(
-            f"{volume.path}: voxels of {size} mm are no truth at {voxel_size:g} mm: choose finer scans, or --voxel-size {enough:g}"
+            f"{volume.path}: voxels of {size} mm are no truth at {settings.voxel_size:g} mm: choose finer scans, or --voxel-size "
+            f"{enough:g}{across}"
         )
+    x, y, z = (settings.voxel_size if axis in settings.in_plane else volume.voxel_size[axis] for axis in range(3))
+    return x, y, z
 
 
 def _simulated(truth: Volume, scan: Scan, settings: PrepareSettings, visit: int) -> Volume:
@@ -191,7 +198,7 @@ def _motion(matrix: np.ndarray, grid: Grid) -> str:
 
 def _labels(path: Path, grid: Grid) -> np.ndarray:
     """Structures on `grid`, int16."""
-    volume = read_scan(path)
+    volume = read_scan(path, constant="allow")
     if volume.data.min() < 0 or volume.data.max() > np.iinfo(np.int16).max or (volume.data != np.rint(volume.data)).any():
         raise VolumeError(f"{path}: labels are whole numbers from 0 to 32767, these are not: leave out --with labels")
     return _same_space(volume, grid, "nearest").astype(np.int16)

@@ -7,13 +7,16 @@ import pydantic
 from jaxsr.config import Strict
 from jaxsr.data.layouts.base import Wanted
 from jaxsr.physics.protocol import Acquisition, named_acquisition
+from jaxsr.volume.slices import AXES
 
 
 class PrepareSettings(Strict):
     """Attributes:
     layout: a name in `jaxsr.data.layouts.LAYOUTS`.
     wanted: which files are the truth, the low-resolution side, the second contrast.
-    voxel_size: mm of the target, isotropic.
+    voxel_size: mm of the target: of all three axes, or where slices are cut across one axis only, of the slices; through them the truth's
+      own spacing stays.
+    axes: that slices are cut across.
     acquisition: what the low-resolution side is simulated as, where there is no real one.
     visits: simulated acquisitions of each scan.
     interpolation: that brings a low-resolution volume to the target grid, in training and in `upscale`.
@@ -35,6 +38,7 @@ class PrepareSettings(Strict):
     layout: str
     wanted: Wanted = Wanted()
     voxel_size: float = pydantic.Field(1.0, ge=0.1, le=10)
+    axes: tuple[Literal["sagittal", "coronal", "axial"], ...] = pydantic.Field(("sagittal", "coronal", "axial"), min_length=1)
     acquisition: Acquisition = named_acquisition("1.5T")
     visits: int = pydantic.Field(1, ge=1, le=1000)
     interpolation: Literal["linear", "cubic", "kspace"] = "cubic"
@@ -50,6 +54,11 @@ class PrepareSettings(Strict):
     seed: int = pydantic.Field(0, ge=0)
     split: Literal["stable", "exact"] = "stable"
     shares: tuple[float, float, float] = (8.0, 1.0, 1.0)
+
+    @property
+    def in_plane(self) -> tuple[int, ...]:
+        """Axes of the volume that lie in some slice."""
+        return tuple(axis for axis in range(3) if any(AXES[across] != axis for across in self.axes))
 
     @property
     def maps(self) -> tuple[str, ...]:

@@ -1,24 +1,28 @@
 """From a scan's maps to its records: slices along three axes, those without a head left out."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
 from jaxsr.data.pairs import cut
 from jaxsr.data.records import encode
 from jaxsr.prepare.scan import TISSUE, Prepared
+from jaxsr.volume.slices import AXES
 
 LEAST_COVERED = 0.9  # share of a slice's tissue that all volumes must have seen
 
 
-def kept_slices(prepared: Prepared, least_tissue: float) -> tuple[list[int], list[int], list[int]]:
-    """Which slices across each axis hold enough tissue, nearly all of it seen by every volume."""
+def kept_slices(prepared: Prepared, least_tissue: float, axes: Collection[str] = tuple(AXES)) -> tuple[list[int], list[int], list[int]]:
+    """Which slices across each of `axes` hold enough tissue, nearly all of it seen by every volume."""
     tissue = prepared.pair.high > TISSUE
     if prepared.pair.mask is not None:
         tissue &= prepared.pair.mask
     seen = tissue & prepared.covered
-    kept = []
-    for axis in range(3):
+    kept: list[list[int]] = []
+    for name, axis in AXES.items():
+        if name not in axes:
+            kept.append([])
+            continue
         across = tuple(a for a in range(3) if a != axis)
         amount, covered = tissue.sum(across), seen.sum(across)
         pixels = tissue.size // tissue.shape[axis]

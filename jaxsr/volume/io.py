@@ -63,11 +63,18 @@ class Volume:
         return self.grid.voxel_size
 
 
-def read_volume(path: str | Path, *, volume: int | None = None, nan: Literal["refuse", "zero"] = "refuse") -> Volume:
+def read_volume(
+    path: str | Path,
+    *,
+    volume: int | None = None,
+    nan: Literal["refuse", "zero"] = "refuse",
+    constant: Literal["refuse", "allow"] = "refuse",
+) -> Volume:
     """Reads one volume, float32 in RAS+, with its exact affine.
 
     Args:
       volume: which one, from 0, of a file that holds several.
+      constant: 'allow' takes a volume without contrast, as a mask or a field may be.
       nan: 'zero' sets NaN and infinite voxels to 0 and notes how many; 'refuse' raises.
 
     Raises:
@@ -80,7 +87,7 @@ def read_volume(path: str | Path, *, volume: int | None = None, nan: Literal["re
         affine, notes, codes = place(image)
         data, behind = load_data(image, volume)
         data, affine, orientation = _turned(data, affine)
-        data, zeroed, more = _check_values(data, nan)
+        data, zeroed, more = _check_values(data, nan, constant)
     except VolumeError as error:
         raise VolumeError(f"{shown(path)}: {error}") from None
     return Volume(data, affine, orientation, path, notes + behind + more, codes, zeroed)
@@ -137,7 +144,7 @@ def _check_sides(shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_values(data: np.ndarray, nan: str) -> tuple[np.ndarray, int, tuple[str, ...]]:
+def _check_values(data: np.ndarray, nan: str, constant: str) -> tuple[np.ndarray, int, tuple[str, ...]]:
     """The data, all finite, how many voxels were not, and notes."""
     notes: tuple[str, ...] = ()
     finite = np.isfinite(data)
@@ -149,7 +156,7 @@ def _check_values(data: np.ndarray, nan: str) -> tuple[np.ndarray, int, tuple[st
         data[~finite] = 0
         notes = (f"{found} set to 0",)
     low, high = float(data.min()), float(data.max())
-    if low == high:
+    if low == high and constant == "refuse":
         raise VolumeError(f"the volume has no contrast, every voxel is {low + 0:g}: check that it is the scan you mean")
     if max(-low, high) > LARGEST:
         raise VolumeError(f"intensities from {low:g} to {high:g} are no scanner's: the file is damaged; copy or convert it again")

@@ -1,25 +1,28 @@
 """`prepare`: its set is a function of the files and the settings, whatever happened on the way."""
 
 import functools
-import json
+import html
 import operator
 import os
+import re
 import shutil
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxsr.config import ConfigError
-from jaxsr.data.layouts.base import Wanted
+from jaxsr.data.layouts.base import Scan
 from jaxsr.data.pairs import cut
-from jaxsr.data.records import decode, file_sha256, read_manifest
+from jaxsr.data.records import Shard, Source, decode, file_sha256, read_manifest
 from jaxsr.physics.protocol import named_acquisition
 from jaxsr.prepare import job
 from jaxsr.prepare.scan import prepare_scan
 from jaxsr.prepare.settings import PrepareSettings
 from jaxsr.prepare.slices import kept_slices
 from jaxsr.volume.errors import VolumeError
+from jaxsr.volume.io import Volume, write_volume
 
 SETTINGS = PrepareSettings(layout="folder", voxel_size=4.0, registration="off", bias="off")
 
@@ -71,44 +74,62 @@ def test_the_bytes_do_not_depend_on_workers_or_on_where_the_data_set_lies(prepar
     assert tree(tmp_path / "again") == tree(prepared)
 
 
-def test_a_scan_more_leaves_the_shards_of_the_others_as_they_are(prepared, heads, tmp_path):
+def test_only_what_is_new_or_changed_is_prepared(prepared, heads, tmp_path):
     out = shutil.copytree(prepared, tmp_path / "set")
-    more = shutil.copytree(heads, tmp_path / "more")
-    shutil.copy(more / "sub-00_T1w.nii.gz", more / "sub-07_T1w.nii.gz")
-    before = {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
-    manifest = job.prepare(job.plan(more, out, SETTINGS), workers=1)
+    folder = shutil.copytree(heads, tmp_path / "other")
+    shutil.copy(folder / "sub-00_T1w.nii.gz", folder / "sub-01_T1w.nii.gz")
+    shutil.copy(folder / "sub-00_T1w.nii.gz", folder / "sub-07_T1w.nii.gz")
+    before = {path.stem: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
+    manifest = job.prepare(job.plan(folder, out, SETTINGS), workers=2)
+    after = {path.stem: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
+    assert {name for name in after if after[name] != before.get(name)} == {"sub-01_T1w", "sub-07_T1w"}
     assert len(manifest.shards) == 4
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len({shard.split for shard in manifest.shards if shard.subject != "sub-02_T1w"}) == 1  # they share a truth
 
 
-def test_a_changed_file_is_prepared_again(prepared, heads, tmp_path):
-    out = shutil.copytree(prepared, tmp_path / "set")
-    changed = shutil.copytree(heads, tmp_path / "changed")
-    shutil.copy(changed / "sub-00_T1w.nii.gz", changed / "sub-01_T1w.nii.gz")
-    before, after = tree(out), None
-    job.prepare(job.plan(changed, out, SETTINGS), workers=1)
-    after = tree(out)
-    differ = {name for name in before if name.startswith("shards/") and before[name] != after[name]}
-    assert len(differ) == 1
-
-
-def test_a_bad_scan_is_listed_with_its_reason_and_stops_nobody(heads, tmp_path):
-    bad = shutil.copytree(heads, tmp_path / "bad")
-    whole = (bad / "sub-01_T1w.nii.gz").read_bytes()
-    (bad / "sub-01_T1w.nii.gz").write_bytes(whole[: len(whole) // 2])
+@pytest.fixture(scope="module")
+def mixed(heads: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of a good scan, one with an odd name, and one that is damaged."""
+    folder = tmp_path_factory.mktemp("mixed")
+    whole = (heads / "sub-01_T1w.nii.gz").read_bytes()
+    shutil.copy(heads / "sub-00_T1w.nii.gz", folder / "good.nii.gz")
+    (folder / "a&b <i>.nii.gz").write_bytes(whole)
+    (folder / "damaged.nii.gz").write_bytes(whole[: len(whole) // 2])
     said: list[str] = []
-    manifest = job.prepare(job.plan(bad, tmp_path / "out", SETTINGS), workers=1, note=said.append)
-    assert len(manifest.shards) == 2
+    out = folder.parent / "mixed-out"
+    job.prepare(job.plan(folder, out, SETTINGS), workers=1, note=said.append)
     assert len(said) == 1
+    assert "damaged.nii.gz" in said[0]
+    return out
+
+
+def test_a_bad_scan_is_listed_with_its_reason_and_stops_nobody(mixed):
+    manifest = read_manifest(mixed)
+    assert len(manifest.shards) == 2
     [rejected] = manifest.rejected
-    assert "sub-01" in rejected.what
-    assert rejected.why in (tmp_path / "out" / "summary.html").read_text().replace("&#39;", "'")
+    assert rejected.what == "damaged"
+    assert rejected.why in html.unescape((mixed / "summary.html").read_text())
+    assert str(mixed.parent) not in (mixed / "manifest.json").read_text()  # where the set lay is nobody's business
+
+
+def test_the_summary_shows_names_as_text_and_links_to_every_picture(mixed):
+    page = (mixed / "summary.html").read_text()
+    assert "<i>" not in page
+    linked = re.findall(r'src="(pictures/[^"]*)"', page)
+    assert len(linked) == 2
+    assert all((mixed / urllib.parse.unquote(html.unescape(link))).is_file() for link in linked)
 
 
 def test_where_no_scan_can_be_prepared_the_error_says_why(heads, tmp_path):
-    settings = SETTINGS.model_copy(update={"voxel_size": 1.0})
-    with pytest.raises(VolumeError, match=r"no truth at 1 mm.*--voxel-size 4"):
+    settings = SETTINGS.model_copy(update={"extra": ("labels",)})
+    with pytest.raises(VolumeError, match=r"(?s)none of the 3 scans.*sub-02.*--with labels"):
         job.prepare(job.plan(heads, tmp_path / "out", settings), workers=1)
+
+
+def test_a_truth_that_is_too_coarse_is_told_what_would_serve(heads):
+    scan = job.plan(heads, heads.parent / "unused", SETTINGS).tasks[0].scan
+    with pytest.raises(VolumeError, match=r"no truth at 1 mm.*--voxel-size 4"):
+        prepare_scan(scan, SETTINGS.model_copy(update={"voxel_size": 1.0}))
 
 
 def test_a_set_made_with_other_settings_is_not_mixed_with_this_one(prepared, heads):
@@ -122,12 +143,6 @@ def test_a_folder_of_something_else_is_not_written_into(heads, tmp_path):
         job.plan(heads, tmp_path, SETTINGS)
     with pytest.raises(ConfigError, match="lies in the data set"):
         job.plan(heads, heads / "out", SETTINGS)
-
-
-def test_a_missing_contrast_rejects_the_scan_and_names_the_option(heads, tmp_path):
-    settings = SETTINGS.model_copy(update={"extra": ("labels",)})
-    with pytest.raises(VolumeError, match="--with labels"):
-        job.prepare(job.plan(heads, tmp_path / "out", settings), workers=1)
 
 
 def test_every_visit_is_another_acquisition_of_the_same_truth(heads, tmp_path):
@@ -150,14 +165,29 @@ def test_a_worker_that_dies_takes_only_its_own_task_with_it():
     assert ended == {i: str(i) for i in (0, 1, 2, 4, 5)}
 
 
-def test_the_summary_shows_names_as_text_and_links_to_every_picture(heads, tmp_path):
-    odd = tmp_path / "odd"
-    odd.mkdir()
-    shutil.copy(heads / "sub-00_T1w.nii.gz", odd / "a&b <i>.nii.gz")
-    manifest = job.prepare(job.plan(odd, tmp_path / "out", SETTINGS), workers=1)
-    page = (tmp_path / "out" / "summary.html").read_text()
-    assert "<i>.nii" not in page
-    for shard in manifest.shards:
-        assert (tmp_path / "out" / "pictures" / f"{shard.subject}.png").is_file()
-    assert json.loads((tmp_path / "out" / "settings.json").read_text())["layout"] == "folder"
-    assert Wanted.model_validate(json.loads((tmp_path / "out" / "settings.json").read_text())["wanted"]) == SETTINGS.wanted
+def test_settings_on_the_disk_are_what_was_asked_for(prepared):
+    assert PrepareSettings.model_validate_json((prepared / "settings.json").read_text()) == SETTINGS
+
+
+def test_people_who_share_a_truth_byte_for_byte_are_in_one_split():
+    def shard(person: str, sha256: str) -> Shard:
+        source = Source(role="high", path=f"{person}-{sha256}.nii.gz", sha256=sha256)
+        facts = {"file": "f", "sha256": "", "records": 1, "slices": (1, 0, 0), "shape": (4, 4, 4), "window": (0.0, 1.0)}
+        return Shard(subject=f"{person}-{sha256}", person=person, acquired=(2.0, 2.0, 2.0), sources=(source,), **facts)
+
+    shards = [shard("a", "1"), shard("b", "2"), shard("c", "1"), shard("c", "3"), shard("d", "3"), shard("e", "4")]
+    for order in (shards, shards[::-1]):
+        names, said = job.same_people(order)
+        assert names == {"a": "a", "c": "a", "d": "a", "b": "b", "e": "e"}
+        assert {note.what for note in said} == {"c-1", "d-3"}
+
+
+def test_a_stack_of_thick_slices_is_a_truth_within_its_slices_only(tmp_path):
+    thick = Volume(np.random.default_rng(0).uniform(50, 100, (40, 40, 8)).astype(np.float32), np.diag([4.0, 4.0, 15.0, 1.0]))
+    write_volume(tmp_path / "thick.nii.gz", thick)
+    scan = Scan("thick", "thick", {"high": tmp_path / "thick.nii.gz"})
+    with pytest.raises(VolumeError, match=r"--voxel-size 15, or --axes axial"):
+        prepare_scan(scan, SETTINGS)
+    made = prepare_scan(scan, SETTINGS.model_copy(update={"axes": ("axial",)}))
+    assert made.pair.high.shape == (40, 40, 8)
+    np.testing.assert_allclose(made.pair.grid.voxel_size, (4, 4, 15))

@@ -50,3 +50,7 @@ def test_a_neck_that_one_volume_did_not_see_is_cut_off():
     covered[:, :, :6] = False
     assert shared_box(tissue, covered) == (slice(0, 16), slice(0, 16), slice(6, 16))
     assert shared_box(tissue, np.ones_like(tissue)) == (slice(0, 16),) * 3
+
+
+def test_slices_are_cut_across_the_axes_that_were_asked_for():
+    assert kept_slices(box(16), 0.05, ("axial",)) == ([], [], list(range(3, 13)))

@@ -83,9 +83,14 @@ class Bids:
         form = Filter({key: value for key, value in high_in.entities.items() if key in _FORMS}, high_in.section)
         references = self._one_form(account, references, form, derivative)
         free = set(high_in.entities) | set(low_in.entities)
-        self._pair(account, truths, {"low": lows if low else None, "reference": references if wanted.reference else None}, free, files)
+        sides: dict[str, tuple[str, list[Named]]] = {}
+        if low:
+            sides["low"] = (f"{low} for the low side", lows)
+        if wanted.reference:
+            sides["reference"] = (f"{wanted.reference} for reference", references)
+        self._pair(account, truths, sides, free, files)
         self._people(account, root, files, high)
-        return account.found(lambda path: _reason(path, high))
+        return account.found(lambda path: _reason(path, high, wanted.high_in))
 
     def _one_form(self, account: Account, files: list[Named], by: Filter, derivative: bool) -> list[Named]:
         """Of several forms or echoes of one image one; the others are refused."""
@@ -109,38 +114,39 @@ class Bids:
         return not own, len((set(_FORMS) & set(file.entities)) - set(by.entities))
 
     def _pair(
-        self, account: Account, truths: list[Named], sides: dict[str, list[Named] | None], free: set[str], files: list[Named]
+        self, account: Account, truths: list[Named], sides: dict[str, tuple[str, list[Named]]], free: set[str], files: list[Named]
     ) -> None:
-        wanted = {role: candidates for role, candidates in sides.items() if candidates is not None}
-        theirs = {role: _by_person(candidates) for role, candidates in wanted.items()}
+        theirs = {role: _by_person(candidates) for role, (_, candidates) in sides.items()}
         maps = _by_person([file for file in files if file.suffix in ("mask", "dseg")])
         chosen: set[PurePosixPath] = set()
         for truth in truths:
             partners, lacking = {}, []
-            for role in wanted:
+            for role, (name, _) in sides.items():
                 candidates = theirs[role][truth.person]
                 # The reference belongs to the truth: only the low side may be in another session.
                 near = [c for c in candidates if c.session == truth.session or (role == "low" and "ses" in free)]
                 if near:
                     partners[role] = min(near, key=lambda c: _distance(truth, c, free))
                 else:
-                    elsewhere = sorted({f"ses-{c.session}" for c in candidates})
-                    lacking.append(f"no {role} side in the same session" + (f", only in {', '.join(elsewhere)}" if elsewhere else ""))
+                    elsewhere = sorted({f"ses-{c.session}" if c.session else "no session" for c in candidates})
+                    lacking.append(f"no {name} in the same session" + (f", only in {', '.join(elsewhere)}" if elsewhere else ""))
             if lacking:
                 account.refuse(truth.path, "partner", f"there is {' and '.join(lacking)}")
                 continue
             paths = {role: partner.path for role, partner in partners.items()}
             chosen.update(paths.values())
             account.scan(truth.name, truth.person, {"high": truth.path, **paths, **self._maps(truth, maps[truth.person])})
-        people = {truth.person for truth in truths}
-        for role, candidates in wanted.items():
+        people, scanned = {truth.person for truth in truths}, {draft.person for draft in account.drafts}
+        for name, candidates in sides.values():
             for other in candidates:
                 if other.path in chosen:
                     continue
                 if other.person not in people:
-                    account.refuse(other.path, "partner", f"a {role} side, and {other.person} has no truth")
+                    account.refuse(other.path, "partner", f"{name}, and {other.person} has no truth")
+                elif other.person not in scanned:
+                    account.refuse(other.path, "partner", f"{name}, and the truth of {other.person} lacks another partner")
                 else:
-                    account.refuse(other.path, "duplicate", f"a {role} side, and another is nearer to each truth of {other.person}")
+                    account.refuse(other.path, "duplicate", f"{name}, and another is nearer to each truth of {other.person}")
 
     def _maps(self, truth: Named, files: list[Named]) -> dict[str, PurePosixPath]:
         found = {}
@@ -192,12 +198,12 @@ def _never(file: Named) -> str:
     return "it shows what was removed with the face" if file.suffix == "defacemask" or file.entities.get("desc") == "deface" else ""
 
 
-def _distance(truth: Named, other: Named, free: set[str]) -> tuple[int, float, bool, PurePosixPath]:
-    """How far a partner is: entities that differ, runs between, another pipeline, its name."""
-    keys = (set(truth.entities) | set(other.entities)) - free - {"run", "echo", *_FORMS}
+def _distance(truth: Named, other: Named, free: set[str]) -> tuple[bool, int, float, bool, PurePosixPath]:
+    """How far a partner is: another session, entities that differ, runs between, another pipeline, its name."""
+    keys = (set(truth.entities) | set(other.entities)) - free - {"ses", "run", "echo", *_FORMS}
     differ = sum(truth.entities.get(key) != other.entities.get(key) for key in keys)
     runs = abs(_number(truth.entities.get("run")) - _number(other.entities.get("run")))
-    return differ, runs, truth.section != other.section, other.path
+    return truth.session != other.session, differ, runs, truth.section != other.section, other.path
 
 
 def _agree(map_: Named, truth: Named) -> bool:
@@ -229,15 +235,16 @@ def _number(text: str | None) -> float:
     return float(text) if text and text.isdecimal() else 1.0
 
 
-def _reason(path: PurePosixPath, high: str) -> str:
+def _reason(path: PurePosixPath, high: str, high_in: str | None) -> str:
+    """Why a file that is named as BIDS names them is in no scan."""
     named = parse(path)
-    if named is None:
-        return "its name is none of BIDS"
-    if named.section:
-        return f"{shown(named.section)} was not asked for" + (
-            "" if named.section in OUTSIDE else f" (high_in={shown(named.section)} would)"
-        )
-    return f"{named.suffix} has no part in pairs of {high}"
+    if named is None or named.suffix != high:
+        return f"{named.suffix if named else path.name} has no part in pairs of {high}"
+    if named.section in OUTSIDE:
+        return f"{named.section} is no part of the set"
+    if named.datatype not in ("anat", ""):
+        return f"it lies in {named.datatype}/, not in anat/"
+    return f"high_in={shown(high_in)} does not take it" if high_in else f"high_in={shown(named.section)} would take it"
 
 
 def _description(root: Path, account: Account) -> bool:

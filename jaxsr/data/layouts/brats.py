@@ -48,8 +48,6 @@ class Brats:
                     account.refuse(path, "duplicate", f"the same contrast as {shown(first.name)}, which was taken")
             elif path.parent.name.startswith("BraTS") and "segm" in path.name.lower():
                 odd.append(path)
-            else:
-                account.refuse(path, "unused", "its name is none of BraTS, as in BraTS2021_00000_t1.nii.gz")
         for path in odd:
             if "seg" in cases[path.parent, path.parent.name]:
                 account.refuse(path, "duplicate", "the case has a segmentation under its usual name, which was taken")
@@ -65,4 +63,6 @@ class Brats:
             time_point = _TIME_POINT.fullmatch(case)
             person = time_point[1] if time_point else case
             account.scan(case, person, {role: files[kind] for role, kind in roles.items() if kind in files})
-        return account.found(lambda path: f"neither {high} nor {reference}" if reference else f"not {high}")
+        known = {path for files in cases.values() for path in files.values()}
+        asked = f"neither {high} nor {reference}" if reference else f"not {high}"
+        return account.found(lambda path: asked if path in known else "its name is none of BraTS, as in BraTS2021_00000_t1.nii.gz")

@@ -16,7 +16,6 @@ from jaxsr.volume.errors import VolumeError
 
 _SIDES = {"high": ("high", "hr"), "low": ("low", "lr")}
 _MAPS = ("reference", "bias", "gradient", "labels", "mask")
-_NEEDED = ("low", "reference")  # without which a scan is none; other maps are there or not
 
 Stems = Mapping[str, PurePosixPath]
 
@@ -26,7 +25,8 @@ class Folder:
 
     With a subfolder `high` or `HR` (upper or lower case; or `wanted.high_in`) volumes of the same name in the subfolders `low` or `LR` (or
     `wanted.low_in`), `reference`, `bias`, `gradient`, `labels`, `mask` belong together. A name is the path in the subfolder without
-    .nii, .nii.gz, .mgh or .mgz, and upper and lower case differ. Where no `low` is there, it is to be simulated.
+    .nii, .nii.gz, .mgh or .mgz, and upper and lower case differ. Without a subfolder `low` it is to be simulated; with one, who is not in
+    it is left out; likewise who is not in `reference`, if `wanted.reference` is given, whatever it says.
 
     Otherwise every volume is a truth, or those whose names end in the contrast `wanted.high`; `wanted.low` and `wanted.reference` are other
     contrasts of the same name. A contrast is any word after `-`, `_`, `.` or a space.
@@ -74,6 +74,7 @@ class Folder:
         missing = [role for role in ("low", "reference") if getattr(wanted, role) and role not in folders]
         if missing:
             raise VolumeError(f"{shown(account.root)}: {missing[0]} is wanted and there is no folder {missing[0]} beside {folders['high']}")
+        needed = {"low", *(["reference"] if wanted.reference else [])} & set(folders)  # other maps are there or not
         for stem, high in stems["high"].items():
             files = {"high": high}
             for role in sorted(set(folders) - {"high"}, key=["low", *_MAPS].index):
@@ -82,11 +83,11 @@ class Folder:
                     files[role] = partner
                     continue
                 why = f"there is no {folders[role]}/{shown(stem)}{_nearly(stem, stems[role])}"
-                if role in _NEEDED:
+                if role in needed:
                     account.refuse(high, "partner", why)
                 else:
                     account.note(str(high), f"goes without {role}: {why}", "partner")
-            if not (set(_NEEDED) & set(folders)) - set(files):
+            if not needed - set(files):
                 account.scan(stem.replace("/", "_"), person_of(high.relative_to(high.parts[0])), files)
         used = {path for draft in account.drafts for path in draft.files.values()}
         for role in set(folders) - {"high"}:

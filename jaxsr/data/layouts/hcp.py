@@ -53,16 +53,18 @@ class Hcp:
         subjects: dict[PurePosixPath, dict[str, PurePosixPath]] = defaultdict(dict)
         for path in account.files:
             top = next((at for at in reversed(path.parents) if _SUBJECT.fullmatch(at.name)), None)
-            if top is None:
-                account.refuse(path, "unused", "in no subject's folder (six digits, as in 100307)")
-            else:
+            if top is not None:
                 subjects[top][stem_of(path.relative_to(top))] = path
         for top, files in subjects.items():
             if state == "unprocessed":
                 _unprocessed(account, top, files, high, reference)
             else:
                 _processed(account, top, files, high, reference, state)
-        return account.found(lambda path: f"not of {high} ({state})" if not reference else f"not of {high} and {reference} ({state})")
+        known = {path for files in subjects.values() for path in files.values()}
+        asked = f"{high} and {reference}" if reference else high
+        return account.found(
+            lambda path: f"not of {asked} ({state})" if path in known else "in no subject's folder (six digits, as in 100307)"
+        )
 
 
 def _processed(account: Account, top: PurePosixPath, files: dict[str, PurePosixPath], high: str, reference: str | None, state: str) -> None:

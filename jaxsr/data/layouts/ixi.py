@@ -31,8 +31,8 @@ class Ixi:
         for path in account.files:
             name = _NAME.fullmatch(stem(path.name))
             if not name:
-                account.refuse(path, "unused", "its name is none of IXI, as in IXI002-Guys-0828-T1.nii.gz")
-            elif site and name[2] != site:
+                continue
+            if site and name[2] != site:
                 account.refuse(path, "unused", f"of {shown(name[2])}, and {site} is wanted")
             elif name[4] in (high, reference):
                 visit = visits[f"{name[1]}-{name[2]}-{name[3]}"]
@@ -49,4 +49,7 @@ class Ixi:
             else:
                 pair = {"high": files[high]} | ({"reference": files[reference]} if reference else {})
                 account.scan(f"{visit_name}-{high}", person, pair)
-        return account.found(lambda path: f"neither {high} nor {reference}" if reference else f"not {high}")
+        asked = f"neither {high} nor {reference}" if reference else f"not {high}"
+        return account.found(
+            lambda path: asked if _NAME.fullmatch(stem(path.name)) else "its name is none of IXI, as in IXI002-Guys-0828-T1.nii.gz"
+        )

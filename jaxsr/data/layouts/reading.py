@@ -12,13 +12,13 @@ from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.io import Volume, read_volume
 
 
-def read_scan(path: Path, *, nan: Literal["refuse", "zero"] = "refuse") -> Volume:
-    """One volume, float32 in RAS+: NIfTI, MGH, or the reconstruction in a fastMRI file (.h5, .hdf5); `nan` as in `read_volume`.
+def read_scan(path: Path, *, nan: Literal["refuse", "zero"] = "refuse", constant: Literal["refuse", "allow"] = "refuse") -> Volume:
+    """One volume, float32 in RAS+: NIfTI, MGH, or the reconstruction in a fastMRI file (.h5, .hdf5); the rest as in `read_volume`.
 
     Raises:
       VolumeError: as `read_volume`; for HDF5 without h5py, or without a reconstruction.
     """
-    return hdf5.read_reconstruction(path) if path.suffix.lower() in hdf5.SUFFIXES else read_volume(path, nan=nan)
+    return hdf5.read_reconstruction(path) if path.suffix.lower() in hdf5.SUFFIXES else read_volume(path, nan=nan, constant=constant)
 
 
 def read_bias(path: Path) -> Volume:
@@ -27,7 +27,7 @@ def read_bias(path: Path) -> Volume:
     Raises:
       VolumeError: as `read_scan`; where a value is negative, as in a file that holds the logarithm already.
     """
-    field = read_scan(path)
+    field = read_scan(path, constant="allow")
     outside = field.data == 0
     if (field.data < 0).any():
         count = int((field.data < 0).sum())

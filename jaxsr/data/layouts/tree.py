@@ -103,8 +103,7 @@ class Account:
         for path in self.rest:
             quiet = [parent for parent in path.parents if parent not in busy and parent.name]
             idle[quiet[-1] if quiet else path].append(path)
-        for top, paths in idle.items():
-            said.append(_unused(top, paths, reason))
+        said += [_unused(top, paths, reason) for top, paths in idle.items()]
         scans = [
             Scan(name, draft.person, {role: self.root / path for role, path in sorted(draft.files.items())})
             for name, draft in zip(unique_ids([(d.name, str(d.files["high"])) for d in self.drafts]), self.drafts, strict=True)
@@ -237,9 +236,9 @@ def _unusable(path: Path) -> str:
 def _unused(top: PurePosixPath, paths: list[PurePosixPath], reason: Callable[[PurePosixPath], str]) -> Problem:
     reasons = sorted({reason(path) for path in paths})
     why = "; ".join(reasons[:3]) + ("; …" if len(reasons) > 3 else "")
-    if [top] == paths:
-        return Problem(shown(top), why, "unused")
-    return Problem(f"{shown(top)}/", f"{len(paths)} volume{'s' * (len(paths) > 1)}: {why}", "unused")
+    return (
+        Problem(shown(paths[0]), why, "unused") if len(paths) == 1 else Problem(f"{shown(top)}/", f"{len(paths)} volumes: {why}", "unused")
+    )
 
 
 def _preference(path: PurePosixPath) -> tuple[int, str]:

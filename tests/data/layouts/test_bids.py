@@ -59,7 +59,7 @@ def test_entities_tell_the_sides_apart(plant, show):
             }
         }
         why = show.reasons(found, "partner")
-        assert "no low side" in why["sub-02/anat/sub-02_acq-highres_T1w.nii.gz"]
+        assert "no T1w for the low side" in why["sub-02/anat/sub-02_acq-highres_T1w.nii.gz"]
         assert "sub-03 has no truth" in why["sub-03/anat/sub-03_acq-lowres_T1w.nii.gz"]
     with pytest.raises(VolumeError, match="tell them apart by high_in or low_in"):
         find("bids", root, Wanted(high="T1w", low="T1w"))
@@ -79,6 +79,22 @@ def test_the_nearest_low_side_shares_most_entities_then_the_run(plant):
     names = ["acq-high_run-2_T1w", "acq-low_run-1_T1w", "acq-low_run-2_T1w", "acq-low_rec-norm_run-2_T1w"]
     found = find("bids", plant(*anat("01", *names)), Wanted(high_in="acq-high", low_in="acq-low"))
     assert [scan.files["low"].name for scan in found.scans] == ["sub-01_acq-low_run-2_T1w.nii.gz"]
+
+
+def test_the_low_side_of_the_same_session_is_nearer_than_any_other(plant):
+    root = plant(*anat("01", "acq-high_T1w", "acq-low_rec-x_T1w", session="7T"), *anat("01", "acq-low_T1w", session="3T"))
+    found = find("bids", root, Wanted(high_in="ses-7T_acq-high", low_in="acq-low"))
+    assert [scan.files["low"].name for scan in found.scans] == ["sub-01_ses-7T_acq-low_rec-x_T1w.nii.gz"]
+
+
+def test_partners_of_a_truth_that_lacks_one_are_told_so(plant, show):
+    root = plant(*anat("01", "acq-high_T1w", "acq-low_T1w"))
+    found = find("bids", root, Wanted(high_in="acq-high", low_in="acq-low", reference="T2w"))
+    assert not found.scans
+    assert show.reasons(found, "partner") == {
+        "sub-01/anat/sub-01_acq-high_T1w.nii.gz": "there is no T2w for reference in the same session",
+        "sub-01/anat/sub-01_acq-low_T1w.nii.gz": "T1w for the low side, and the truth of sub-01 lacks another partner",
+    }
 
 
 def test_masks_and_labels_of_the_same_space_come_from_derivatives(plant, show):
@@ -108,7 +124,7 @@ def test_masks_and_labels_of_the_same_space_come_from_derivatives(plant, show):
     assert not show.unaccounted(found, root)
     derived = find("bids", root, Wanted(high="T1w", high_in="fmriprep"))
     assert show.scans(derived, root)["sub-01_desc-preproc"]["high"] == f"{at}desc-preproc_T1w.nii.gz"
-    assert derived == find("bids", root, Wanted(high="T1w", high_in="derivatives/fmriprep_desc-preproc"))
+    assert derived.scans == find("bids", root, Wanted(high="T1w", high_in="derivatives/fmriprep_desc-preproc")).scans
 
 
 @pytest.mark.parametrize("name, taken", [
@@ -150,6 +166,16 @@ def test_phases_later_echoes_and_defacing_masks_are_told_and_not_taken(plant, sh
     assert "part-phase is no magnitude" in why["sub-01/anat/sub-01_part-phase_T1w.nii.gz"]
     assert "removed with the face" in why["sub-01/anat/sub-01_mod-T1w_defacemask.nii.gz"]
     assert {"sub-02/anat/sub-02_echo-2_T1w.nii.gz", "sub-02/anat/sub-02_echo-10_T1w.nii.gz"} <= set(show.reasons(found, "duplicate"))
+
+
+def test_a_truth_that_was_not_taken_is_told_why(plant, show):
+    root = plant(*anat("01", "T1w", "acq-x_T1w"), "sourcedata/sub-01/anat/sub-01_T1w.nii.gz", "sub-02/func/sub-02_T1w.nii.gz")
+    why = show.reasons(find("bids", root, Wanted(high_in="acq-x")), "unused")
+    assert why == {
+        "sub-01/anat/sub-01_T1w.nii.gz": "high_in=acq-x does not take it",
+        "sourcedata/sub-01/anat/sub-01_T1w.nii.gz": "sourcedata is no part of the set",
+        "sub-02/func/sub-02_T1w.nii.gz": "it lies in func/, not in anat/",
+    }
 
 
 def test_other_modalities_are_told_once_for_each_folder(plant, show):

@@ -63,6 +63,8 @@ def test_without_a_low_folder_the_low_side_is_left_to_be_simulated(plant, show):
     found = find("folder", root)
     assert show.scans(found, root) == {"a": {"high": "high/a.nii", "mask": "mask/a.nii"}, "b": {"high": "high/b.nii"}}
     assert show.reasons(found) == {"high/b.nii": "goes without mask: there is no mask/b"}
+    assert show.scans(find("folder", plant("reference/b.nii")), root)["a"] == {"high": "high/a.nii", "mask": "mask/a.nii"}
+    assert list(show.scans(find("folder", root, Wanted(reference="T2")), root)) == ["b"]
     with pytest.raises(VolumeError, match="no folder low beside high"):
         find("folder", root, Wanted(low="T1"))
     with pytest.raises(VolumeError, match="none of truths"):

@@ -3,9 +3,12 @@
 import os
 import random
 import re
+from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from jaxsr.cli import app
 from jaxsr.data.layouts import LAYOUTS, Wanted, find, problems_report
 from jaxsr.data.splits import assign_splits
 from jaxsr.volume.errors import VolumeError
@@ -183,3 +186,14 @@ def test_the_report_counts_by_kind_and_is_cut_where_it_is_long(plant):
     assert "  … and 25 more" in lines
     assert len(problems_report(found, None).splitlines()) == 1 + 4 + 33
     assert problems_report(find("folder", plant("a.nii", at="fine"))) == "1 scan of 1 person"
+
+
+def test_the_docs_have_a_section_for_every_layout_and_its_commands_are_ones_that_exist():
+    docs = Path(__file__).resolve().parents[3] / "docs"
+    options = {option for parameter in get_command(app).commands["prepare"].params for option in parameter.opts}
+    text = (docs / "datasets.md").read_text()
+    sections = dict(section.split("\n", 1) for section in text.split("\n## ")[1:])
+    assert set(LAYOUTS) < set(sections)
+    assert set(re.findall(r"(?<=[ `])--[a-z][a-z-]*", text)) <= options
+    for layout in LAYOUTS:
+        assert f"--layout {layout}" in sections[layout]

@@ -13,7 +13,7 @@ def save(path, data):
     return path
 
 
-@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mgz", "A.NII"])
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mgz", "A.NII", "A.NII.GZ", "a.mgh"])
 def test_volumes_are_read_as_everywhere(plant, name):
     assert read_scan(plant(name) / name).data.shape == (16, 16, 16)
 

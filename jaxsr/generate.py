@@ -1,0 +1,130 @@
+"""Synthetic heads as files, in the tree that `prepare --layout folder` reads.
+
+    OUT/high/NAME.nii.gz         the head, 0…1000
+    OUT/reference/NAME.nii.gz    a second contrast of it
+    OUT/bias/NAME.nii.gz         the bias field that is in `high`, where it was asked for: what multiplies, not its logarithm
+    OUT/gradient/NAME.nii.gz     displacement in mm along right, anterior, superior
+    OUT/labels/NAME.nii.gz       structures
+    OUT/mask/NAME.nii.gz         0 where skull or face were taken off
+
+NAME begins with sub-MAP where the head comes from a label map: heads of one map are one person's, and no split may part them.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+import jaxsr
+from jaxsr.data.anatomy import Head
+from jaxsr.data.subjects import AnatomySubjects
+from jaxsr.data.synthetic import LabelSubjects, find_label_maps
+from jaxsr.files import write_text, write_whole
+from jaxsr.physics.protocol import named_acquisition
+from jaxsr.volume.errors import VolumeError
+from jaxsr.volume.io import Volume, write_volume
+
+SCALE = 1000.0
+WARNING = "Synthetic: rendered from label maps or tissue averages; no scanner measured it. For research only, not for diagnosis."
+
+
+def generate(
+    out: Path,
+    count: int,
+    *,
+    labels: Path | None = None,
+    voxel_size: float = 1.0,
+    contrast: str = "random",
+    maps: Sequence[str] = (),
+    seed: int = 0,
+    advance: Callable[[int, str], None] = lambda done, name: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> list[Path]:
+    """Writes `count` heads; those that are there already stay. Returns the paths of their `high`.
+
+    Args:
+      labels: a folder of label maps; the embedded tissue maps where there is none.
+      maps: of those of a pair, what they come with. With `bias` the field is in the image.
+
+    Raises:
+      VolumeError: where `labels` holds no label map, or `out` heads generated in another way.
+      FileError: where they cannot be written.
+    """
+    about = {
+        "Description": WARNING,
+        "JaxSR": {
+            "Version": jaxsr.__version__,
+            "Labels": labels.name if labels else None,
+            "VoxelSize": voxel_size,
+            "Contrast": contrast,
+            "Maps": sorted(maps),
+            "Seed": seed,
+        },
+    }
+    _claim(out, about)
+    how: dict[str, Any] = {
+        "voxel_size": voxel_size,
+        "acquisition": named_acquisition("1.5T"),
+        "seed": seed,
+        "contrast": contrast,
+        "maps": tuple(maps),
+        "biased": "bias" in maps,
+    }
+    subjects: AnatomySubjects | LabelSubjects
+    if labels is None:
+        subjects = AnatomySubjects(count, "train", **how)
+        names = [f"sub-{i:04d}" for i in range(count)]
+    else:
+        paths, left_out = find_label_maps(labels)
+        for sentence in left_out:
+            note(f"left out: {sentence}")
+        subjects = LabelSubjects(paths, labels, count, "train", **how)
+        names = [f"sub-{_word(path.relative_to(labels))}_run-{i:04d}" for i, path in enumerate(subjects.paths)]
+    written = []
+    for i, name in enumerate(names):
+        path = out / "high" / f"{name}.nii.gz"
+        if not path.exists():
+            _write(out, name, subjects.head(i), subjects.grid.affine, maps)
+        written.append(path)
+        advance(i + 1, name)
+    return written
+
+
+def _write(out: Path, name: str, head: Head, affine: np.ndarray, maps: Sequence[str]) -> None:
+    """All files of one head, `high` last: where it is, all are."""
+    field = np.exp(np.asarray(head.bias)) if "bias" in maps else np.float32(1)
+    volumes = {
+        "reference": None if head.reference is None else np.asarray(head.reference) * SCALE,
+        "bias": field,
+        "labels": np.asarray(head.labels, np.float32),
+        "mask": None if head.mask is None else np.asarray(head.mask, np.float32),
+    }
+    for role in ("reference", "bias", "labels", "mask"):
+        if role in maps:
+            write_volume(out / role / f"{name}.nii.gz", Volume(volumes[role], affine), description="jaxsr: synthetic")  # type: ignore[arg-type]
+    if "gradient" in maps:
+        vectors = nib.Nifti1Image(np.asarray(head.gradient, np.float32)[:, :, :, None], affine)
+        vectors.header.set_intent("vector")
+        vectors.header.set_xyzt_units("mm")
+        write_whole(out / "gradient" / f"{name}.nii.gz", lambda part: nib.save(vectors, part))
+    write_volume(out / "high" / f"{name}.nii.gz", Volume(np.asarray(head.image) * field * SCALE, affine), description="jaxsr: synthetic")
+
+
+def _claim(out: Path, about: dict[str, Any]) -> None:
+    """Says what the heads in `out` are; refuses to mix two kinds, or to write among something else."""
+    path, text = out / "generated.json", json.dumps(about, indent=2) + "\n"
+    if path.exists():
+        if path.read_text(encoding="utf-8", errors="replace") != text:
+            raise VolumeError(f"{out} holds heads that were generated in another way (see {path}): choose another folder")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise VolumeError(f"{out} is there and holds no generated heads: choose a new folder")
+    write_text(path, text)
+
+
+def _word(path: Path) -> str:
+    """Letters and digits of a path without suffixes, as a BIDS label has them."""
+    return re.sub(r"[^A-Za-z0-9]", "", "".join([*path.parts[:-1], path.name.split(".")[0]])) or "map"
