@@ -40,11 +40,11 @@ def bench_data(experiment: Experiment, workers: Sequence[int] = (0, 1, 2, 4), se
         if records:
             runs[-1]["stored_bytes_per_second"] = runs[-1]["slices_per_second"] * stored / len(records)
     data = to_dict(experiment)["data"]
-    placeless = experiment.data.model_copy(update={"manifest": None, "volumes": None})  # a set is the same wherever it lies
+    placeless = experiment.data.model_copy(update={"manifest": None, "volumes": None, "labels": None})  # a set is the same wherever it lies
     about = circumstances(experiment.model_copy(update={"data": placeless}))
     about["versions"] |= {name: version(name) for name in ("grain", "array-record", "numpy", "scipy")}
     return {
-        "source": "shards" if records else "volumes" if experiment.data.volumes else "anatomy",
+        "source": "shards" if records else next((name for name in ("volumes", "labels") if data[name]), "anatomy"),
         "subjects": len(subjects.ids),
         "slices": len(records) if records else None,
         "stored_bytes": stored if records else None,

@@ -164,7 +164,7 @@ def bench_data(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Count the slices that CONFIG's input gives a second: from data.manifest, data.volumes or the embedded anatomy.
+    """Count the slices that CONFIG's input gives a second: from data.manifest, data.volumes, data.labels or the embedded anatomy.
 
     Examples:
 
@@ -180,8 +180,8 @@ def bench_data(
     from jaxsr.experiment import load_experiment
 
     experiment = load_experiment(config, overrides or [])
-    if synthetic and (experiment.data.manifest or experiment.data.volumes):
-        raise typer.BadParameter("data.manifest or data.volumes names a set already", param_hint="--synthetic")
+    if synthetic and (experiment.data.manifest or experiment.data.volumes or experiment.data.labels):
+        raise typer.BadParameter("the config names a set already", param_hint="--synthetic")
     select_device(device)
     from jaxsr.bench import data as bench
     from jaxsr.bench.synthetic import synthetic_set

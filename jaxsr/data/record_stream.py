@@ -4,6 +4,7 @@ The order is a permutation that is computed place by place (grain's index shuffl
 streams, this is a pure function of (config, position); a record that cannot be read gives its place to the next one of the set.
 """
 
+import threading
 from collections.abc import Callable
 
 import grain
@@ -43,7 +44,7 @@ class RecordStream:
         self._augment = augmentation_of(augment)
         shuffle_seed = int(np.random.SeedSequence((seed, 0)).generate_state(1)[0])
         self._order = grain.MapDataset.range(len(records)).shuffle(seed=shuffle_seed)
-        self._note, self._told = note, set[int]()
+        self._note, self._told, self._lock = note, set[int](), threading.Lock()
 
     def __enter__(self) -> "RecordStream":
         return self
@@ -75,7 +76,9 @@ class RecordStream:
                 return record, self._records.read(record)
             except VolumeError as error:
                 reason = str(error)
-                if (shard := self._records.place(record)[0]) not in self._told:
+                with self._lock:
+                    first_of_shard = (shard := self._records.place(record)[0]) not in self._told
                     self._told.add(shard)
+                if first_of_shard:
                     self._note(f"left out: {reason}; so will be, untold, others of this file that cannot be read")
         raise VolumeError(f"none of the {count} records can be read; the last: {reason}")

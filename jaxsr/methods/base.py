@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     Attributes:
       high: the target, `[B, H, W, 1]`, in the window of `low`.
       labels: tissue of each pixel, `[B, H, W]` uint8.
-      mask: pixels that count, `[B, H, W, 1]`.
+      mask: pixels that count, `[B, H, W, 1]` bool.
     """
 
     high: Array

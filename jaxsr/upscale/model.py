@@ -99,7 +99,7 @@ def export_model(model: Model, path: Path) -> None:
     """
     if path.suffix != SUFFIX:
         raise WeightsError(f"{path}: a model is exported to a {SUFFIX} file: name it {path.with_suffix(SUFFIX)}")
-    nameless = model.experiment.data.model_copy(update={"volumes": None, "manifest": None})
+    nameless = model.experiment.data.model_copy(update={"volumes": None, "labels": None, "manifest": None})
     experiment = model.experiment.model_copy(update={"data": nameless})
     about = {"format": "jaxsr", "version": jaxsr.__version__, "name": model.name, "step": str(model.step)}
     write_arrays(path, model.variables, {**about, "sha256": digest(model.variables), "experiment": json.dumps(to_dict(experiment))})

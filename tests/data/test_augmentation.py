@@ -77,6 +77,19 @@ def test_a_warped_image_is_the_image_at_the_warped_positions(config):
     np.testing.assert_allclose(taken, image(rows + 30, columns + 28), atol=2e-4)
 
 
+@pytest.mark.parametrize("order, name", [(3, "high"), (1, "bias"), (0, "labels")])
+def test_maps_are_read_as_scipy_reads_them(order, name):
+    x = np.random.default_rng(0).uniform(0, 200, (SIDE, SIDE)).astype(np.uint8 if order == 0 else np.float32)
+    how = drawn(AugmentConfig(flip=False, rotation=10.0, elastic=3.0))
+    expected = ndimage.map_coordinates(x, positions((SIDE, SIDE), how), order=order, mode="constant", cval=-1 if order == 3 else 0)
+    ours = whole({name: x}, how)[name]
+    away = np.abs(positions((SIDE, SIDE), how) - (SIDE - 1) / 2).max(0) < (SIDE - 1) / 2 - 0.1  # the last tenth of a pixel may round out
+    np.testing.assert_allclose(ours[away], expected[away], atol=1e-3)
+    beyond = np.abs(positions((SIDE, SIDE), how) - (SIDE - 1) / 2).max(0) > (SIDE - 1) / 2 + 0.1
+    np.testing.assert_array_equal(ours[beyond], expected[beyond])
+    assert beyond.any()
+
+
 def test_a_rotation_is_about_the_middle_of_the_crop_by_the_angle_drawn():
     angles = []
     for seed in range(400):
