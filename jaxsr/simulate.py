@@ -82,12 +82,8 @@ def _check_memory(path: Path, volume: Volume, acquisition: Acquisition) -> None:
     each = (_BYTES_BOTH if warped else _BYTES_MOVING) if acquisition.motion else _BYTES_WARPED if warped else _BYTES
     needed, free = each * volume.data.size, free_memory()
     if free is not None and needed > free:
-        way_out = (
-            "leave out warp or motion, or take a larger machine" if each > _BYTES else "take a larger machine, or a part of the volume"
-        )
-        raise VolumeError(
-            f"{shown(path)}: simulating it needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: {way_out}"
-        )
+        way_out = "leave out warp or motion, or take a larger machine" if each > _BYTES else "take a larger machine"
+        raise VolumeError(f"{shown(path)}: simulating it needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free: {way_out}")
 
 
 def key_of(path: Path, seed: int) -> "jax.Array":

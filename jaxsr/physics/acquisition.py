@@ -99,8 +99,9 @@ def linear_part(key: Array, shape: Shape, voxel_size: VoxelSize, acquisition: Ac
 def describe_draw(key: Array, acquisition: Acquisition) -> dict[str, Any]:
     """What `acquire` draws with this key, as JSON can hold it, of what is on; fields and noise go by the key."""
     settled = settle(key, acquisition)
-    facts: dict[str, Any] = {"voxel_size": list(settled.voxel_size), "gap": settled.gap} if settled.slice_axis is not None else {}
-    facts = facts or {"voxel_size": list(settled.voxel_size)}
+    facts: dict[str, Any] = {"voxel_size": list(settled.voxel_size)}
+    if settled.slice_axis is not None:
+        facts["gap"] = settled.gap
     facts |= {name: round(float(value), 6) for name, value in _draw(key, settled).items()}
     if settled.motion:
         facts["poses"] = {name: np.asarray(value).round(6).tolist() for name, value in _poses(key, settled)._asdict().items()}

@@ -63,7 +63,7 @@ def excite(volume: Array, kind: Profile, thickness: float, count: int, axis: int
         weights = slice_profile(kind, thickness, centre - nearest, time_bandwidth)
         index = (nearest + np.arange(len(weights)) - len(weights) // 2) % (2 * n)
         np.add.at(row, np.minimum(index, 2 * n - 1 - index), weights)
-    return jnp.moveaxis(jnp.tensordot(volume, jnp.asarray(matrix), ((axis,), (1,))), -1, axis)
+    return jnp.moveaxis(jnp.tensordot(volume, jnp.asarray(matrix), ((axis,), (1,)), precision="highest"), -1, axis)
 
 
 def slice_profile(kind: Profile, thickness: float, offset: float = 0.0, time_bandwidth: float = 4.0) -> np.ndarray:

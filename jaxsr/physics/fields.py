@@ -25,7 +25,7 @@ def bias_field(key: Array, shape: Sequence[int], strength: Array | float, order:
     variance = (coefficients**2 * 0.5 ** _summed((frequencies > 0).astype(jnp.float32), len(shape))).sum()
     indices, sides = "ijk"[: len(shape)], "xyz"[: len(shape)]
     terms = ",".join(index + side for index, side in zip(indices, sides, strict=True))
-    log_field = jnp.einsum(f"{indices},{terms}->{sides}", coefficients, *cosines, optimize="greedy")
+    log_field = jnp.einsum(f"{indices},{terms}->{sides}", coefficients, *cosines, optimize="greedy", precision="highest")
     return jnp.exp(strength * log_field / jnp.sqrt(variance))
 
 
