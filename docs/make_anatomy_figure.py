@@ -27,12 +27,12 @@ def heads(folders: list[Path]):  # type: ignore[no-untyped-def]
     for i in range(4):
         contrast = list(CONTRASTS)[i % 3]
         yield f"template, {contrast}", np.asarray(render(jax.random.key(i), template_grid_shape(), 1.0, contrast).image)
-    for folder, count in zip(folders, (10, 2), strict=True):
+    for place, (folder, count) in enumerate(zip(folders, (10, 2), strict=True), start=1):
         maps = find_label_maps(folder)[0]
         for i in range(count):
             contrast, path = KINDS[i % 4], maps[(2 * i + 1) % len(maps)]
             shape = (round(FIELD_OF_VIEW[0]), round(FIELD_OF_VIEW[1]), round(FIELD_OF_VIEW[2]))
-            head = render_labels(jax.random.key(100 + i), read_label_map(path), shape, 1.0, contrast)
+            head = render_labels(jax.random.key(100 * place + i), read_label_map(path), shape, 1.0, contrast)
             yield f"{path.name.split('.')[0]}, {contrast}", np.asarray(head.image)
 
 
@@ -59,5 +59,5 @@ if __name__ == "__main__":
         axis.imshow(views(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(name, color="white", fontsize=8, pad=2)
         axis.axis("off")
-    figure.subplots_adjust(0, 0.002, 1, 0.988, 0.01, 0.05)
+    figure.subplots_adjust(0, 0.002, 1, 0.985, 0.01, 0.09)
     figure.savefig(PICTURE, dpi=100, facecolor="black")

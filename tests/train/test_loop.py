@@ -502,7 +502,7 @@ def test_a_voxel_size_that_is_not_the_prepared_sets_is_refused_with_both(prepare
     with pytest.raises(ConfigError, match=r"data\.voxel_size is 6 mm, .*manifest\.json was prepared at 1 mm: set data\.voxel_size=1"):
         train(on(prepared[0], data__voxel_size=6.0), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match="volumes and manifest name two sets"):
+    with pytest.raises(ConfigError, match="volumes and manifest name 2 sets"):
         on(prepared[0], data__volumes=str(tmp_path))
 
 
