@@ -36,6 +36,34 @@ def test_the_same_key_is_the_same_head_bit_for_bit_and_another_key_another_head(
     assert (head(1).labels != head(0).labels).mean() > 0.1
 
 
+def test_a_key_is_the_head_that_it_has_always_been():
+    """What figures and trained models refer to by a seed: single voxels, moments and tissue counts of version 0.1."""
+    image, labels = head(0, (24, 29, 24), 8.0, "random", Variation())[:2]
+    voxels = image[[6, 12, 12, 18], [14, 5, 20, 14], [12, 12, 12, 16]]
+    np.testing.assert_allclose(voxels, [0.85451508, 0.90334046, 0.61517048, 0.56619281], atol=1e-4)
+    np.testing.assert_allclose([image.mean(), (image**2).mean()], [0.25198525, 0.15857865], rtol=1e-4)
+    np.testing.assert_allclose(np.bincount(labels.ravel(), minlength=7), [10051, 873, 2320, 1319, 970, 1171, 0], atol=3)
+
+
+def test_what_a_head_comes_with_changes_neither_image_nor_labels_and_is_of_the_same_head():
+    variation = Variation(texture=0.0, stripped=1.0)
+    alone, whole = head(0, variation=variation), head(0)
+    both = jax.device_get(render(jax.random.key(0), WHOLE, COARSE, "T1w", variation, ("reference", "bias", "gradient", "mask")))
+    np.testing.assert_allclose(both.image, alone.image, atol=1e-5)
+    np.testing.assert_array_equal(both.labels, alone.labels)
+    assert alone[2:] == (None,) * 4
+    # Stripped: exact zeros outside the brain, the head as it was inside.
+    np.testing.assert_array_equal(both.labels, np.where(both.mask, whole.labels, 0))
+    assert (both.image[~both.mask] == 0).all()
+    assert not np.isin(both.labels, (TISSUES.index("skull"), TISSUES.index("scalp"))).mean() > 0.01
+    # Registered: the reference is flat where the image is.
+    inside = ndimage.binary_erosion(both.labels == TISSUES.index("white matter"), iterations=2)
+    assert both.reference[inside].std() < 0.02
+    assert abs(both.reference[inside].mean() - both.image[inside].mean()) > 0.05
+    assert both.gradient.shape == (*WHOLE, 3)
+    assert abs(both.bias.mean()) < 1e-3
+
+
 def test_every_tissue_occurs_in_about_its_volume():
     """Litres in an adult head: rough bounds, which a tissue that is missing or swapped would break."""
     litres = np.bincount(head().labels.ravel(), minlength=len(TISSUES)) * COARSE**3 / 1e6

@@ -107,7 +107,7 @@ def _render(
         index = points / jnp.array(spacing).reshape(3, 1, 1, 1) + middle
         away = trilinear(distance[None], index / COARSE)[0, 0]
         scores = _moved(_read(scores_of_map, index[:, 0]), points[:, 0], lesions, _plane_of(streaks, i)[0, 0])
-        return _Plane(scores, points[:, 0], away)
+        return _Plane(jnp.moveaxis(scores, -1, 0), points[:, 0], away)
 
     table = jnp.concatenate([means, jnp.asarray(UNEVENNESS)[None]])
     rim = 2 if per_voxel == 1 else 0  # cubic interpolation reads two planes behind and two ahead
@@ -173,7 +173,7 @@ def _soften(structures: Array) -> Array:
 
 
 def _read(scores: Array, index: Array) -> Array:
-    """`scores` `[X, Y, Z, K]` at voxel positions `index` `[3, y, z]`, trilinear, 0…1, `[K, y, z]`; beyond the edge, the edge."""
+    """`scores` `[X, Y, Z, K]` at voxel positions `index` `[3, y, z]`, trilinear, 0…1, `[y, z, K]`; beyond the edge, the edge."""
     last = jnp.array(scores.shape[:3]).reshape(3, 1, 1) - 1
     below = jnp.clip(jnp.floor(index), 0, last - 1)
     weight = jnp.clip(index - below, 0, 1)
@@ -183,7 +183,7 @@ def _read(scores: Array, index: Array) -> Array:
         share = jnp.prod(jnp.stack([weight[a] if c else 1 - weight[a] for a, c in enumerate(corner)]), 0)
         x, y, z = (base[a] + c for a, c in enumerate(corner))
         result += share[..., None] * scores[x, y, z].astype(jnp.float32)
-    return jnp.moveaxis(result, -1, 0) / FULL
+    return jax.lax.optimization_barrier(result / FULL)  # fused with what follows, it would be read once for each of its uses
 
 
 def _plane_of(factors: tuple[Array, list[Array]], i: Array) -> Array:
@@ -203,14 +203,14 @@ def _draw_lesions(key: Array, sites: Array, most: int) -> tuple[Array, Array]:
 
 
 def _moved(scores: Array, points: Array, lesions: tuple[Array, Array], noise: Array) -> Array:
-    """White matter within lesions made lesion, and sheets of fat between muscles; `noise` `[y, z]` makes them irregular."""
+    """`scores` `[y, z, K]` with white matter within lesions made lesion and sheets of muscle fat; `noise` `[y, z]` roughens them."""
     depth = jnp.full(noise.shape, -1e3)
     for centre, radius in zip(*lesions, strict=True):
         depth = jnp.maximum(depth, radius - jnp.sqrt(((points - centre[:, None, None]) ** 2).sum(0) + 1e-6))
-    ill = scores[_WHITE] * jax.nn.sigmoid(4 * (depth + 0.7 * noise))
-    fat = scores[_MUSCLE] * jax.nn.sigmoid(30 * (0.1 - jnp.abs(noise)))
-    to = [jax.nn.one_hot(k, len(STRUCTURES))[:, None, None] for k in (_LESION, _WHITE, _FAT, _MUSCLE)]
-    return scores + (to[0] - to[1]) * ill + (to[2] - to[3]) * fat
+    ill = scores[..., _WHITE] * jax.nn.sigmoid(4 * (depth + 0.7 * noise))
+    fat = scores[..., _MUSCLE] * jax.nn.sigmoid(30 * (0.1 - jnp.abs(noise)))
+    lesion, white, fatty, muscle = (jax.nn.one_hot(k, len(STRUCTURES)) for k in (_LESION, _WHITE, _FAT, _MUSCLE))
+    return jax.lax.optimization_barrier(scores + (lesion - white) * ill[..., None] + (fatty - muscle) * fat[..., None])
 
 
 def _contest(scores: Array, table: Array, rim: int, per_voxel: int) -> tuple[Array, Array]:
@@ -276,7 +276,7 @@ def _places(x: Array, per_voxel: int) -> Array:
 
 
 def _eighths(x: Array) -> Array:
-    """`[2 + x + 2, 2 + y + 2, 2 + z + 2]` without its rim at the eight places a quarter of a voxel from the centres, `[8, x, y, z]`, cubic."""
+    """`[2 + x + 2, 2 + y + 2, 2 + z + 2]` without its rim at the eight quarters around its centres, cubic, `[8, x, y, z]`."""
     x = x[None]
     for axis in (1, 2, 3):
         n = x.shape[axis] - 4

@@ -126,6 +126,7 @@ def prepare(structures: np.ndarray, spacing: tuple[float, float, float], path: P
     structures, mixed = marked & ~_MARK, marked >= _MARK
     distance = _distance(np.isin(structures, _BRAIN), spacing)
     structures = _part_fat(_filled(structures), mixed, spacing) if whole else _with_shells(structures, distance)
+    structures[(structures == 0) & (_fine(distance, structures.shape) < 0)] = STRUCTURES.index("csf")  # there is no air in a brain
     white = np.argwhere(structures == STRUCTURES.index("white matter"))
     if len(white) == 0:
         raise VolumeError(f"{shown(path)}: no label is white matter: a label map of a head or a brain was expected")
