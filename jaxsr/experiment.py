@@ -29,7 +29,7 @@ class DataConfig(Strict):
       acquired: mm of the low-resolution scans of a prepared set, which says it; of what is simulated, the acquisition does.
       crop: side of the training slices in pixels.
       subjects: heads of the embedded set, or of label maps, to train on.
-      contrast: of those heads: random, T1w, T2w or PDw (random heads of label maps may be FLAIR, too).
+      contrast: of those heads: random, T1w, T2w or PDw, from label maps FLAIR too.
       draws: slices taken of a subject each time it is visited.
       window: subjects mixed at a time; memory holds two more.
       maps: what slices have beside high and low, where the set has it: reference, bias, gradient, labels, mask.
@@ -46,7 +46,7 @@ class DataConfig(Strict):
     acquired: tuple[float, float, float] | None = None
     crop: int = pydantic.Field(128, ge=8)
     subjects: int = pydantic.Field(1000, ge=1)
-    contrast: Literal["random", "T1w", "T2w", "PDw"] = "random"
+    contrast: Literal["random", "T1w", "T2w", "PDw", "FLAIR"] = "random"
     draws: int = pydantic.Field(256, ge=1)
     window: int = pydantic.Field(4, ge=1)
     maps: tuple[MapName, ...] = ()
@@ -58,6 +58,8 @@ class DataConfig(Strict):
         named = [name for name in ("volumes", "labels", "manifest") if getattr(self, name) is not None]
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} name {len(named)} sets: keep one of them, and leave out the rest or make it null")
+        if self.contrast == "FLAIR" and self.labels is None:
+            raise ValueError("contrast FLAIR is rendered from label maps only: give labels, or another contrast")
         if len(set(self.maps)) < len(self.maps):
             raise ValueError(f"maps names one of them twice: {', '.join(self.maps)}")
         return self

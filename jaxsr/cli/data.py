@@ -142,7 +142,7 @@ def generate(
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many.")] = 16,
     labels: Annotated[Path | None, bare(help="A folder of label maps. [default: the embedded tissue maps]")] = None,
     voxel_size: Annotated[float, typer.Option("--voxel-size", min=0.3, max=10, help="Millimetres.")] = 1.0,
-    contrast: Annotated[str, typer.Option(help="random, T1w, T2w or PDw.")] = "random",
+    contrast: Annotated[str, typer.Option(help="random, T1w, T2w or PDw; with --labels FLAIR too.")] = "random",
     extra: Annotated[str | None, bare("--with", help="Maps to write too: some of reference,bias,gradient,labels,mask, or all.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
     device: Device = "auto",
@@ -156,7 +156,7 @@ def generate(
 
         jaxsr generate -o heads --labels label_maps/ --with labels,reference && jaxsr prepare heads set --layout folder --with labels
     """
-    choice("--contrast", contrast, ("random", "T1w", "T2w", "PDw"))
+    choice("--contrast", contrast, ("random", "T1w", "T2w", "PDw", *(["FLAIR"] if labels else [])))
     maps = choices("--with", extra, ("reference", "bias", "gradient", "labels", "mask")) if extra else ()
     select_device(device)
     from jaxsr.files import shown
