@@ -7,7 +7,8 @@
     OUT/labels/NAME.nii.gz       structures
     OUT/mask/NAME.nii.gz         0 where skull or face were taken off
 
-NAME begins with sub-MAP where the head comes from a label map: heads of one map are one person's, and no split may part them.
+NAME begins with the person whose label map a head comes from: heads of one map are one person's, and no split may part them. No head is
+one that training with `data.labels` or on the embedded set renders with the same seed.
 """
 
 import json
@@ -21,7 +22,8 @@ import numpy as np
 
 import jaxsr
 from jaxsr.data.anatomy import Head
-from jaxsr.data.subjects import AnatomySubjects
+from jaxsr.data.people import person_of
+from jaxsr.data.subjects import AnatomySubjects, stable_hash
 from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.files import write_text, write_whole
 from jaxsr.physics.protocol import named_acquisition
@@ -69,7 +71,7 @@ def generate(
     how: dict[str, Any] = {
         "voxel_size": voxel_size,
         "acquisition": named_acquisition("1.5T"),
-        "seed": seed,
+        "seed": stable_hash(f"generate/{seed}"),
         "contrast": contrast,
         "maps": tuple(maps),
         "biased": "bias" in maps,
@@ -83,7 +85,10 @@ def generate(
         for sentence in left_out:
             note(f"left out: {sentence}")
         subjects = LabelSubjects(paths, labels, count, "train", **how)
-        names = [f"sub-{_word(path.relative_to(labels))}_run-{i:04d}" for i, path in enumerate(subjects.paths)]
+        inside = [path.relative_to(labels) for path in subjects.paths]
+        names = [
+            f"sub-{_word(person_of(path).removeprefix('sub-'))}_acq-{_word(path.as_posix())}_run-{i:04d}" for i, path in enumerate(inside)
+        ]
     written = []
     for i, name in enumerate(names):
         path = out / "high" / f"{name}.nii.gz"
@@ -125,6 +130,6 @@ def _claim(out: Path, about: dict[str, Any]) -> None:
     write_text(path, text)
 
 
-def _word(path: Path) -> str:
-    """Letters and digits of a path without suffixes, as a BIDS label has them."""
-    return re.sub(r"[^A-Za-z0-9]", "", "".join([*path.parts[:-1], path.name.split(".")[0]])) or "map"
+def _word(text: str) -> str:
+    """Letters and digits of a name without suffixes, as a BIDS label has them."""
+    return re.sub(r"[^A-Za-z0-9]", "", re.sub(r"\.(nii(\.gz)?|mg[hz])$", "", text)) or "map"

@@ -1,6 +1,7 @@
 """Commands that make data sets: prepare, generate."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +26,7 @@ def prepare(
     acquisition: Annotated[
         str, typer.Option("--acquisition", "-a", help="Simulated where no low scan is real: 1.5T, 3T, 64mT, thick-slice or a .yaml file.")
     ] = "1.5T",
-    visits: Annotated[int, typer.Option(min=1, help="Simulated acquisitions of each scan.")] = 1,
+    visits: Annotated[int, typer.Option(min=1, max=1000, help="Simulated acquisitions of each scan.")] = 1,
     interpolation: Annotated[str, typer.Option(help="linear, cubic or kspace: from the low grid to the target's.")] = "cubic",
     register: Annotated[str, typer.Option(help="rigid, affine, or off: other scans to the truth.")] = "rigid",
     bias: Annotated[str, typer.Option(help="correct (N4, and keep the map), map (keep the map only), or off.")] = "correct",
@@ -41,7 +42,8 @@ def prepare(
     ] = "stable",
     splits: Annotated[Path | None, bare(help="A table (participant, split) of people whose split is settled.")] = None,
     families: Annotated[Path | None, bare(help="A table (subject, family): relatives stay in one split.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the simulation and the split.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the simulation.")] = 0,
+    split_seed: Annotated[int, typer.Option("--split-seed", min=0, help="Of the split.")] = 0,
     workers: Annotated[int | None, bare(min=1, help="Processes. [default: one a core, as memory allows]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what was found and what would be done.")] = False,
     as_json: AsJson = False,
@@ -103,6 +105,7 @@ def prepare(
         isocentre=_point(isocentre),
         seed=seed,
         split=split,  # type: ignore[arg-type]
+        split_seed=split_seed,
     )
     terminal = open_console(quiet=quiet or as_json)
     plan = job.plan(root, out, settings, gradient=gradient, splits=read_splits(splits) if splits else None)
@@ -134,6 +137,8 @@ def _point(text: str) -> tuple[float, float, float]:
         x, y, z = (float(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(f"'{text}' is not a point X,Y,Z in mm, as in 0,0,-12.5", param_hint="--isocentre") from None
+    if not all(map(math.isfinite, (x, y, z))):
+        raise typer.BadParameter(f"'{text}' is not a point in mm", param_hint="--isocentre")
     return x, y, z
 
 

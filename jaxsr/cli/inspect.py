@@ -35,6 +35,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Say what `upscale` would make of each file: how it is stored, what is odd, and whether it can be used. Nothing is computed.
+    Of a folder that `prepare` wrote, whether its shards are as they were written, and what is in them.
 
     Exit status 0 where all can be used, 2 where the only one cannot, 1 where some of several cannot.
 
@@ -46,6 +47,9 @@ def inspect(
     """
     choice("--nan", nan, ("refuse", "zero"))
     check_voxel_size(to_mm)
+    if len(files) == 1 and (files[0].name == "manifest.json" or (files[0] / "manifest.json").is_file()):
+        _inspect_set(files[0], as_json)
+        return
     from jaxsr.upscale import inspect as job
     from jaxsr.upscale.inputs import find_sources
 
@@ -65,6 +69,22 @@ def inspect(
     wrong = [(path, report["problem"]) for path, report in zip(paths, reports, strict=True) if not report["usable"]]
     if wrong:
         raise Exit(1, failed(wrong, len(paths))) if len(paths) > 1 else Exit(2, wrong[0][1])
+
+
+def _inspect_set(path: Path, as_json: bool) -> None:
+    """Reads a prepared set to its last byte and says what it is."""
+    from jaxsr.data.records import verify
+    from jaxsr.prepare.summary import split_counts
+
+    manifest = verify(path)
+    counts = split_counts(manifest)
+    if as_json:
+        facts = {"maps": manifest.maps, "voxel_size": manifest.voxel_size, "dtype": manifest.dtype, "made_by": manifest.made_by}
+        print(json.dumps({**facts, "splits": counts, "shards": len(manifest.shards)}))
+        return
+    print(f"{path}: {len(manifest.shards)} shards as they were written, {manifest.voxel_size:g} mm, {', '.join(manifest.maps)}")
+    for split, (people, scans, slices) in counts.items():
+        print(f"  {split:>14}  {people} people, {scans} scans, {slices} slices")
 
 
 def _voxel_size_of(model: Path) -> float:

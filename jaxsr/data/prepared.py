@@ -16,7 +16,7 @@ from jaxsr.data.splits import Split
 from jaxsr.files import shown
 from jaxsr.volume.errors import VolumeError
 
-_WAY_OUT = "run the same `jaxsr prepare` again, which writes what is missing, or copy the set again"
+_WAY_OUT = "run the same `jaxsr prepare` again, which makes anew what is missing or damaged, or copy the set again"
 
 
 class PreparedSet:

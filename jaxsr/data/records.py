@@ -8,7 +8,9 @@ float16 by default: 11 bits of the window, where scanners store 12. One shard a 
 byte of it depends on that scan and the settings alone.
 """
 
+import errno
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -26,6 +28,7 @@ from jaxsr.volume.errors import VolumeError
 
 MANIFEST = "manifest.json"
 SUFFIX = ".array_record"
+_SAID = {errno.ENOSPC: "No space left", errno.EFBIG: "File too large", errno.EDQUOT: "quota"}
 _OPTIONS = "group_size:1,zstd:1"  # records are read one by one, in any order
 
 Role = Literal["high", "low", "reference", "bias", "gradient", "labels", "mask"]
@@ -50,7 +53,9 @@ class Shard(Strict):
       records: slices.
       split: decided when the manifest is written; what is in a shard does not depend on it.
       slices: of them across the sagittal, coronal and axial axis, in that order in the file.
+      planes: which ones, as in '12-140,142', across each axis.
       shape: voxels of the grid they were cut from.
+      affine: of that grid, voxel index → scanner mm: the first three rows.
       window: the intensities of `low` that are -1 and 1.
       acquired: voxel size of the low-resolution volume as acquired, mm.
       notes: sentences about what was done to this scan, or found odd in it.
@@ -68,6 +73,8 @@ class Shard(Strict):
     window: tuple[float, float]
     acquired: tuple[float, float, float]
     sources: tuple[Source, ...]
+    planes: tuple[str, str, str] = ("", "", "")
+    affine: tuple[tuple[float, float, float, float], ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -118,10 +125,14 @@ def record_writer(records: Iterable[bytes]) -> Writer:
     def write(path: Path) -> None:
         writer = array_record_module.ArrayRecordWriter(str(path), _OPTIONS)
         try:
-            for record in records:
-                writer.write(record)
-        finally:
-            writer.close()
+            try:
+                for record in records:
+                    writer.write(record)
+            finally:
+                writer.close()
+        except RuntimeError as error:  # how the writer says that the disk is full
+            number = next((code for code, said in _SAID.items() if said in str(error)), errno.EIO)
+            raise OSError(number, os.strerror(number), str(path)) from error
 
     return write
 
@@ -186,7 +197,7 @@ def verify(path: Path) -> Manifest:
     if faults:
         listed = "\n  ".join(faults)
         raise VolumeError(
-            f"{len(faults)} of {len(manifest.shards)} shards in {shown(folder)} are missing or damaged: delete those, and run the same "
-            f"`jaxsr prepare` again, or copy the set again:\n  {listed}"
+            f"{len(faults)} of {len(manifest.shards)} shards in {shown(folder)} are missing or damaged: run the same `jaxsr prepare` "
+            f"again, or copy the set again:\n  {listed}"
         )
     return manifest

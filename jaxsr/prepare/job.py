@@ -5,25 +5,23 @@ left as it is. So a run that is killed loses the scans it was at, and the set's 
 many processes made it. Workers compute on the CPU with one thread each: results must not depend on how many threads there were.
 """
 
-import contextlib
-import multiprocessing
 import os
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import jaxsr
 from jaxsr.config import ConfigError
+from jaxsr.data.itk import simpleitk
 from jaxsr.data.layouts import find
 from jaxsr.data.layouts.base import Found
-from jaxsr.data.records import Manifest, Rejected, Shard, file_sha256, write_manifest
-from jaxsr.data.splits import Split, assign_splits
+from jaxsr.data.records import MANIFEST, Manifest, Rejected, file_sha256, read_manifest, write_manifest
+from jaxsr.data.splits import Split
 from jaxsr.files import FileError, shown, write_text
-from jaxsr.prepare.part import Part, Task, make_part, read_part
+from jaxsr.prepare import pool
+from jaxsr.prepare.part import Part, Task, made_by, make_part, read_part
+from jaxsr.prepare.people import check_nobody_moves, people_by_own_name, same_people, split_people
 from jaxsr.prepare.picture import save_contact_sheet
 from jaxsr.prepare.settings import PrepareSettings
 from jaxsr.prepare.summary import write_summary
@@ -31,27 +29,26 @@ from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.memory import free_memory
 
 WORKER_BYTES = 3 * 2**30  # what preparing one scan takes: measured at 256 × 256 × 256 with a registered second contrast, and some more
+BEFORE = ".manifest-before.json"  # the manifest of the set as it was, while it is made anew
 
 Advance = Callable[..., None]
 Note = Callable[[str], None]
-Item = TypeVar("Item")
-
-_ONE_THREAD = {
-    "JAX_PLATFORMS": "cpu",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
-}
 
 
 class Plan(NamedTuple):
-    """What is to be done: `tasks` in all, of which `done` have been; `splits` says where people are who have been told apart before."""
+    """What is to be done.
+
+    Attributes:
+      tasks: all, of which `done` have been, as far as their files are what they were.
+      splits: people whose split is settled.
+      before: the manifest of the set as it is.
+    """
 
     found: Found
     tasks: list[Task]
     done: int
     splits: Mapping[str, Split]
+    before: Manifest | None
 
 
 def plan(
@@ -64,22 +61,31 @@ def plan(
       splits: people whose split is settled.
 
     Raises:
-      VolumeError: where `root` is not there or holds no scan.
-      ConfigError: where `out` holds a set made with other settings.
+      VolumeError: where `root` is not there or holds no scan, or SimpleITK is missing and wanted.
+      ConfigError: where `out` holds a set made with other settings, or somebody would change their split.
     """
     root, out = root.resolve(), out.resolve()
     if out == root or root in out.parents:
         raise ConfigError(f"{shown(out)} lies in the data set {shown(root)}, which would find its own output: choose another folder for it")
     _check_settings(out, settings)
     found = find(settings.layout, root, settings.wanted)
-    tasks = [Task(scan, visit, settings, root, out, gradient) for scan in found.scans for visit in range(settings.visits)]
-    return Plan(found, tasks, sum(read_part(task) is not None for task in tasks), splits or {})
+    if settings.bias != "off" or (settings.registration != "off" and any({"low", "reference"} & set(scan.files) for scan in found.scans)):
+        with simpleitk():  # said now rather than of every scan
+            pass
+    tasks = []
+    for scan in found.scans:
+        visits = 1 if "low" in scan.files else settings.visits  # what is real has been acquired once
+        tasks += [Task(scan, visit, visits, settings, root, out, gradient) for visit in range(visits)]
+    before = next((read_manifest(path) for path in (out / MANIFEST, out / BEFORE) if path.exists()), None)
+    people = {scan.person: scan.person for scan in found.scans}
+    check_nobody_moves(before, split_people(people, people_by_own_name(found.scans), settings, splits or {})[0] if before else {})
+    return Plan(found, tasks, sum(read_part(task) is not None for task in tasks), splits or {}, before)
 
 
 def prepare(
     plan: Plan, *, workers: int | None = None, advance: Advance = lambda *_, **__: None, note: Note = lambda text: None
 ) -> Manifest:
-    """Makes the parts that are missing, then the manifest, the contact sheet and the summary.
+    """Makes the parts that are missing or damaged, then the manifest, the contact sheet and the summary.
 
     Args:
       workers: processes; by default one a core, fewer where memory is short.
@@ -88,41 +94,46 @@ def prepare(
 
     Raises:
       VolumeError: where not one scan could be prepared.
+      ConfigError: where somebody would change their split.
       FileError: where nothing can be written.
     """
     first = plan.tasks[0]
     out, settings = first.out, first.settings
     write_text(out / "settings.json", _settings_text(settings))
+    if (out / MANIFEST).exists():  # what it says of parts that are made anew would not be true
+        os.replace(out / MANIFEST, out / BEFORE)
     parts: dict[str, Part] = {}
-    rejected: list[Rejected] = [Rejected(what=p.path, why=p.why, kind=p.kind) for p in plan.found.problems]
-    for task, result in _run(plan.tasks, workers or default_workers(len(plan.tasks)), _attempt):
+    rejected = [Rejected(what=problem.path, why=problem.why, kind=problem.kind) for problem in plan.found.problems]
+    for ended, (task, result) in enumerate(pool.run(plan.tasks, workers or default_workers(len(plan.tasks)), _attempt), 1):
         if isinstance(result, Part):
             parts[task.name] = result
         else:
             rejected.append(Rejected(what=task.name, why=result))
             note(f"rejected: {result if task.name in result else f'{task.name}: {result}'}")
-        advance(len(parts) + len(rejected) - len(plan.found.problems), task.name)
+        advance(ended, task.name)
     if not parts:
         reasons = "\n  ".join(f"{r.what}: {r.why}" for r in rejected[-10:])
         raise VolumeError(f"none of the {len(plan.tasks)} scans could be prepared:\n  {reasons}")
 
-    same, said = same_people([part.shard for part in parts.values()])
-    rejected += said
-    splits = assign_splits(set(same.values()), settings.seed, settings.shares, stable=settings.split == "stable", given=plan.splits)
-    shards = tuple(parts[name].shard.model_copy(update={"split": splits[same[parts[name].shard.person]]}) for name in sorted(parts))
+    names, copies = same_people(part.shard for part in parts.values())
+    splits, unknown = split_people(names, people_by_own_name(plan.found.scans), settings, plan.splits)
+    check_nobody_moves(plan.before, splits)
+    for said in (*copies, *unknown):
+        note(f"note: {said.what} {said.why}")
     manifest = Manifest(
-        made_by=f"jaxsr {jaxsr.__version__}",
+        made_by=made_by(),
         voxel_size=settings.voxel_size,
         dtype=settings.dtype,
         maps=settings.maps,
         settings=_settings_text(settings),
-        shards=shards,
-        rejected=tuple(sorted(rejected, key=lambda r: (r.what, r.why))),
+        shards=tuple(parts[name].shard.model_copy(update={"split": splits[parts[name].shard.person]}) for name in sorted(parts)),
+        rejected=tuple(sorted([*rejected, *copies, *unknown], key=lambda r: (r.what, r.why))),
     )
-    pictures = {shard.subject: out / "pictures" / f"{shard.subject}.png" for shard in shards}
-    save_contact_sheet(out / "contact_sheet.png", pictures, settings.maps)
+    _sweep(out, set(parts))
+    save_contact_sheet(out / "contact_sheet.png", {name: out / "pictures" / f"{name}.png" for name in sorted(parts)}, settings.maps)
     write_summary(out / "summary.html", manifest)
     write_manifest(out, manifest)  # last: with it the set is complete
+    (out / BEFORE).unlink(missing_ok=True)
     return manifest
 
 
@@ -139,20 +150,6 @@ def describe(plan: Plan) -> dict[str, Any]:
     }
 
 
-def same_people(shards: Sequence[Shard]) -> tuple[dict[str, str], list[Rejected]]:
-    """Each person with the name that their split goes by, and what is to be said: people who share a truth, byte for byte, are one."""
-    name = {shard.person: shard.person for shard in shards}
-    first: dict[str, str] = {}
-    said = []
-    for shard in sorted(shards, key=lambda shard: shard.person):
-        truth = next(source.sha256 for source in shard.sources if source.role == "high")
-        other, own = name[first.setdefault(truth, shard.person)], name[shard.person]
-        if other != own:
-            said.append(Rejected(what=shard.subject, why=f"its truth is a copy of one of {other}: both are in one split", kind="note"))
-            name = {person: other if called == own else called for person, called in name.items()}
-    return name, said
-
-
 def default_workers(tasks: int) -> int:
     """One a core, as far as the memory that is free goes."""
     memory = free_memory()
@@ -160,32 +157,12 @@ def default_workers(tasks: int) -> int:
     return max(1, min(tasks, most, memory // WORKER_BYTES if memory else most))
 
 
-def _run(tasks: Sequence[Item], workers: int, attempt: Callable[[Item], Part | str]) -> Iterator[tuple[Item, Part | str]]:
-    """Each task with what `attempt` made of it: its part, or why there is none; in the order in which they end.
-
-    A worker that dies (killed for memory, mostly) takes down what the others were at: those tasks are begun again one at a time, and one
-    that dies alone is given up.
-    """
-    left = list(tasks)
-    while left:
-        ended: set[int] = set()
-        try:
-            with _pool(workers) as pool:
-                futures: dict[Future[Part | str], int] = {pool.submit(attempt, task): i for i, task in enumerate(left)}
-                for future in as_completed(futures):
-                    result = future.result()
-                    ended.add(futures[future])
-                    yield left[futures[future]], result
-        except BrokenProcessPool:
-            if workers == 1:
-                died = min(set(range(len(left))) - ended)
-                ended.add(died)
-                yield (
-                    left[died],
-                    "the process that prepared it died, most likely for want of memory: see that 4 GB are free for each of --workers",
-                )
-            workers = 1
-        left = [task for i, task in enumerate(left) if i not in ended]
+def sha256_of(path: Path) -> str:
+    """For the settings; VolumeError where the file cannot be read."""
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise VolumeError(f"{shown(path)} cannot be read ({error.strerror}): check that it is there and may be read") from error
 
 
 def _attempt(task: Task) -> Part | str:
@@ -197,54 +174,19 @@ def _attempt(task: Task) -> Part | str:
     except MemoryError as error:
         return f"out of memory ({error}): free some, or choose a larger --voxel-size"
     except (VolumeError, OSError) as error:
-        return _inside(str(error), task.root)
+        return str(error).replace(f"{task.root}{os.sep}", "")  # the manifest does not say where the set lay
     except Exception as error:  # a mistake of ours, or of a library: no reason to lose the other scans
         traceback.print_exc()
         return f"{type(error).__name__}: {error}"
 
 
-def _inside(why: str, root: Path) -> str:
-    """`why` with the set's files called as they are below its root: the manifest does not say where the set lay."""
-    return why.replace(f"{root}{os.sep}", "")
-
-
-@contextlib.contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that have not inherited JAX's threads, whose libraries use one thread each, and that do not outlive this one."""
-    before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    flags = os.environ.get("XLA_FLAGS")
-    os.environ.update(_ONE_THREAD)
-    os.environ["XLA_FLAGS"] = f"{flags or ''} --xla_cpu_multi_thread_eigen=false".strip()
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.kill()  # nothing is lost: a part appears whole or not at all
-        raise
-    finally:
-        pool.shutdown()
-        for name, value in (*before.items(), ("XLA_FLAGS", flags)):
-            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
-
-
-def _start_worker() -> None:
-    import signal
-
-    from jaxsr.runtime.cache import use_compilation_cache
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    use_compilation_cache()
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+def _sweep(out: Path, names: set[str]) -> None:
+    """Removes the parts of scans that are no longer there, or no longer usable, and what killed processes were writing."""
+    for folder in ("shards", "pictures", "parts"):
+        for path in (out / folder).iterdir():
+            if path.name.startswith(".") or path.stem not in names:
+                with suppress(OSError):
+                    path.unlink()
 
 
 def _check_settings(out: Path, settings: PrepareSettings) -> None:
@@ -256,17 +198,9 @@ def _check_settings(out: Path, settings: PrepareSettings) -> None:
             changed = sorted(set(_settings_text(settings).splitlines()) ^ set(before.splitlines()))
             lines = "\n  ".join(line.strip(" ,") for line in changed[:20])
             raise ConfigError(f"{shown(out)} holds a set prepared with other settings; choose another folder, or set back:\n  {lines}")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(not entry.name.startswith(".") for entry in out.iterdir())):
         raise ConfigError(f"{shown(out)} is there and holds no prepared set: choose a new folder")
 
 
 def _settings_text(settings: PrepareSettings) -> str:
     return settings.model_dump_json(indent=1, exclude={"wanted": {"families"}}) + "\n"  # who is kin is in each person's name
-
-
-def sha256_of(path: Path) -> str:
-    """For the settings; VolumeError where the file cannot be read."""
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise VolumeError(f"{shown(path)} cannot be read ({error.strerror}): check that it is there and may be read") from error

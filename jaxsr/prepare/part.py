@@ -7,9 +7,12 @@ A part is a function of the scan's files, the settings and the version of jaxsr,
 import functools
 import hashlib
 import json
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pydantic
 
 import jaxsr
@@ -28,12 +31,14 @@ class Task(NamedTuple):
     """One scan to prepare, once.
 
     Attributes:
+      visit: which of its `visits` simulated acquisitions.
       root: the folder that source paths are relative to.
       out: the folder of the set.
     """
 
     scan: Scan
     visit: int
+    visits: int
     settings: PrepareSettings
     root: Path
     out: Path
@@ -42,7 +47,7 @@ class Task(NamedTuple):
     @property
     def name(self) -> str:
         """Of its files."""
-        return self.scan.id if self.settings.visits == 1 else f"{self.scan.id}_visit-{self.visit}"
+        return self.scan.id if self.visits == 1 else f"{self.scan.id}_visit-{self.visit}"
 
     @property
     def shard(self) -> Path:
@@ -73,7 +78,7 @@ def make_part(task: Task) -> Part:
     """
     sources = _sources(task)
     digest = _digest(task, sources)
-    if (part := read_part(task)) and part.digest == digest:
+    if (part := read_part(task)) and part.digest == digest and _sha256(task.shard) == part.shard.sha256:
         return part
     settings = task.settings
     prepared = prepare_scan(task.scan, settings, task.visit, task.gradient)
@@ -95,7 +100,9 @@ def make_part(task: Task) -> Part:
             visit=task.visit,
             records=sum(map(len, kept)),
             slices=(len(kept[0]), len(kept[1]), len(kept[2])),
+            planes=(_ranges(kept[0]), _ranges(kept[1]), _ranges(kept[2])),
             shape=prepared.pair.grid.shape,
+            affine=_rows(prepared.pair.grid.affine),
             window=(float(prepared.window.low), float(prepared.window.high)),
             acquired=_rounded(prepared.acquired),
             sources=sources,
@@ -111,6 +118,14 @@ def make_part(task: Task) -> Part:
         }
     )
     return entry()
+
+
+def made_by() -> str:
+    """The programs that a part's bytes depend on."""
+    versions = [f"{name} {version(name)}" for name in ("jax", "numpy", "scipy", "nibabel")]
+    with suppress(PackageNotFoundError):
+        versions.append(f"SimpleITK {version('SimpleITK')}")
+    return ", ".join([f"jaxsr {jaxsr.__version__}", *versions])
 
 
 def read_part(task: Task) -> Part | None:
@@ -140,12 +155,29 @@ def _sha256(path: Path) -> str:
 def _digest(task: Task, sources: tuple[Source, ...]) -> str:
     """Of all that the part's bytes depend on; where a file lies is not among it, what it is called in the set is."""
     facts = {
-        "version": jaxsr.__version__,
-        "settings": task.settings.model_dump(mode="json", exclude={"wanted": {"families"}, "split": True, "shares": True}),
+        "made_by": made_by(),
+        "settings": task.settings.model_dump(
+            mode="json", exclude={"wanted": {"families"}, "split": True, "shares": True, "split_seed": True}
+        ),
         "scan": [task.scan.id, task.scan.person, task.visit],
         "sources": [source.model_dump(mode="json") for source in sources],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _ranges(indices: list[int]) -> str:
+    """Rising numbers as in '3-7,9'."""
+    runs: list[list[int]] = []
+    for i in indices:
+        if runs and i == runs[-1][-1] + 1:
+            runs[-1][-1] = i
+        else:
+            runs.append([i, i])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def _rows(affine: np.ndarray) -> tuple[tuple[float, float, float, float], ...]:
+    return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in affine[:3].round(6) + 0.0)
 
 
 def _rounded(size: tuple[float, float, float]) -> tuple[float, float, float]:

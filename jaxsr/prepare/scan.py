@@ -80,12 +80,16 @@ def prepare_scan(scan: Scan, settings: PrepareSettings, visit: int = 0, gradient
     covered = np.ones(grid.shape, bool)
 
     if "low" in scan.files:
+        if settings.interpolation == "kspace":
+            raise VolumeError("zero filling takes a low-resolution scan to a grid along its own axes only: --interpolation cubic or linear")
         low, seen, acquired, said = _beside(scan.files["low"], native, grid, settings)
         covered &= seen
         notes += [f"low: {sentence}" for sentence in said]
         window = fit_window(acquired.data)
         pair = Pair(fit_window(truth.data).forward(truth.data), window.forward(low), grid)
     else:
+        if all(mm <= v for mm, v in zip(settings.acquisition.typical.spacing, grid.voxel_size, strict=True)):
+            notes.append("the acquisition is no coarser than the truth along any axis: pairs differ by noise and artefacts only")
         acquired = _simulated(truth, scan, settings, visit)
         window = fit_window(acquired.data)
         low = resample(acquired.data, acquired.grid, grid, settings.interpolation)
@@ -105,6 +109,8 @@ def prepare_scan(scan: Scan, settings: PrepareSettings, visit: int = 0, gradient
         maps["gradient"] = gradient_map(grid, source, isocentre=settings.isocentre, convention=settings.convention)
     if "labels" in settings.maps:
         maps["labels"] = _labels(scan.files["labels"], grid)
+        if (most := int(maps["labels"].max())) > 255:
+            notes.append(f"labels go up to {most}, and training takes 0 to 255: it cannot use the map labels of this set")
     if "mask" in settings.maps:
         maps["mask"] = (_same_space(read_scan(scan.files["mask"], constant="allow"), grid, "nearest") > 0) & covered
     pair = pair._replace(**maps)
@@ -180,7 +186,7 @@ def _beside(path: Path, truth: Volume, grid: Grid, settings: PrepareSettings) ->
         found = register(volume, truth, kind=settings.registration)
         matrix = found.matrix
         notes += (f"registered by {_motion(matrix, grid)}",)
-    moved = registered(volume, matrix, grid, settings.interpolation if settings.interpolation != "kspace" else "cubic")
+    moved = registered(volume, matrix, grid, "linear" if settings.interpolation == "linear" else "cubic")
     seen = registered(Volume(np.ones_like(volume.data), volume.affine), matrix, grid, "nearest", fill=0.0) > 0.5
     if not seen.any():
         raise VolumeError(f"{path} lies beside the truth and shares no voxel with it: are they of one person and session?")

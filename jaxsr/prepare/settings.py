@@ -18,7 +18,7 @@ class PrepareSettings(Strict):
       own spacing stays.
     axes: that slices are cut across.
     acquisition: what the low-resolution side is simulated as, where there is no real one.
-    visits: simulated acquisitions of each scan.
+    visits: simulated acquisitions of each scan that has no real one.
     interpolation: that brings a low-resolution volume to the target grid, in training and in `upscale`.
     registration: what brings the other volumes of a person to the truth: rigid, affine, or off where they share its space already.
     bias: correct (N4 divides the bias field out of each volume; the truth's field is kept as a map), map (the map is kept, the volumes stay
@@ -30,9 +30,10 @@ class PrepareSettings(Strict):
     least_tissue: share of a slice that must be tissue for the slice to be kept.
     dtype: of intensities, fields and displacements.
     nan: zero, to set NaN and infinite voxels to 0, or refuse.
-    seed: of simulated acquisitions and of the split.
+    seed: of simulated acquisitions.
     split: stable (who is in which split never changes when people are added) or exact (the shares are met); see `jaxsr.data.splits`.
     shares: of train, validation and test.
+    split_seed: of the split: another simulation has the same people in its test split.
     """
 
     layout: str
@@ -54,6 +55,7 @@ class PrepareSettings(Strict):
     seed: int = pydantic.Field(0, ge=0)
     split: Literal["stable", "exact"] = "stable"
     shares: tuple[float, float, float] = (8.0, 1.0, 1.0)
+    split_seed: int = pydantic.Field(0, ge=0)
 
     @property
     def in_plane(self) -> tuple[int, ...]:

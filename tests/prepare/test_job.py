@@ -2,6 +2,7 @@
 
 import functools
 import html
+import itertools
 import operator
 import os
 import re
@@ -15,16 +16,18 @@ import pytest
 from jaxsr.config import ConfigError
 from jaxsr.data.layouts.base import Scan
 from jaxsr.data.pairs import cut
-from jaxsr.data.records import Shard, Source, decode, file_sha256, read_manifest
-from jaxsr.physics.protocol import named_acquisition
-from jaxsr.prepare import job
+from jaxsr.data.records import Shard, Source, decode, file_sha256, read_manifest, verify
+from jaxsr.physics.protocol import Acquisition, named_acquisition
+from jaxsr.prepare import job, pool
+from jaxsr.prepare.people import check_nobody_moves, same_people, split_people
 from jaxsr.prepare.scan import prepare_scan
 from jaxsr.prepare.settings import PrepareSettings
 from jaxsr.prepare.slices import kept_slices
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.io import Volume, write_volume
 
-SETTINGS = PrepareSettings(layout="folder", voxel_size=4.0, registration="off", bias="off")
+COARSE = Acquisition(voxel_size=(8.0, 8.0, 8.0), snr=(20.0, 40.0))
+SETTINGS = PrepareSettings(layout="folder", voxel_size=4.0, registration="off", bias="off", acquisition=COARSE)
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -159,7 +162,7 @@ def test_a_worker_that_dies_takes_only_its_own_task_with_it():
     tasks = (
         [functools.partial(str, i) for i in range(3)] + [functools.partial(os._exit, 1)] + [functools.partial(str, i) for i in range(4, 6)]
     )
-    ended = {tasks.index(task): result for task, result in job._run(tasks, 2, operator.call)}
+    ended = {tasks.index(task): result for task, result in pool.run(tasks, 2, operator.call)}
     assert sorted(ended) == list(range(6))
     assert "died" in ended.pop(3)
     assert ended == {i: str(i) for i in (0, 1, 2, 4, 5)}
@@ -169,17 +172,59 @@ def test_settings_on_the_disk_are_what_was_asked_for(prepared):
     assert PrepareSettings.model_validate_json((prepared / "settings.json").read_text()) == SETTINGS
 
 
-def test_people_who_share_a_truth_byte_for_byte_are_in_one_split():
-    def shard(person: str, sha256: str) -> Shard:
-        source = Source(role="high", path=f"{person}-{sha256}.nii.gz", sha256=sha256)
-        facts = {"file": "f", "sha256": "", "records": 1, "slices": (1, 0, 0), "shape": (4, 4, 4), "window": (0.0, 1.0)}
-        return Shard(subject=f"{person}-{sha256}", person=person, acquired=(2.0, 2.0, 2.0), sources=(source,), **facts)
+def shard(person: str, truth: str, split: str = "train") -> Shard:
+    source = Source(role="high", path=f"{person}-{truth}.nii.gz", sha256=truth)
+    facts = {"file": "f", "sha256": "", "records": 1, "slices": (1, 0, 0), "shape": (4, 4, 4), "window": (0.0, 1.0)}
+    return Shard(subject=f"{person}-{truth}", person=person, acquired=(2.0, 2.0, 2.0), sources=(source,), split=split, **facts)
 
-    shards = [shard("a", "1"), shard("b", "2"), shard("c", "1"), shard("c", "3"), shard("d", "3"), shard("e", "4")]
-    for order in (shards, shards[::-1]):
-        names, said = job.same_people(order)
-        assert names == {"a": "a", "c": "a", "d": "a", "b": "b", "e": "e"}
-        assert {note.what for note in said} == {"c-1", "d-3"}
+
+def test_people_who_share_a_truth_byte_for_byte_are_one_whichever_scan_ended_first():
+    shards = [shard("b", "2"), shard("a", "1"), shard("c", "1"), shard("c", "2"), shard("d", "3"), shard("e", "2")]
+    for order in itertools.permutations(shards):
+        names, said = same_people(order)
+        assert names == {"a": "a", "b": "a", "c": "a", "e": "a", "d": "d"}
+        assert [note.what for note in said] == ["b", "c", "e"]
+
+
+def test_a_given_split_holds_for_relatives_and_for_copies():
+    names = {"family-1": "family-1", "b": "b", "c": "b", "d": "d"}
+    own = {"sub-00": "family-1", "sub-01": "family-1", "b": "b", "c": "c", "d": "d"}
+    splits, said = split_people(names, own, SETTINGS, {"sub-01": "test", "c": "validation", "sub-9": "test"})
+    assert splits["family-1"] == "test"
+    assert splits["b"] == splits["c"] == "validation"
+    assert [note.what for note in said] == ["sub-9"]
+    with pytest.raises(VolumeError, match="sub-00"):
+        split_people(names, own, SETTINGS, {"sub-01": "test", "sub-00": "train"})
+
+
+def test_nobody_leaves_the_split_that_a_model_may_have_been_trained_on(prepared):
+    before = read_manifest(prepared)
+    before = before.model_copy(update={"shards": tuple(s.model_copy(update={"split": "train"}) for s in before.shards)})
+    now = dict.fromkeys((s.person for s in before.shards), "train")
+    check_nobody_moves(before, {**now, "new": "test"})
+    with pytest.raises(ConfigError, match=r"sub-01: train → test"):
+        check_nobody_moves(before, {**now, "sub-01": "test"})
+
+
+def test_a_shard_that_was_damaged_is_made_again(prepared, heads, tmp_path):
+    out = shutil.copytree(prepared, tmp_path / "set")
+    victim = out / "shards" / "sub-01_T1w.array_record"
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(VolumeError, match=r"sub-01_T1w.*SHA-256 differs"):
+        verify(out)
+    plan = job.plan(heads, out, SETTINGS)
+    job.prepare(plan._replace(tasks=plan.tasks[:2]), workers=1)
+    assert victim.read_bytes() == whole
+    assert not (out / "shards" / "sub-02_T1w.array_record").exists()  # of a scan that is no longer there
+    verify(out)
+
+
+def test_the_manifest_says_which_planes_of_which_grid_the_slices_are(prepared):
+    for s in read_manifest(prepared).shards:
+        counted = [sum(int(run.split("-")[-1]) - int(run.split("-")[0]) + 1 for run in axis.split(",")) for axis in s.planes]
+        assert counted == list(s.slices)
+        np.testing.assert_allclose(np.linalg.norm(np.array(s.affine)[:, :3], axis=0), 4.0, rtol=1e-5)
 
 
 def test_a_stack_of_thick_slices_is_a_truth_within_its_slices_only(tmp_path):

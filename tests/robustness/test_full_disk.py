@@ -131,3 +131,12 @@ def test_any_name_that_a_file_can_have_is_written(name, ending, tmp_path):
 
     write_whole(tmp_path / "new" / name, write)
     assert listing(tmp_path / "new") == [name]
+
+
+def test_a_shard_that_does_not_fit_is_the_disk_s_fault_and_leaves_nothing(tmp_path):
+    from jaxsr.data.records import encode, write_shard
+
+    noise = np.random.default_rng(0).normal(size=(20, 64, 64)).astype(np.float32)
+    with no_file_over(50_000), pytest.raises(FileError, match=r"x\.array_record cannot be written, the file is larger than"):
+        write_shard(tmp_path / "x.array_record", (encode({"high": plane}) for plane in noise))
+    assert listing(tmp_path) == []
