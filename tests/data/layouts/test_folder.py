@@ -3,6 +3,7 @@
 import pytest
 
 from jaxsr.data.layouts import Wanted, find
+from jaxsr.data.splits import settle
 from jaxsr.volume.errors import VolumeError
 
 
@@ -26,7 +27,11 @@ def notes(plant, *names, at):
 
 def test_visits_are_of_one_person_and_that_is_told(plant):
     root = plant("baseline/p01.nii", "followup/p01.nii", "baseline/p02.nii")
-    assert {scan.id: scan.person for scan in find("folder", root).scans} == {"baseline_p01": "p01", "followup_p01": "p01", "baseline_p02": "p02"}
+    assert {scan.id: scan.person for scan in find("folder", root).scans} == {
+        "baseline_p01": "p01",
+        "followup_p01": "p01",
+        "baseline_p02": "p02",
+    }
     told = notes(plant, at="set")
     assert "counts as another visit of p01, as followup/p01.nii does" in told["baseline/p01.nii"]
     assert "of ctl, as ctl_m02/a.nii" in notes(plant, "ctl_m01/a.nii", "ctl_m02/a.nii", at="males")["ctl_m01/a.nii"]
@@ -42,7 +47,9 @@ def test_one_name_in_several_subfolders_is_told(plant, side):
 
 
 def test_a_subfolder_of_more_names_than_there_are_people_is_told(plant):
-    assert "the 2 names in its subfolder count as one person, images" in notes(plant, "images/a.nii", "images/b.nii", at="a")["images/a.nii"]
+    assert (
+        "the 2 names in its subfolder count as one person, images" in notes(plant, "images/a.nii", "images/b.nii", at="a")["images/a.nii"]
+    )
     told = notes(plant, "patients/p1.nii", "patients/p2.nii", "controls/c1.nii", at="b")
     assert "likewise 1 other subfolder" in told["patients/p1.nii"]
 
@@ -56,6 +63,14 @@ def test_a_subfolder_of_more_names_than_there_are_people_is_told(plant):
 ])  # fmt: skip
 def test_of_people_who_are_named_plainly_nothing_is_told(plant, names):
     assert not notes(plant, *names, at="set")
+
+
+def test_a_split_given_to_a_member_finds_the_family_by_the_own_name(plant, tmp_path):
+    (tmp_path / "families.tsv").write_text("subject\tfamily\nann\t7\nbob\t7\n")
+    found = find("folder", plant("ann.nii", "bob.nii", "eve.nii"), Wanted(families=tmp_path / "families.tsv"))
+    names = {scan.own or scan.person: scan.person for scan in found.scans}
+    assert names == {"ann": "family-7", "bob": "family-7", "eve": "eve"}
+    assert settle({"bob": "test", "Bob": "train"}, names) == ({"family-7": "test"}, ["Bob"])
 
 
 def test_contrasts_of_a_flat_folder_are_one_person(plant, show):
