@@ -41,7 +41,7 @@ def assign_splits(
     Args:
       shares: of train, validation and test; only their ratios count.
       stable: see the head of this file.
-      given: people whose split is settled, by a file or an earlier set; who is not among `people` is ignored.
+      given: people whose split is settled, by a file or an earlier set; who is not among `people` is ignored, and `settle` tells who.
 
     Raises:
       VolumeError: where shares are negative or all zero.
@@ -82,6 +82,32 @@ def read_splits(path: Path) -> dict[str, Split]:
             raise VolumeError(f"{shown(path)}: {name} is in split {word}: the splits are {', '.join(SPLITS)}")
         splits[plain(name)] = split
     return splits
+
+
+def settle(given: Mapping[str, Split], names: Mapping[str, str]) -> tuple[dict[str, Split], list[str]]:
+    """A table of splits by the names that splits go by, and those of its names that are nobody's, sorted.
+
+    Args:
+      given: a split by own name, or by the name that splits go by.
+      names: everybody's own name with the name their split goes by: their family's, or their own.
+
+    Raises:
+      VolumeError: where members of one family are given two splits.
+    """
+    settled: dict[str, tuple[str, Split]] = {}  # with the name in the table
+    unmatched = []
+    known = {name: name for name in names.values()} | dict(names)
+    for name, split in sorted(given.items()):
+        if name not in known:
+            unmatched.append(name)
+            continue
+        first, other = settled.setdefault(known[name], (name, split))
+        if other != split:
+            raise VolumeError(
+                f"{shown(first)} is to be in {other} and {shown(name)} in {split}, but both are of {shown(known[name])}, which is in one split: "
+                "give both the same"
+            )
+    return {name: split for name, (_, split) in settled.items()}, unmatched
 
 
 def _place(seed: int, name: str) -> float:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from jaxsr.data.splits import SPLITS, assign_splits, read_splits
+from jaxsr.data.splits import SPLITS, assign_splits, read_splits, settle
 from jaxsr.data.subjects import split_by_subject
 from jaxsr.volume.errors import VolumeError
 
@@ -109,3 +109,25 @@ def test_a_table_that_settles_nothing_is_refused(tmp_path, text, why):
         read_splits(table)
     with pytest.raises(VolumeError, match="cannot be read"):
         read_splits(tmp_path / "absent.tsv")
+
+
+FAMILIES = {"sub-00": "family-a", "sub-01": "family-a", "sub-02": "sub-02"}
+
+
+def test_a_split_of_one_member_is_that_of_the_family():
+    splits, unmatched = settle({"sub-00": "test", "sub-02": "validation"}, FAMILIES)
+    assert splits == {"family-a": "test", "sub-02": "validation"}
+    assert not unmatched
+    assert splits.items() <= assign_splits(FAMILIES.values(), given=splits).items()
+    assert settle({"sub-00": "test", "sub-01": "test"}, FAMILIES)[0] == settle({"family-a": "test"}, FAMILIES)[0] == {"family-a": "test"}
+
+
+def test_names_of_a_table_that_are_nobodys_are_told():
+    assert settle({"sub-2": "test", "sub-02": "train", "Sub-02": "test"}, FAMILIES) == ({"sub-02": "train"}, ["Sub-02", "sub-2"])
+
+
+@pytest.mark.parametrize("other", ["sub-01", "family-a"])
+def test_a_family_in_two_splits_is_refused_with_both_members_and_splits(other):
+    with pytest.raises(VolumeError) as refused:
+        settle({"sub-00": "test", other: "train"}, FAMILIES)
+    assert all(word in str(refused.value) for word in ("sub-00", "test", other, "train", "family-a"))

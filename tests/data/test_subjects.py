@@ -54,6 +54,9 @@ LAYOUTS = {
     "flat": lambda i, s: f"person{i:02d}.nii.gz" if s == 0 else f"person{i:02d}.mgz",
     "BIDS": lambda i, s: f"sub-{i:02d}/ses-{s}/anat/sub-{i:02d}_ses-{s}_T1w.nii.gz",
     "BIDS names, no folders": lambda i, s: f"sub-{i:02d}.mgz" if s == 0 else f"sub-{i:02d}_T2w.nii",
+    "a folder each visit": lambda i, s: f"{('baseline', 'follow-up')[s]}/person{i:02d}.nii",
+    "a folder each person and visit": lambda i, s: f"OAS1_{i:04d}_MR{s + 1}/scan.nii",
+    "visits in names": lambda i, s: f"OAS1_{i:04d}_MR{s + 1}_mpr_anon.nii",
     "a folder each": lambda i, s: f"person{i:02d}/visit{s}/scan.nii",
 }
 
@@ -108,9 +111,34 @@ def test_few_people_all_train():
     ("x_13.nii", "x_13"),
     ("scanT1.nii", "scanT1"),
     ("T1.nii", "unnamed"),
+    ("baseline/p01.nii", "p01"),
+    ("followup/p01.nii", "p01"),
+    ("ses-M06/p01/T1.nii", "p01"),
+    ("Visit 3/x.nii", "x"),
+    ("m12/x.nii", "x"),
+    ("month06/x.nii", "x"),
+    ("y1/x.nii", "x"),
+    ("tp2/x.nii", "x"),
+    ("scan1/x.nii", "x"),
+    ("OAS1_0001_MR2/a.nii", "OAS1_0001"),
+    ("OAS30001_MR_d0129/anat2/x.nii", "OAS30001"),
+    ("x_visit2.nii", "x"),
+    ("x_ses-2_T1w.nii", "x"),
+    ("x_T1_post.nii", "x"),
+    ("x-baseline.nii", "x"),
+    ("x_follow-up-1.nii", "x"),
+    ("x-6months.nii", "x"),
+    ("screening_x.nii", "x"),
+    ("baseline.nii", "unnamed"),
+    ("scan1.nii", "scan1"),
+    ("m06.nii", "m06"),
+    ("prefix_1.nii", "prefix_1"),
+    ("postcode1/x.nii", "postcode1"),
+    ("sub-01_ses-2.nii", "sub-01"),
+    ("sub-baseline/ses-1/x.nii", "sub-baseline"),
     ("Jose\u0301.nii", "Jos\u00e9"),
 ])  # fmt: skip
-def test_a_person_is_named_by_bids_or_the_folder_or_by_the_file_without_its_contrast(path, person):
+def test_a_person_is_named_by_bids_or_the_folder_or_by_the_file_without_contrast_and_visit(path, person):
     assert person_of(Path(path)) == person
 
 

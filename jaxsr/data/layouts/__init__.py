@@ -51,7 +51,9 @@ def _by_family(found: Found, path: Path) -> Found:
     families = {plain(name).removeprefix("sub-"): family for name, family in families.items()}
     alone = sorted({scan.person for scan in found.scans if scan.person.removeprefix("sub-") not in families})
     scans = [
-        scan._replace(person=f"family-{plain(family)}") if (family := families.get(scan.person.removeprefix("sub-"))) else scan
+        scan._replace(person=f"family-{plain(family)}", own=scan.person)
+        if (family := families.get(scan.person.removeprefix("sub-")))
+        else scan
         for scan in found.scans
     ]
     notes = [Problem(person, f"is not in {shown(path.name)}: taken to have no relatives in the set", "note") for person in alone]

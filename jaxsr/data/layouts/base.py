@@ -21,11 +21,13 @@ class Scan(NamedTuple):
       person: who must not be in two splits, e.g. 'sub-01'.
       files: by role: 'high' always; 'low' and 'reference' where they are wanted; 'bias', 'gradient', 'labels', 'mask' where there are.
         A 'bias' is the field itself, which multiplies the image, as N4 and HCP write it (see `read_bias`); a 'gradient' is in mm.
+      own: the person's own name, where `person` is their family's; '' means that it is `person`.
     """
 
     id: str
     person: str
     files: Mapping[str, Path]
+    own: str = ""
 
 
 class Problem(NamedTuple):

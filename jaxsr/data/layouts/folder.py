@@ -5,12 +5,13 @@ ROOT/x-T1.nii, ROOT/x-T2.nii, …         with high='T1' those, with reference='
 ROOT/high/x.nii, ROOT/low/x.nii, …      pairs; optional ROOT/reference/, bias/, gradient/, labels/, mask/
 """
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from jaxsr.data.layouts.base import Found, Wanted
 from jaxsr.data.layouts.tree import Account, look, stem_of
-from jaxsr.data.people import person_of, without_contrast
+from jaxsr.data.people import bare, person_of, plain, without_contrast, without_visits
 from jaxsr.files import shown
 from jaxsr.volume.errors import VolumeError
 
@@ -31,7 +32,7 @@ class Folder:
     Otherwise every volume is a truth, or those whose names end in the contrast `wanted.high`; `wanted.low` and `wanted.reference` are other
     contrasts of the same name. A contrast is any word after `-`, `_`, `.` or a space.
 
-    Who is who: `jaxsr.data.people`.
+    Who is who: `jaxsr.data.people`; names that may mean other people than they count as are told once, in a note.
     """
 
     def find(self, root: Path, wanted: Wanted) -> Found:
@@ -39,8 +40,10 @@ class Folder:
         folders = self._sides(account, wanted)
         if folders:
             self._pairs(account, wanted, folders)
+            _doubts(account, [draft.files["high"].relative_to(folders["high"]) for draft in account.drafts], PurePosixPath(folders["high"]))
             return account.found(lambda path: f"outside of {', '.join(sorted(folders.values()))}")
         self._truths(account, wanted)
+        _doubts(account, [draft.files["high"] for draft in account.drafts])
         return account.found(lambda path: f"its name does not end in {wanted.high}" if wanted.high else "it has no part in this set")
 
     def _sides(self, account: Account, wanted: Wanted) -> dict[str, str]:
@@ -133,6 +136,57 @@ class Folder:
 
 def _folders(root: Path) -> set[str]:
     return {path.name for path in root.iterdir() if not path.name.startswith(".") and path.is_dir()}
+
+
+def _doubts(account: Account, inside: Iterable[PurePosixPath], side: PurePosixPath = PurePosixPath()) -> None:
+    """Notes where subfolders may be no people, or visits in names may be: one name in several subfolders, more names than subfolders."""
+    paths = sorted(inside)
+    people = {person_of(path) for path in paths}
+    homes: dict[str, dict[str, PurePosixPath]] = defaultdict(dict)  # by name, the first file of each person
+    visits: dict[str, dict[str, PurePosixPath]] = defaultdict(dict)  # by person, the first file of all that they are called with visits
+    strangers: dict[str, dict[str, PurePosixPath]] = defaultdict(dict)  # by subfolder, the files that are not called after it
+    for path in paths:
+        person, name = person_of(path), bare(path)
+        if person.startswith("sub-"):
+            continue
+        homes[name].setdefault(person, path)
+        folder = next((folder for folder in path.parts[:-1] if without_visits(plain(folder)) == person), None)
+        visits[person].setdefault(folder or "/".join(filter(None, map(without_contrast, stem_of(path).split("/")))), path)
+        if folder and name and not name.lower().startswith(person.lower()):
+            strangers[person].setdefault(name, path)
+    names = {name for found in strangers.values() for name in found}
+    shared = {n: of for n, of in homes.items() if n and len(of) > 1 and (_tells(n) or len(names) > len(people))}
+    if shared:
+        first, second, *_ = next(iter(shared.values())).values()
+        account.note(
+            str(side / first),
+            f"{shown(side / second)} is called the same, and {person_of(first)} and {person_of(second)} count as two people"
+            f"{_likewise(len(shared) - 1, 'name')}: if one person is in both, call its files sub-…, or give it one subfolder",
+        )
+    elif len(names) > len(people):
+        person, found = max(strangers.items(), key=lambda item: len(item[1]))
+        account.note(
+            str(side / next(iter(found.values()))),
+            f"the {len(found)} names in its subfolder count as one person, {person}{_likewise(len(strangers) - 1, 'subfolder')}: if "
+            "they are several people, call the files sub-…, or give each a subfolder of their own at the top",
+        )
+    merged = {person: list(found.values()) for person, found in visits.items() if len(found) > 1}
+    if merged:
+        person, (first, second, *_) = next(iter(merged.items()))
+        account.note(
+            str(side / first),
+            f"counts as another visit of {person}, as {shown(side / second)} does{_likewise(len(merged) - 1, 'name')}: if they are "
+            "different people, call the files sub-…, or give each a subfolder",
+        )
+
+
+def _tells(name: str) -> bool:
+    """Whether a name is a person's rather than `scan`, `brain` or `scan1`: it has a number that is not a visit's."""
+    return any(c.isdigit() for c in name) and without_visits(f"x {name}") != "x"
+
+
+def _likewise(count: int, what: str) -> str:
+    return f" (and likewise {count} other {what}{'s' * (count > 1)})" if count else ""
 
 
 def _base(stem: str, word: str) -> str | None:

@@ -3,6 +3,7 @@
 import pytest
 
 from jaxsr.data.layouts import Wanted, find
+from jaxsr.data.splits import settle
 from jaxsr.volume.errors import VolumeError
 
 
@@ -17,6 +18,59 @@ def test_every_volume_is_a_truth_and_a_subfolder_is_a_person(plant, show):
         "sub-07_anat_sub-07_T1w": "sub-07",
     }
     assert not found.problems
+
+
+def notes(plant, *names, at):
+    found = find("folder", plant(*names, at=at))
+    return {problem.path: problem.why for problem in found.problems if problem.kind == "note"}
+
+
+def test_visits_are_of_one_person_and_that_is_told(plant):
+    root = plant("baseline/p01.nii", "followup/p01.nii", "baseline/p02.nii")
+    assert {scan.id: scan.person for scan in find("folder", root).scans} == {
+        "baseline_p01": "p01",
+        "followup_p01": "p01",
+        "baseline_p02": "p02",
+    }
+    told = notes(plant, at="set")
+    assert "counts as another visit of p01, as followup/p01.nii does" in told["baseline/p01.nii"]
+    assert "of ctl, as ctl_m02/a.nii" in notes(plant, "ctl_m01/a.nii", "ctl_m02/a.nii", at="males")["ctl_m01/a.nii"]
+    assert "of ctl, as ctl_m02.nii" in notes(plant, "ctl_m01.nii", "ctl_m02.nii", at="flat")["ctl_m01.nii"]
+
+
+@pytest.mark.parametrize("side", ["", "high/"])
+def test_one_name_in_several_subfolders_is_told(plant, side):
+    told = notes(plant, f"{side}siteA/p01.nii", f"{side}siteB/p01.nii", at="set")
+    assert f"{side}siteB/p01.nii is called the same, and siteA and siteB count as two people" in told[f"{side}siteA/p01.nii"]
+    told = notes(plant, *(f"{side}{site}/{name}.nii" for site in ("u", "v") for name in ("ann", "bob", "eve")), at="letters")
+    assert "likewise 2 other names" in told[f"{side}u/ann.nii"]
+
+
+def test_a_subfolder_of_more_names_than_there_are_people_is_told(plant):
+    assert (
+        "the 2 names in its subfolder count as one person, images" in notes(plant, "images/a.nii", "images/b.nii", at="a")["images/a.nii"]
+    )
+    told = notes(plant, "patients/p1.nii", "patients/p2.nii", "controls/c1.nii", at="b")
+    assert "likewise 1 other subfolder" in told["patients/p1.nii"]
+
+
+@pytest.mark.parametrize("names", [
+    [f"p{i}/{name}.nii" for i in range(4) for name in ("brain", "scan1", "T1")],
+    [f"p{i}/p{i}_{name}.nii" for i in range(4) for name in "abcdef"],
+    [f"IXI-{name}/x{i}-{name}.nii" for i in range(4) for name in ("T1", "T2")],
+    [f"site{i % 2}/sub-{i:02d}_ses-{v}.nii" for i in range(4) for v in (1, 2)],
+    [f"p{i}.nii" for i in range(4)],
+])  # fmt: skip
+def test_of_people_who_are_named_plainly_nothing_is_told(plant, names):
+    assert not notes(plant, *names, at="set")
+
+
+def test_a_split_given_to_a_member_finds_the_family_by_the_own_name(plant, tmp_path):
+    (tmp_path / "families.tsv").write_text("subject\tfamily\nann\t7\nbob\t7\n")
+    found = find("folder", plant("ann.nii", "bob.nii", "eve.nii"), Wanted(families=tmp_path / "families.tsv"))
+    names = {scan.own or scan.person: scan.person for scan in found.scans}
+    assert names == {"ann": "family-7", "bob": "family-7", "eve": "eve"}
+    assert settle({"bob": "test", "Bob": "train"}, names) == ({"family-7": "test"}, ["Bob"])
 
 
 def test_contrasts_of_a_flat_folder_are_one_person(plant, show):
