@@ -1,5 +1,6 @@
 """N4 finds the bias field that was put on a head."""
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -15,7 +16,7 @@ from jaxsr.volume.io import Volume, read_volume
 pytestmark = pytest.mark.reference
 pytest.importorskip("SimpleITK")
 
-SHAPE, MM = (72, 88, 72), 2.5
+SHAPE, MM = (45, 55, 45), 4.0
 STRENGTH = 0.15
 COARSE = (4, 4, 4)  # for what is no matter of accuracy
 
@@ -24,6 +25,7 @@ def log_field(shape, seed):
     return np.log(np.asarray(bias_field(jax.random.key(seed), shape, STRENGTH)))
 
 
+@functools.cache
 def head(contrast, seed=0):
     image = np.asarray(render(jax.random.key(seed), SHAPE, MM, contrast).image)
     noise = 0.02 * np.random.default_rng(0).normal(size=(2, *SHAPE))
@@ -94,7 +96,7 @@ def test_a_mask_of_another_grid_or_with_too_little_in_it_is_refused():
         n4(volume, mask=np.zeros(SHAPE, bool))
 
 
-@pytest.mark.parametrize("keep", [(slice(None), slice(None), slice(36, 40)), (slice(35, 40), slice(None), slice(None))])
+@pytest.mark.parametrize("keep", [(slice(None), slice(None), slice(22, 26)), (slice(22, 26), slice(None), slice(None))])
 def test_a_stack_of_a_few_slices_has_a_field_too(keep):
     whole = head("T1w")
     true = log_field(SHAPE, 10)

@@ -18,8 +18,8 @@ from jaxsr.volume.io import Volume, write_volume
 PEOPLE = 4
 
 
-def command(root: Path, out: Path) -> list[str]:
-    options = ["--layout", "folder", "--voxel-size", "4", "--register", "off", "--bias", "off", "--workers", "2"]
+def command(root: Path, out: Path, workers: int = 1) -> list[str]:
+    options = ["--layout", "folder", "--voxel-size", "4", "--register", "off", "--bias", "off", "--workers", str(workers)]
     return [sys.executable, "-m", "jaxsr", "prepare", str(root), str(out), *options]
 
 
@@ -48,10 +48,13 @@ def whole(heads: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
     return tree(out)
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, status",
+    [(signal.SIGKILL, -9), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(signal.SIGTERM, 143), (signal.SIGINT, 130)])],
+)
 def test_a_run_that_was_stopped_half_way_goes_on_to_the_same_bytes_and_leaves_no_process_behind(heads, whole, tmp_path, number, status):
     out = tmp_path / "set"
-    process = subprocess.Popen(command(heads, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command(heads, out, workers=2), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     until = time.monotonic() + 120
     while not list((out / "parts").glob("*.json")):
         assert process.poll() is None, process.stderr.read()
