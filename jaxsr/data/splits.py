@@ -104,8 +104,8 @@ def settle(given: Mapping[str, Split], names: Mapping[str, str]) -> tuple[dict[s
         first, other = settled.setdefault(known[name], (name, split))
         if other != split:
             raise VolumeError(
-                f"{shown(first)} is to be in {other} and {shown(name)} in {split}, but both are of {shown(known[name])}, which is in one split: "
-                "give both the same"
+                f"{shown(first)} is to be in {other} and {shown(name)} in {split}, but both are of {shown(known[name])}: "
+                "give both the same split"
             )
     return {name: split for name, (_, split) in settled.items()}, unmatched
 
