@@ -1,9 +1,14 @@
-"""Laws of generated heads: the files are what the embedded set and label maps render, and `prepare` takes them for who they are."""
+"""Laws of generated heads: the files are what the embedded set and label maps render, and `prepare` takes them for who they are.
 
+What is rendered is noise here: heads are in tests/data/test_anatomy.py and test_label_heads.py, and compile for long.
+"""
+
+import jax
 import nibabel as nib
 import numpy as np
 import pytest
 
+from jaxsr.data.anatomy import Head
 from jaxsr.data.gradients import gradient_map
 from jaxsr.data.layouts.base import Wanted
 from jaxsr.data.layouts.folder import Folder
@@ -18,6 +23,25 @@ from jaxsr.volume.io import read_volume
 MM = 8.0
 MAPS = ("reference", "bias", "gradient", "labels", "mask")
 ROLES = {"high", *MAPS}
+
+
+def noise(key, shape, maps):
+    """All that a head can come with, of this key and grid."""
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+    image, reference, bias = rng.random((3, *shape), np.float32)
+    labels, mask = rng.integers(0, 6, shape, np.uint8), rng.random(shape) > 0.2
+    drawn = {"reference": reference, "bias": bias - 0.5, "gradient": rng.random((*shape, 3), np.float32) * 4 - 2, "mask": mask}
+    return Head(image, labels, **{name: x for name, x in drawn.items() if name in maps})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def renderers():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxsr.data.subjects.render", lambda key, shape, mm, contrast, *, maps: noise(key, shape, maps))
+        patch.setattr(
+            "jaxsr.data.synthetic.render_labels", lambda key, label_map, shape, mm, contrast, variation, maps: noise(key, shape, maps)
+        )
+        yield
 
 
 def label_map(path):
