@@ -77,7 +77,7 @@ Number = Array | float
 
 @dataclasses.dataclass(frozen=True)
 class Flash:
-    """A spoiled gradient echo: repetition and echo time in ms, flip angle in degrees. ValueError where the echo is not within the repetition."""
+    """A spoiled gradient echo: repetition and echo time in ms, flip angle in degrees. ValueError where TE is not within TR."""
 
     repetition: Number
     echo: Number
