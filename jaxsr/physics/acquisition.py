@@ -109,9 +109,14 @@ def describe_draw(key: Array, acquisition: Acquisition) -> dict[str, Any]:
 
 
 def foreground_mean(volume: Array) -> Array:
-    """Mean of the voxels above a tenth of the maximum: the signal that SNR refers to."""
-    foreground = volume > 0.1 * volume.max()
-    return jnp.where(foreground, volume, 0).sum() / jnp.maximum(foreground.sum(), 1)
+    """Mean of the voxels above a tenth of the maximum: the signal that SNR refers to.
+
+    A voxel more than twice as bright as the brightest of its neighbours along the axes is hot: it counts as that one.
+    """
+    beside = functools.reduce(jnp.maximum, (jnp.roll(volume, step, axis) for axis in range(volume.ndim) for step in (1, -1)))
+    top = jnp.where(volume > 2 * beside, beside, volume).max()
+    foreground = volume > 0.1 * top
+    return jnp.where(foreground, jnp.minimum(volume, top), 0).sum() / jnp.maximum(foreground.sum(), 1)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -183,13 +188,20 @@ def _as_it_is(image: Array) -> Array:
 
 
 def _noise_left(acquisition: Acquisition, shape: tuple[int, ...]) -> float:
-    """The standard deviation that white noise of 1 a channel has after `_reconstruct`: the root of the mean of W² over k-space."""
+    """The standard deviation that white noise of 1 a channel has in the real channel after `_reconstruct`.
+
+    The real part at k is (N(k) + N̄(−k)) / 2. Two independent samples leave it the variance of one channel; a sample whose mirror image is
+    its conjugate leaves it both channels'. Hence the root of the mean over k-space of W² times 1, or 2 at lines that conjugates fill and
+    those that they are taken from, or 0 at lines that are zero.
+    """
     axes = acquisition.in_plane
     power = window_weights(acquisition.window, [shape[axis] for axis in axes]).astype(np.float64) ** 2
     partial = acquisition.partial_fourier
-    if partial is not None and partial.fill == "zero":  # a line filled with a conjugate has as much noise as its mirror image
+    if partial is not None:
         lines = sampled_lines(shape[partial.axis], partial.fraction)
-        power = power * lines.reshape([-1 if axis == partial.axis else 1 for axis in axes])
+        mirrored = np.roll(lines[::-1], 1)
+        share = np.where(lines & mirrored, 1, np.where(lines | mirrored, 2, 0)) if partial.fill == "conjugate" else lines
+        power = power * share.reshape([-1 if axis == partial.axis else 1 for axis in axes])
     return float(np.sqrt(power.mean()))
 
 

@@ -17,7 +17,9 @@ is differentiable.
 import dataclasses
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -75,35 +77,49 @@ Number = Array | float
 
 @dataclasses.dataclass(frozen=True)
 class Flash:
-    """A spoiled gradient echo: repetition and echo time in ms, flip angle in degrees."""
+    """A spoiled gradient echo: repetition and echo time in ms, flip angle in degrees. ValueError where TE is not within TR."""
 
     repetition: Number
     echo: Number
     flip: Number
 
+    def __post_init__(self) -> None:
+        _refuse_below_zero(self, "the echo time", self.echo)
+        _refuse_below_zero(self, "the time from echo to repetition", self.repetition - self.echo)
+
 
 @dataclasses.dataclass(frozen=True)
 class SpinEcho:
-    """A spin echo, or a fast one at its effective echo time: repetition and echo time in ms."""
+    """A spin echo, or a fast one at its effective echo time: repetition and echo time in ms. ValueError where TE is not within TR."""
 
     repetition: Number
     echo: Number
+
+    def __post_init__(self) -> None:
+        _refuse_below_zero(self, "the echo time", self.echo)
+        _refuse_below_zero(self, "the time from echo to repetition", self.repetition - self.echo)
 
 
 @dataclasses.dataclass(frozen=True)
 class Flair:
-    """A spin echo whose inversion, `inversion` ms before it, silences the fluid."""
+    """A spin echo whose inversion, `inversion` ms before it, silences the fluid. ValueError where TI and TE are not within TR."""
 
     repetition: Number
     inversion: Number
     echo: Number
+
+    def __post_init__(self) -> None:
+        _refuse_below_zero(self, "the inversion time", self.inversion)
+        _refuse_below_zero(self, "the echo time", self.echo)
+        _refuse_below_zero(self, "the time from echo to repetition", self.repetition - self.inversion - self.echo)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mprage:
     """Inversion, then `pulses` gradient echoes, `spacing` ms apart, whose middle is `inversion` ms later; again after `repetition` ms.
 
-    `efficiency` is that of the inversion pulse, 0…1; `flip` is in degrees.
+    `efficiency` is that of the inversion pulse, 0…1; `flip` is in degrees. ValueError where the train does not fit after the inversion and
+    before the repetition, or the echo not between two pulses.
     """
 
     repetition: Number
@@ -113,6 +129,23 @@ class Mprage:
     spacing: Number = 7.0
     pulses: Number = 160
     efficiency: Number = 0.96
+
+    def __post_init__(self) -> None:
+        _refuse_below_zero(self, "the echo time", self.echo)
+        _refuse_below_zero(self, "the number of pulses", self.pulses)
+        _refuse_below_zero(self, "the time from echo to next pulse", self.spacing - self.echo)
+        _refuse_below_zero(self, "the delay from inversion to first pulse", self.delay)
+        _refuse_below_zero(self, "the rest from last pulse to repetition", self.rest)
+
+    @property
+    def delay(self) -> Number:
+        """ms from the inversion to the first pulse."""
+        return self.inversion - self.pulses / 2 * self.spacing
+
+    @property
+    def rest(self) -> Number:
+        """ms from the end of the train to the next inversion."""
+        return self.repetition - self.delay - self.pulses * self.spacing
 
 
 Sequence = Flash | SpinEcho | Flair | Mprage
@@ -144,12 +177,17 @@ def null_time(t1: Number, repetition: Number) -> Array:
     return t1 * jnp.log(2 / (1 + jnp.exp(-jnp.asarray(repetition) / t1)))
 
 
+def _refuse_below_zero(sequence: object, what: str, value: Number) -> None:
+    """ValueError where a timing cannot be; of traced ones nothing is known."""
+    if not isinstance(value, jax.core.Tracer) and (least := np.min(value)) < 0:
+        unit = "" if what.startswith("the number") else " ms"
+        raise ValueError(f"{what} must not be below 0, got {least:g}{unit} in {sequence}: change its timings so that it fits")
+
+
 def _mprage(t1: Array, s: Mprage) -> Array:
     """Longitudinal magnetisation, of 1 at rest, that the pulse in the middle of the train meets; negative before it has recovered."""
     half = s.pulses / 2
-    delay = s.inversion - half * s.spacing
-    rest = s.repetition - delay - s.pulses * s.spacing
-    e_spacing, e_delay, e_rest = (jnp.exp(-t / t1) for t in (s.spacing, delay, rest))
+    e_spacing, e_delay, e_rest = (jnp.exp(-t / t1) for t in (s.spacing, s.delay, s.rest))
     damping = e_spacing * jnp.cos(jnp.deg2rad(s.flip))
     driven = (1 - e_spacing) / (1 - damping)  # where the pulses would bring it in the end
 

@@ -6,19 +6,22 @@ Cosines of half-periods 1 … `order` over the field of view are smooth and need
 frequency, and the field is scaled so that log b has the standard deviation `strength` whatever was drawn.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
 def bias_field(key: Array, shape: Sequence[int], strength: Array | float, order: int = 3) -> Array:
     """A random bias field `[X, Y, Z]` (or `[X, Y]`, of any rank), positive, with standard deviation `strength` of its logarithm and mean
-    logarithm 0; sides are longer than `order`."""
+    logarithm 0. A side of n voxels holds cosines of less than n half-periods, the others are left out: a single voxel has no field."""
     frequencies = jnp.arange(order + 1)
     degree = _summed(frequencies, len(shape))
-    weights = jnp.where((degree > 0) & (degree <= order), 1.0 / jnp.maximum(degree, 1), 0.0)
+    held = functools.reduce(np.multiply.outer, [np.arange(order + 1) < n for n in shape])
+    weights = jnp.where(held & (degree > 0) & (degree <= order), 1.0 / jnp.maximum(degree, 1), 0.0)
     coefficients = weights * jax.random.normal(key, weights.shape)
     cosines = [jnp.cos(jnp.pi * frequencies[:, None] * (jnp.arange(n) + 0.5) / n) for n in shape]
     # The basis is orthogonal on the half-sample grid: its variance is known without a pass over the volume.
@@ -26,7 +29,7 @@ def bias_field(key: Array, shape: Sequence[int], strength: Array | float, order:
     indices, sides = "ijk"[: len(shape)], "xyz"[: len(shape)]
     terms = ",".join(index + side for index, side in zip(indices, sides, strict=True))
     log_field = jnp.einsum(f"{indices},{terms}->{sides}", coefficients, *cosines, optimize="greedy", precision="highest")
-    return jnp.exp(strength * log_field / jnp.sqrt(variance))
+    return jnp.exp(strength * log_field / jnp.sqrt(jnp.where(variance > 0, variance, 1)))
 
 
 def _summed(values: Array, rank: int) -> Array:

@@ -47,6 +47,28 @@ def test_without_waiting_for_an_echo_after_a_long_rest_every_sequence_reads_the_
         np.testing.assert_allclose(signal(WATER, sequence), WATER.pd, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "sequence, timings, message",
+    [
+        (Flash, (20.0, 25.0, 20.0), "echo to repetition must not be below 0, got -5 ms"),
+        (Flash, (20.0, -1.0, 20.0), "echo time must not be below 0, got -1 ms"),
+        (SpinEcho, (80.0, 90.0), "echo to repetition must not be below 0, got -10 ms"),
+        (SpinEcho, (jnp.array([4000.0, 80.0]), 90.0), "got -10 ms"),
+        (Flair, (2550.0, 2500.0, 100.0), "echo to repetition must not be below 0, got -50 ms"),
+        (Mprage, (2300.0, 500.0, 3.0, 9.0), "delay from inversion to first pulse must not be below 0, got -60 ms"),
+        (Mprage, (1500.0, 1000.0, 3.0, 9.0), "rest from last pulse to repetition must not be below 0, got -60 ms"),
+        (Mprage, (2300.0, 1000.0, 8.0, 9.0), "echo to next pulse must not be below 0, got -1 ms"),
+    ],
+)
+def test_timings_that_cannot_be_are_refused_and_what_is_wrong_is_said(sequence, timings, message):
+    with pytest.raises(ValueError, match=message):
+        sequence(*timings)
+
+
+def test_traced_timings_are_taken_as_they_are():
+    assert jnp.isfinite(jax.jit(lambda echo: signal(WATER, SpinEcho(80.0, echo)))(90.0))
+
+
 def test_a_gradient_echo_without_relaxation_between_pulses_is_a_train_of_the_bloch_equation():
     """The steady state of m ↦ 1 − (1 − m cos α) e^(−TR/T1), iterated."""
     angle, decay, m = np.deg2rad(20.0), np.exp(-20.0 / WATER.t1), 1.0
@@ -107,7 +129,7 @@ def test_t1_rises_with_the_field_and_t2_star_falls():
 
 @pytest.mark.parametrize("sequence", SEQUENCES, ids=lambda s: type(s).__name__)
 def test_signal_falls_with_echo_time_grows_with_proton_density_and_takes_maps(sequence):
-    later = dataclasses.replace(sequence, echo=sequence.echo + 5)
+    later = dataclasses.replace(sequence, echo=sequence.echo + 3)
     assert signal(WATER, later) < signal(WATER, sequence)
     assert signal(WATER._replace(pd=0.9), sequence) > signal(WATER, sequence)
     maps = Tissue(*(jnp.full((2, 3), x) for x in WATER))

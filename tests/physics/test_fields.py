@@ -18,6 +18,18 @@ def test_its_logarithm_has_mean_zero_and_exactly_the_stated_deviation(seed):
     assert jnp.log(field).std() == pytest.approx(0.3, rel=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(8, 8, 1), (3, 2, 9), (1, 1, 2)])
+def test_a_side_that_cannot_hold_every_cosine_leaves_the_deviation_as_stated(shape):
+    """cos(πk(j + ½)/n) vanishes at k = n and is another or a constant beyond."""
+    log_field = jnp.log(bias_field(jax.random.key(0), shape, 0.3))
+    assert log_field.mean() == pytest.approx(0, abs=1e-6)
+    assert log_field.std() == pytest.approx(0.3, rel=1e-5)
+
+
+def test_a_single_voxel_has_no_field():
+    assert (bias_field(jax.random.key(0), (1, 1, 1), 0.3) == 1).all()
+
+
 def test_no_strength_is_no_field():
     assert (bias_field(jax.random.key(0), SHAPE, 0.0) == 1).all()
 
