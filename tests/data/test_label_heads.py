@@ -140,12 +140,14 @@ def test_what_is_no_label_map_of_a_head_is_refused_by_name(tmp_path, change, sen
 # ---------------------------------------------------------------------------------------------------------------- rendering
 
 
+@pytest.mark.slow
 def test_the_same_key_is_the_same_head_bit_for_bit_and_another_key_another_head(head, whole_map):
     again = jax.device_get(render_labels(jax.random.key(0), whole_map, COARSE, 8.0, "T1w", PLAIN, ALL))
     jax.tree.map(np.testing.assert_array_equal, again, head(0))
     assert (head(1).labels != head(0).labels).mean() > 0.05
 
 
+@pytest.mark.slow
 def test_maps_change_neither_image_nor_labels_and_come_only_when_asked(head):
     alone, accompanied = head(0, maps=()), head(0)
     np.testing.assert_allclose(alone.image, accompanied.image, atol=1e-5)
@@ -153,6 +155,7 @@ def test_maps_change_neither_image_nor_labels_and_come_only_when_asked(head):
     assert alone[2:] == (None,) * 4
 
 
+@pytest.mark.slow
 def test_within_a_structure_the_signal_is_one_value_and_left_and_right_share_it(head):
     image, labels, reference = head(0)[:3]
     for name in ("background", "white matter"):
@@ -166,6 +169,7 @@ def test_within_a_structure_the_signal_is_one_value_and_left_and_right_share_it(
     np.testing.assert_allclose(np.median(image[inside & right]), np.median(image[inside & ~right]), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_same_anatomy_in_another_contrast_with_its_own_texture(head):
     for seed in range(3):
         first, second = draw_kinds(jax.random.key(seed), -1)
@@ -195,6 +199,7 @@ def test_tissues_are_in_their_contrasts_order_and_lesions_dark_in_t1w_and_bright
     assert background.max() <= 0.02
 
 
+@pytest.mark.slow
 def test_lesions_take_white_matter_and_nothing_else(head):
     taken = []
     for seed in range(8):
@@ -221,6 +226,7 @@ def test_what_was_stripped_or_defaced_is_exactly_zero_and_both_kinds_of_window_o
     assert max(shares) > FILLING
 
 
+@pytest.mark.slow
 def test_the_bias_field_is_smooth_and_of_mean_zero_and_the_displacement_odd_within_its_range(head):
     for seed in (0, 1):
         _, _, _, bias, gradient, _ = head(seed)
@@ -242,6 +248,7 @@ def band_power(image, low, high):
     return spectrum[(radius >= low) & (radius < high)].mean() / spectrum[(radius > 0.05) & (radius < 0.25)].mean()
 
 
+@pytest.mark.slow
 def test_the_truth_has_content_up_to_its_own_nyquist_frequency(head):
     fine = head(0, FINE, 4.0, maps=()).image
     coarse = head(0, maps=()).image
@@ -251,6 +258,7 @@ def test_the_truth_has_content_up_to_its_own_nyquist_frequency(head):
     assert band_power(fine, *top) > 0.1 * band_power(fine, 0.5, 0.75)
 
 
+@pytest.mark.slow
 def test_the_same_key_at_twice_the_voxel_size_is_the_same_head(head):
     fine = head(0, FINE, 4.0, maps=()).image
     coarse = head(0, maps=()).image
@@ -286,6 +294,7 @@ def test_no_map_is_in_two_splits_wherever_the_folder_lies_and_whatever_its_files
         assert {name.split("#")[0] for name in people[0]} <= {p.relative_to(root).as_posix() for p in before}
 
 
+@pytest.mark.slow
 def test_people_of_a_split_are_endless_and_pairs_have_every_map_on_one_grid(tmp_path):
     root = folder_of(tmp_path, ["a.nii.gz"])
     maps = ("reference", "bias", "gradient", "labels", "mask")

@@ -18,7 +18,7 @@ from jaxsr.volume.io import Volume, write_volume
 pytestmark = pytest.mark.reference
 pytest.importorskip("SimpleITK", reason="needs the [reference] extra")
 
-SHAPE, MM = (34, 40, 32), 6.0  # what registration looks at first
+SHAPE, MM = (50, 58, 46), 4.0
 
 
 def volume(contrast: str, moved: np.ndarray | None = None, field: np.ndarray | float = 1.0) -> Volume:
