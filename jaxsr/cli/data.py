@@ -111,12 +111,17 @@ def prepare(
     plan = job.plan(root, out, settings, gradient=gradient, splits=read_splits(splits) if splits else None)
     terminal.print(problems_report(plan.found))
     if plan.done:
-        terminal.print(f"{plan.done} of {len(plan.tasks)} done already, as far as their files are what they were")
+        terminal.print(f"{plan.done} of {len(plan.tasks)} are there already; kept if their files have not changed since")
     if not plan.tasks:
         raise Exit(3, f"{shown(root)}: nothing to prepare for --layout {layout}; docs/datasets.md says what it looks for")
+    if any("low" not in scan.files for scan in plan.found.scans) and (said := job.degradation_note(settings)):
+        terminal.print(f"note: {said}")
     if dry_run:
         if as_json:
             print(json.dumps(job.describe(plan), indent=2))
+        else:
+            terminal.print("\n".join(job.scan_lines(plan)))
+            terminal.print("names only so far: whether a file can be used is seen when it is read")
         return
     with progress(terminal, "preparing", len(plan.tasks)) as (advance, note):
         manifest = job.prepare(plan, workers=workers, advance=advance, note=note)
@@ -127,6 +132,8 @@ def prepare(
         names = ("people", "scans", "slices")
         rows = [{"split": split, **dict(zip(names, map(str, numbers), strict=True))} for split, numbers in counts.items()]
         print_table(terminal, rows)
+        if empty := [name for name, (people, _, _) in counts.items() if not people]:
+            terminal.print(f"note: nobody is in {' and '.join(empty)}: few people need --splits TABLE, or from 10 on --split exact")
         terminal.print(f"Look at {shown(out / 'summary.html')}; train with data.manifest={shown(out)}")
     if failed := len(plan.tasks) - len(manifest.shards):
         raise Exit(1, f"{failed} of {len(plan.tasks)} scans were rejected; {shown(out / 'summary.html')} says why")
@@ -170,4 +177,12 @@ def generate(
     terminal = open_console(quiet=quiet)
     with progress(terminal, "rendering", count) as (advance, note):
         written = run(out, count, labels=labels, voxel_size=voxel_size, contrast=contrast, maps=maps, seed=seed, advance=advance, note=note)
-    terminal.print(f"{len(written)} heads in {shown(out)}/high; next: jaxsr prepare {shown(out)} SET --layout folder")
+    beside = [name for name in maps if name in ("labels", "mask", "gradient")]
+    options = "".join(
+        [
+            f" --voxel-size {voxel_size:g}" if voxel_size != 1 else "",
+            " --reference reference" if "reference" in maps else "",
+            f" --with {','.join(beside)}" if beside else "",
+        ]
+    )
+    terminal.print(f"{len(written)} heads in {shown(out)}/high; next: jaxsr prepare {shown(out)} SET --layout folder{options}")

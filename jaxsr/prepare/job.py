@@ -12,7 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxsr.config import ConfigError
+import pydantic
+
+from jaxsr.config import ConfigError, differences
 from jaxsr.data.itk import simpleitk
 from jaxsr.data.layouts import find
 from jaxsr.data.layouts.base import Found
@@ -137,6 +139,29 @@ def prepare(
     return manifest
 
 
+def scan_lines(plan: Plan, limit: int = 20) -> list[str]:
+    """What `--dry-run` prints: each scan with its files, below the set's root."""
+    lines = []
+    for scan in plan.found.scans[:limit]:
+        files = ", ".join(f"{role} {path.relative_to(plan.tasks[0].root)}" for role, path in scan.files.items())
+        lines.append(f"  {scan.id} (person {scan.person}): {files}")
+    if len(plan.found.scans) > limit:
+        lines.append(f"  … and {len(plan.found.scans) - limit} more (--json lists all)")
+    return lines
+
+
+def degradation_note(settings: PrepareSettings) -> str | None:
+    """What is to be said where the simulated side would be no coarser than the truth."""
+    mm = settings.acquisition.typical.spacing
+    if any(mm[axis] > settings.voxel_size * 1.01 for axis in settings.in_plane):
+        return None
+    size = " × ".join(f"{v:g}" for v in mm)
+    return (
+        f"the acquisition {settings.acquisition.name} ({size} mm) is no coarser than the target of {settings.voxel_size:g} mm: simulated "
+        "pairs differ by noise and artefacts only: choose a finer --voxel-size or a coarser --acquisition"
+    )
+
+
 def describe(plan: Plan) -> dict[str, Any]:
     """What `--dry-run --json` prints."""
     return {
@@ -195,11 +220,17 @@ def _check_settings(out: Path, settings: PrepareSettings) -> None:
     if path.exists():
         before = path.read_text(encoding="utf-8", errors="replace")
         if before != _settings_text(settings):
-            changed = sorted(set(_settings_text(settings).splitlines()) ^ set(before.splitlines()))
-            lines = "\n  ".join(line.strip(" ,") for line in changed[:20])
+            lines = "\n  ".join(_changes(before, settings))
             raise ConfigError(f"{shown(out)} holds a set prepared with other settings; choose another folder, or set back:\n  {lines}")
     elif out.exists() and (not out.is_dir() or any(not entry.name.startswith(".") for entry in out.iterdir())):
         raise ConfigError(f"{shown(out)} is there and holds no prepared set: choose a new folder")
+
+
+def _changes(before: str, settings: PrepareSettings) -> list[str]:
+    try:
+        return differences(PrepareSettings.model_validate_json(before), PrepareSettings.model_validate_json(_settings_text(settings)))
+    except pydantic.ValidationError:
+        return ["settings.json is not of this version"]
 
 
 def _settings_text(settings: PrepareSettings) -> str:

@@ -200,6 +200,9 @@ def fitted(experiment: Experiment, records: PreparedSet | None) -> Experiment:
                 f"data.{key} is {getattr(data, key)}, but the set of data.manifest={data.manifest} was prepared with {value}: "
                 f"set data.{key}={value}, or prepare another"
             )
+    largest = max(max(shard.shape) for shard in records.shards)
+    if data.crop > 2 * largest:
+        raise ConfigError(f"data.crop is {data.crop}, and slices of {records.folder} have at most {largest} pixels: choose a smaller crop")
     check_maps(data.maps, manifest.maps, str(records.folder))
     acquired = tuple(statistics.median(sizes) for sizes in zip(*(shard.acquired for shard in records.shards), strict=True))
     return experiment.model_copy(update={"data": data.model_copy(update={**found, "acquired": acquired})})

@@ -187,6 +187,7 @@ def test_the_reference_is_the_same_anatomy_in_another_contrast_with_its_own_text
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_tissues_are_in_their_contrasts_order_and_lesions_dark_in_t1w_and_bright_in_t2w(kind):
     """By ranges and by equations, 200 draws of each contrast."""
     means = jax.vmap(lambda key: draw_means(key, KINDS.index(kind)))(jax.random.split(jax.random.key(0), 200))
@@ -212,6 +213,7 @@ def test_lesions_take_white_matter_and_nothing_else(head):
     assert np.mean(np.array(taken) == WHITE) > 0.7
 
 
+@pytest.mark.slow
 def test_what_was_stripped_or_defaced_is_exactly_zero_and_both_kinds_of_window_occur(head):
     shares = []
     for seed in range(8):
@@ -311,6 +313,7 @@ def test_people_of_a_split_are_endless_and_pairs_have_every_map_on_one_grid(tmp_
     assert (people.load(999).labels != pair.labels).any()
 
 
+@pytest.mark.slow
 def test_a_stripped_head_is_acquired_stripped(tmp_path):
     """The low-resolution side has the same filling as the files of a stripped set have, so it gets the window that they get."""
     root = folder_of(tmp_path, ["a.nii.gz"])
@@ -323,6 +326,7 @@ def test_a_stripped_head_is_acquired_stripped(tmp_path):
     assert np.ptp(pair.high[outside]) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_target_carries_its_bias_only_when_asked_and_the_acquisition_never(tmp_path):
     root = folder_of(tmp_path, ["a.nii.gz"])
     plain, biased = (

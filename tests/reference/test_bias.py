@@ -36,7 +36,7 @@ def left(found, true, where):
     return (found - true)[where].std()
 
 
-@pytest.mark.parametrize("contrast", ["T1w", "T2w", "PDw"])
+@pytest.mark.parametrize("contrast", ["T1w", pytest.param("T2w", marks=pytest.mark.slow), pytest.param("PDw", marks=pytest.mark.slow)])
 def test_a_simulated_field_is_removed_to_within_a_twentieth(contrast):
     """Of log b, of standard deviation 0.13 over the head, less than 0.05 is left (0.019 to 0.039, measured)."""
     true = log_field(SHAPE, 10)

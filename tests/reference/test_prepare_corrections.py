@@ -68,6 +68,7 @@ def test_a_second_contrast_that_lay_elsewhere_comes_to_lie_on_the_truth(tmp_path
     assert correlation(left.pair.reference, still_on(left), (left.pair.high > TISSUE) & left.covered) < 0.8
 
 
+@pytest.mark.slow
 def test_the_bias_map_is_the_field_and_the_truth_is_free_of_it(tmp_path, field):
     made = run(tmp_path, {"high": volume("T1w", field=field)}, bias="correct")
     tissue = made.pair.high > TISSUE
@@ -80,6 +81,7 @@ def test_the_bias_map_is_the_field_and_the_truth_is_free_of_it(tmp_path, field):
     np.testing.assert_allclose(uncorrected.pair.bias, made.pair.bias, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_real_low_resolution_scan_has_a_window_of_its_own_and_lies_on_the_truth(tmp_path, moved):
     low = volume("T1w", moved)
     low = Volume(low.data[::2, ::2, ::2] * 7, low.affine @ np.diag([2.0, 2.0, 2.0, 1.0]))

@@ -85,6 +85,7 @@ def test_two_contrasts_of_one_anatomy_are_found_to_a_fraction_of_their_voxels(fo
     assert found[1].overlap > 0.9
 
 
+@pytest.mark.slow
 def test_a_head_that_the_header_has_on_its_side_is_found(head):
     fixed, other = head
     true = displaced((60, 0, -40), (0, 0, 90))
@@ -171,6 +172,7 @@ def test_the_top_and_the_bottom_of_a_head_have_nothing_in_common(head):
         register(bottom, top)
 
 
+@pytest.mark.slow
 def test_a_scaling_no_head_has_is_refused(head):
     fixed, other = head
     with pytest.raises(VolumeError, match="scales by"):
