@@ -9,9 +9,10 @@ both in the intensity window of the *acquired* volume, because that is all there
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -41,20 +42,22 @@ class Subjects(Protocol):
     def load(self, index: int, visit: int = 0) -> Pair: ...
 
 
-class AnatomySubjects:
-    """The embedded set: heads rendered from tissue maps. Splits differ in the seeds of their deformations and contrasts.
+class RenderedSubjects(ABC):
+    """Endless synthetic people of one split; whoever inherits says how a head is rendered.
 
     Args:
+      grid: of every pair, `[X, Y, Z]` voxels.
+      ids: everybody's name.
       maps: of those of a pair, what pairs come with.
       biased: the truth carries the bias field that the map `bias` is of.
     """
 
     def __init__(
         self,
-        count: int,
+        grid: Grid,
+        ids: Sequence[str],
         split: Split,
         *,
-        voxel_size: float,
         acquisition: Acquisition,
         seed: int = 0,
         contrast: str = "random",
@@ -65,27 +68,41 @@ class AnatomySubjects:
         # Heads and acquisitions have keys of their own: were one folded from the other, a visit could draw the noise that shaped the head.
         place = SPLITS.index(split)
         self._key, self._acquisition_key = (jax.random.fold_in(jax.random.key(seed), i) for i in (place, len(SPLITS) + place))
-        self.ids = [f"anatomy-{split}-{i:04d}" for i in range(count)]
-        self._voxel_size, self._acquisition, self._contrast, self._interpolation = voxel_size, acquisition, contrast, interpolation
+        self.grid, self.ids = grid, ids
+        self._acquisition, self._contrast, self._interpolation = acquisition, contrast, interpolation
         self._maps, self._biased = maps, biased
-        self.grid = target_grid(template_grid(), voxel_size)
+        self._rendered = tuple({*maps, *(["bias"] if biased else [])} - {"labels"})  # labels come with every head
 
+    @abstractmethod
     def head(self, index: int) -> Head:
         """The person's head with the maps that it is to come with."""
-        wanted = tuple({*self._maps, *(["bias"] if self._biased else [])} - {"labels"})
-        return render(jax.random.fold_in(self._key, index), self.grid.shape, self._voxel_size, self._contrast, maps=wanted)
 
     def truth(self, index: int) -> Volume:
         """The head itself, signal about 0…1."""
         return Volume(np.asarray(self.head(index).image), self.grid.affine)
 
     def labels(self, index: int) -> Volume:
-        """Indices of `jaxsr.data.anatomy.TISSUES`, as float32."""
+        """Indices of the structures that heads are made of, as float32."""
         return Volume(np.asarray(self.head(index).labels, np.float32), self.grid.affine)
 
     def load(self, index: int, visit: int = 0) -> Pair:
         key = jax.random.fold_in(jax.random.fold_in(self._acquisition_key, index), visit)
         return pair_of_head(self.head(index), self.grid, self._acquisition, key, self._interpolation, maps=self._maps, biased=self._biased)
+
+
+class AnatomySubjects(RenderedSubjects):
+    """The embedded set: heads rendered from tissue maps. Splits differ in the seeds of their deformations and contrasts.
+
+    `how` is that of `RenderedSubjects`; labels are indices of `jaxsr.data.anatomy.TISSUES`.
+    """
+
+    def __init__(self, count: int, split: Split, *, voxel_size: float, **how: Any):
+        self._voxel_size = voxel_size
+        super().__init__(target_grid(template_grid(), voxel_size), [f"anatomy-{split}-{i:04d}" for i in range(count)], split, **how)
+
+    def head(self, index: int) -> Head:
+        key = jax.random.fold_in(self._key, index)
+        return render(key, self.grid.shape, self._voxel_size, self._contrast, maps=self._rendered)
 
 
 class FolderSubjects:

@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,19 +18,20 @@ from jaxsr.data.anatomy.deformation import Variation
 from jaxsr.data.anatomy.head import Head
 from jaxsr.data.anatomy.label_heads import VARIATION, render_labels
 from jaxsr.data.anatomy.labels import FIELD_OF_VIEW, LabelMap, read_label_map
-from jaxsr.data.pairs import Pair
-from jaxsr.data.splits import SPLITS, Split
-from jaxsr.data.subjects import pair_of_head, stable_hash
-from jaxsr.physics.acquisition import Acquisition
+from jaxsr.data.splits import Split
+from jaxsr.data.subjects import RenderedSubjects, stable_hash
 from jaxsr.volume.decode import open_image
-from jaxsr.volume.geometry import Grid, Kind, target_grid
-from jaxsr.volume.io import SUFFIXES, Volume, VolumeError
+from jaxsr.volume.geometry import Grid, target_grid
+from jaxsr.volume.io import SUFFIXES, VolumeError
 
 _HELD = 12  # label maps in memory, some 15 MB each at 1 mm
 
 
-class LabelSubjects:
-    """`count` people of one split, rendered from the label maps `paths` below `root`, which are the split's own."""
+class LabelSubjects(RenderedSubjects):
+    """`count` people of one split, rendered from the label maps `paths` below `root`, which are the split's own.
+
+    `how` is that of `RenderedSubjects`; labels are indices of `jaxsr.data.anatomy.STRUCTURES`.
+    """
 
     def __init__(
         self,
@@ -39,48 +41,25 @@ class LabelSubjects:
         split: Split,
         *,
         voxel_size: float,
-        acquisition: Acquisition,
         seed: int = 0,
-        contrast: str = "random",
-        interpolation: Kind = "cubic",
-        maps: tuple[str, ...] = (),
-        biased: bool = False,
         variation: Variation = VARIATION,
+        **how: Any,
     ):
         if not paths:
             raise VolumeError(f"{root}: no label maps are in the split {split}: 8:1:1 of fewer than five people leaves nobody to hold out")
         named = sorted((path.relative_to(root).as_posix(), path) for path in paths)
         chosen = [named[stable_hash(f"{seed}/{split}/{i}") % len(named)] for i in range(count)]
-        self.ids = [f"{name}#{i:04d}" for i, (name, _) in enumerate(chosen)]
         self.paths = [path for _, path in chosen]
-        # Heads and acquisitions have keys of their own, as those of the embedded set.
-        place = SPLITS.index(split)
-        self._key, self._acquisition_key = (jax.random.fold_in(jax.random.key(seed), i) for i in (place, len(SPLITS) + place))
-        self._voxel_size, self._acquisition, self._contrast, self._interpolation = voxel_size, acquisition, contrast, interpolation
-        self._maps, self._biased, self._variation = maps, biased, variation
+        self._voxel_size, self._variation = voxel_size, variation
         one = Grid(tuple(round(side) for side in FIELD_OF_VIEW), np.diag([1.0, 1.0, 1.0, 1.0]))  # type: ignore[arg-type]
-        self.grid = target_grid(one, voxel_size)
+        super().__init__(target_grid(one, voxel_size), [f"{name}#{i:04d}" for i, (name, _) in enumerate(chosen)], split, seed=seed, **how)
+        self._rendered = tuple({*self._rendered, "mask"})  # where a skull was taken off, the acquired volume is zero too
         self._held: OrderedDict[Path, LabelMap] = OrderedDict()
         self._lock = threading.Lock()
 
     def head(self, index: int) -> Head:
-        """The person's head with every map that it can come with."""
-        key = jax.random.fold_in(self._key, index)
-        wanted = tuple(m for m in self._maps if m != "labels")
-        wanted = tuple({*wanted, "mask", *(["bias"] if self._biased else [])})
-        return render_labels(key, self._map(self.paths[index]), self.grid.shape, self._voxel_size, self._contrast, self._variation, wanted)
-
-    def truth(self, index: int) -> Volume:
-        """The head itself, signal about 0…1."""
-        return Volume(np.asarray(self.head(index).image), self.grid.affine)
-
-    def labels(self, index: int) -> Volume:
-        """Indices of `jaxsr.data.anatomy.STRUCTURES`, as float32."""
-        return Volume(np.asarray(self.head(index).labels, np.float32), self.grid.affine)
-
-    def load(self, index: int, visit: int = 0) -> Pair:
-        key = jax.random.fold_in(jax.random.fold_in(self._acquisition_key, index), visit)
-        return pair_of_head(self.head(index), self.grid, self._acquisition, key, self._interpolation, maps=self._maps, biased=self._biased)
+        key, label_map = jax.random.fold_in(self._key, index), self._map(self.paths[index])
+        return render_labels(key, label_map, self.grid.shape, self._voxel_size, self._contrast, self._variation, self._rendered)
 
     def _map(self, path: Path) -> LabelMap:
         with self._lock:

@@ -4,6 +4,7 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -139,43 +140,22 @@ def build_method(experiment: Experiment) -> Method:
 
 def build_subjects(data: DataConfig, split: Split, seed: int, note: Note = lambda text: None) -> Subjects:
     """The subjects of one split of the set that `data` names; what was left out is told to `note`."""
-    if data.labels is not None:
-        paths, left_out = find_label_maps(data.labels)
+    how: dict[str, Any] = {key: getattr(data, key) for key in ("voxel_size", "acquisition", "interpolation")} | {"seed": seed}
+    rendered = how | {"contrast": data.contrast, "maps": data.maps}
+
+    def chosen(folder: Path, found: tuple[list[Path], list[str]], what: str) -> list[Path]:
+        paths, left_out = found
         for sentence in left_out:
             note(f"left out: {sentence}")
-        chosen = split_by_subject(paths, data.labels, split, seed)
-        note(f"{split}: {len(chosen)} of {len(paths)} label maps in {data.labels}")
-        return LabelSubjects(
-            chosen,
-            data.labels,
-            data.subjects,
-            split,
-            voxel_size=data.voxel_size,
-            acquisition=data.acquisition,
-            seed=seed,
-            contrast=data.contrast,
-            interpolation=data.interpolation,
-            maps=data.maps,
-        )
-    if data.volumes is None:
-        return AnatomySubjects(
-            data.subjects,
-            split,
-            voxel_size=data.voxel_size,
-            acquisition=data.acquisition,
-            seed=seed,
-            contrast=data.contrast,
-            interpolation=data.interpolation,
-            maps=data.maps,
-        )
-    paths, left_out = find_volumes(data.volumes, data.voxel_size)
-    for sentence in left_out:
-        note(f"left out: {sentence}")
-    chosen = split_by_subject(paths, data.volumes, split, seed)
-    note(f"{split}: {len(chosen)} of {len(paths)} volumes in {data.volumes}")
-    return FolderSubjects(
-        chosen, data.volumes, voxel_size=data.voxel_size, acquisition=data.acquisition, seed=seed, interpolation=data.interpolation
-    )
+        paths_of_split = split_by_subject(paths, folder, split, seed)
+        note(f"{split}: {len(paths_of_split)} of {len(paths)} {what} in {folder}")
+        return paths_of_split
+
+    if data.labels is not None:
+        return LabelSubjects(chosen(data.labels, find_label_maps(data.labels), "label maps"), data.labels, data.subjects, split, **rendered)
+    if data.volumes is not None:
+        return FolderSubjects(chosen(data.volumes, find_volumes(data.volumes, data.voxel_size), "volumes"), data.volumes, **how)
+    return AnatomySubjects(data.subjects, split, **rendered)
 
 
 def prepared_set(data: DataConfig, split: Split = "train") -> PreparedSet | None:

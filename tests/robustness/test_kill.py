@@ -120,7 +120,8 @@ def arrays(run: Path, step: int) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
-def assert_same_runs(killed: Path, straight: Path, steps: int) -> None:
+def same_runs(killed: Path, straight: Path, steps: int) -> bool:
+    """Asserts what makes two runs the same, one thing after the other, so that it is said which was not."""
     ours, theirs = arrays(killed, steps), arrays(straight, steps)
     assert ours.keys() == theirs.keys()
     for part in ("step", "params", "ema", "opt"):
@@ -134,9 +135,11 @@ def assert_same_runs(killed: Path, straight: Path, steps: int) -> None:
     measured = [[(x["step"], x["loss"], x["gradient_norm"], x["parameter_norm"]) for x in lines_of(run)] for run in (killed, straight)]
     assert [step for step, *_ in measured[0]] == list(range(1, steps + 1))
     assert measured[0] == measured[1]
+    return not unfinished(killed)
 
 
-def kill_again_and_again(folder: Path, steps: int, kills: list[str], seed: int) -> None:
+def kill_again_and_again(folder: Path, kills: list[str], seed: int) -> Path:
+    """The run that was killed so, and then went on to its end."""
     killed, rng = folder / "killed", np.random.default_rng(seed)
     for kind in kills:
         if kind == "saving":
@@ -155,8 +158,7 @@ def kill_again_and_again(folder: Path, steps: int, kills: list[str], seed: int) 
         assert process.wait() == -signal.SIGKILL
         assert kind != "saving" or unfinished(killed)
     finish(folder, "killed")
-    assert_same_runs(killed, folder / "straight", steps)
-    assert not unfinished(killed)
+    return killed
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +172,7 @@ def folder(tmp_path_factory):
 
 def test_a_run_killed_three_times_also_while_saving_ends_as_the_uninterrupted_one(folder):
     """Parameters, EMA, optimiser, data position, and every step's metrics, each step once."""
-    kill_again_and_again(folder, steps=15, kills=["step", "saving", "step"], seed=1)
+    assert same_runs(kill_again_and_again(folder, ["step", "saving", "step"], seed=1), folder / "straight", 15)
 
 
 def test_a_run_on_a_prepared_set_killed_in_the_midst_of_an_epoch_ends_as_the_uninterrupted_one(tmp_path):
@@ -179,14 +181,15 @@ def test_a_run_on_a_prepared_set_killed_in_the_midst_of_an_epoch_ends_as_the_uni
     data = "manifest: set, augment: {rotation: 5, elastic: 1, gamma: 0.1},"
     (tmp_path / "tiny.yaml").write_text(CONFIG.format(steps=11).replace("voxel_size: 6.0,", data))
     finish(tmp_path, "straight")
-    kill_again_and_again(tmp_path, steps=11, kills=["step", "saving"], seed=3)
+    assert same_runs(kill_again_and_again(tmp_path, ["step", "saving"], seed=3), tmp_path / "straight", 11)
 
 
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_as_the_uninterrupted_one(tmp_path):
     (tmp_path / "tiny.yaml").write_text(CONFIG.format(steps=90))
     finish(tmp_path, "straight")
-    kill_again_and_again(tmp_path, steps=90, kills=["step", "saving", "step", "starting"] * 5, seed=2)
+    killed = kill_again_and_again(tmp_path, ["step", "saving", "step", "starting"] * 5, seed=2)
+    assert same_runs(killed, tmp_path / "straight", 90)
 
 
 def test_signals_save_the_step_and_end_with_their_own_status(folder):
@@ -211,7 +214,7 @@ def test_signals_save_the_step_and_end_with_their_own_status(folder):
     assert "Traceback" not in said
 
     finish(folder, "stopped")
-    assert_same_runs(run, folder / "straight", 15)
+    assert same_runs(run, folder / "straight", 15)
 
 
 def test_a_checkpoint_of_another_dtype_is_refused_with_the_difference(folder):

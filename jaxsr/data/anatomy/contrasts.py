@@ -4,6 +4,7 @@ Few tissues, many structures: a structure is a mixture of tissues (the thalamus 
 random offset of its own. Left and right are one structure, so they share every draw.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -80,6 +81,13 @@ UNEVENNESS = np.array(
 
 OFFSET = 0.03  # standard deviation of a structure's own offset, of the brain's range of signals
 SPREAD = 0.06  # of the logarithm of a tissue's parameters between people
+
+
+def index_of(contrast: str, known: Sequence[str]) -> int:
+    """The place of `contrast` among those `known`, -1 for 'random'; ValueError for one that is not."""
+    if contrast != "random" and contrast not in known:
+        raise ValueError(f"unknown contrast {contrast!r}; known: random, {', '.join(known)}")
+    return -1 if contrast == "random" else list(known).index(contrast)
 
 
 def draw_means(key: Array, kind: Array) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from jaxsr.data.anatomy.companions import draw_gradient, draw_log_bias, draw_state, kept
-from jaxsr.data.anatomy.contrasts import CONTRASTS
+from jaxsr.data.anatomy.contrasts import CONTRASTS, index_of
 from jaxsr.data.anatomy.deformation import Variation, centred_points, random_affine, smooth_noise, trilinear
 from jaxsr.data.anatomy.head import Head, check_maps
 from jaxsr.data.anatomy.template import tissue_maps
@@ -41,9 +41,7 @@ def render(
     Raises:
       ValueError: for an unknown contrast or map.
     """
-    if contrast != "random" and contrast not in CONTRASTS:
-        raise ValueError(f"unknown contrast {contrast!r}; known: random, {', '.join(CONTRASTS)}")
-    kind = -1 if contrast == "random" else list(CONTRASTS).index(contrast)
+    kind = index_of(contrast, list(CONTRASTS))
     tissues = tissue_maps()
     arrays = jnp.asarray(tissues.logits), jnp.asarray(tissues.distance)
     return _render(key, kind, *arrays, tuple(shape), float(voxel_size), tissues.spacing, variation, check_maps(maps))

@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from jaxsr.data.anatomy.companions import draw_gradient, draw_log_bias, draw_state, kept
-from jaxsr.data.anatomy.contrasts import KINDS, STRUCTURES, UNEVENNESS, draw_means
+from jaxsr.data.anatomy.contrasts import KINDS, STRUCTURES, UNEVENNESS, draw_means, index_of
 from jaxsr.data.anatomy.deformation import Variation, centred_points, random_affine, smooth_noise, smooth_noise_factors, trilinear
 from jaxsr.data.anatomy.head import Head, check_maps
 from jaxsr.data.anatomy.labels import COARSE, LabelMap
@@ -57,9 +57,7 @@ def render_labels(
     Raises:
       ValueError: for an unknown contrast or map.
     """
-    if contrast != "random" and contrast not in KINDS:
-        raise ValueError(f"unknown contrast {contrast!r}; known: random, {', '.join(KINDS)}")
-    kind = -1 if contrast == "random" else KINDS.index(contrast)
+    kind = index_of(contrast, KINDS)
     arrays = tuple(jnp.asarray(x) for x in (label_map.structures, label_map.distance, label_map.sites))
     return _render(key, kind, *arrays, tuple(shape), float(voxel_size), label_map.spacing, variation, check_maps(maps))
 

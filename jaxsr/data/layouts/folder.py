@@ -6,7 +6,7 @@ ROOT/high/x.nii, ROOT/low/x.nii, …      pairs; optional ROOT/reference/, bias/
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from jaxsr.data.layouts.base import Found, Wanted
@@ -92,13 +92,7 @@ class Folder:
                     account.note(str(high), f"goes without {role}: {why}", "partner")
             if not needed - set(files):
                 account.scan(stem.replace("/", "_"), person_of(high.relative_to(high.parts[0])), files)
-        used = {path for draft in account.drafts for path in draft.files.values()}
-        for role in set(folders) - {"high"}:
-            for stem, path in stems[role].items():
-                if stem not in stems["high"]:
-                    account.refuse(path, "partner", f"there is no {folders['high']}/{shown(stem)}{_nearly(stem, stems['high'])}")
-                elif path not in used:
-                    account.refuse(path, "partner", f"its {folders['high']}/{shown(stem)} lacks another partner")
+        _refuse_left(account, stems, lambda stem: f"{folders['high']}/{shown(stem)}", lambda stem: _nearly(stem, stems["high"]))
 
     def _truths(self, account: Account, wanted: Wanted) -> None:
         if wanted.high is None:
@@ -125,13 +119,24 @@ class Folder:
             else:
                 name = base.replace("/", "_").rstrip("_") or wanted.high
                 account.scan(name, person_of(high), {role: sides[role][base] for role in sides})
-        used = {path for draft in account.drafts for path in draft.files.values()}
-        for role in set(sides) - {"high"}:
-            for base, path in sides[role].items():
-                if base not in sides["high"]:
-                    account.refuse(path, "partner", f"there is no {wanted.high} of the same name")
-                elif path not in used:
-                    account.refuse(path, "partner", f"its {wanted.high} lacks another partner")
+        _refuse_left(account, sides, lambda base: str(wanted.high), lambda base: " of the same name")
+
+
+def _refuse_left(account: Account, sides: Mapping[str, Stems], truth: Callable[[str], str], missing: Callable[[str], str]) -> None:
+    """Refuses what is of no scan on any side but that of the truths.
+
+    Args:
+      sides: by role, paths by the name that partners share.
+      truth: what the truth of that name is called.
+      missing: what is to be added where there is none.
+    """
+    used = {path for draft in account.drafts for path in draft.files.values()}
+    for role in set(sides) - {"high"}:
+        for name, path in sides[role].items():
+            if name not in sides["high"]:
+                account.refuse(path, "partner", f"there is no {truth(name)}{missing(name)}")
+            elif path not in used:
+                account.refuse(path, "partner", f"its {truth(name)} lacks another partner")
 
 
 def _folders(root: Path) -> set[str]:
