@@ -132,7 +132,8 @@ def simulate_file(
     planned = plan(job, truth, settings)
     low = simulate(truth, settings.acquisition, key_of(job.source, settings.seed))
     if settings.same_grid:
-        low = Volume(resample(low.data, low.grid, truth.grid, settings.interpolation), truth.affine)
+        # A magnitude stays one: interpolation undershoots beside bright edges.
+        low = Volume(np.maximum(resample(low.data, low.grid, truth.grid, settings.interpolation), 0), truth.affine)
     low = replace(truth, data=low.data, affine=low.affine)
     if not np.isfinite(low.data).all():
         raise VolumeError(f"{shown(job.source)}: the simulated volume is not finite; scale the intensities to a scanner's, below a million")

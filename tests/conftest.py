@@ -2,11 +2,17 @@
 
 import os
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if version("jaxlib").startswith("0.10."):  # half the time again; later versions lack the first flag, and end at an unknown one
+    _QUICK += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+
+# Minutes each: begun last, they would keep one of several processes at work alone.
+_LONGEST = ("test_kill.py", "test_devices.py", "test_prepare_killed.py", "test_registration.py", "test_loop.py", "test_demo.py", "test_cli.py")
 
 _BESIDE = Path(__file__).resolve().parents[1].parent / "shared" / "mri"
 
@@ -22,6 +28,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # The same small programs are compiled by many tests, some in processes of their own: once is enough.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".cache" / "tests"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; pytest-xdist keeps the order where it is told --no-loadscope-reorder."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -192,22 +192,26 @@ def _read_cubic(volume: Array, positions: Array) -> Array:
 
 
 def _read(field: Array, positions: Array, first: int, kernel: tuple) -> Array:
-    """Σ over the taps of a separable kernel, from voxel ⌊p⌋ + first on; the field is mirrored at its outermost centres."""
-    shape = field.shape[:3]
-    flat = field.reshape(-1, field.shape[-1])
-    below = jnp.floor(positions)
-    fraction = positions - below
-    taps = []
-    for axis, n in enumerate(shape):
-        period = max(1, 2 * n - 2)
-        index = [(below[..., axis].astype(jnp.int32) + first + k + n - 1) % period - (n - 1) for k in range(len(kernel))]
-        taps.append([(abs(i), weight(fraction[..., axis])) for i, weight in zip(index, kernel, strict=True)])
-    total = jnp.zeros((*positions.shape[:-1], field.shape[-1]), field.dtype)
-    for i, wx in taps[0]:
-        for j, wy in taps[1]:
-            for k, wz in taps[2]:
-                total += (wx * wy * wz)[..., None] * flat[(i * shape[1] + j) * shape[2] + k]
-    return total
+    """Σ over the taps of a separable kernel, from voxel ⌊p⌋ + first on; the field is mirrored at its outermost centres.
+
+    A plane at a time: the taps of a whole volume would be 64 volumes.
+    """
+    taps = len(kernel)
+    for axis, n in enumerate(field.shape[:3]):
+        index = np.arange(first, first + n - 1 + taps)
+        field = jnp.take(field, abs((index + n - 1) % max(1, 2 * n - 2) - (n - 1)), axis)
+
+    def plane(at: Array) -> Array:
+        below = jnp.floor(at)
+        size = (taps, taps, taps, field.shape[3])
+        window = jax.vmap(jax.vmap(lambda corner: jax.lax.dynamic_slice(field, (*corner, 0), size)))
+        near = window(below.astype(jnp.int32))  # [Y, Z, taps, taps, taps, C]
+        for axis in (2, 1, 0):
+            weight = jnp.stack([tap(at[..., axis] - below[..., axis]) for tap in kernel], -1)
+            near = (near * weight.reshape(*weight.shape[:2], *(1,) * axis, taps, 1)).sum(-2)
+        return near
+
+    return jax.lax.map(plane, positions)
 
 
 @functools.cache

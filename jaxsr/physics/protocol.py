@@ -88,7 +88,7 @@ class Acquisition(Strict):
       partial_fourier: null, or which lines are acquired.
       blur: FWHM in mm of the point spread of the plane or the volume, beside that of sampling.
       snr: mean foreground signal over the noise's standard deviation a channel and coil in the image; null for none. The foreground is what
-        is brighter than a tenth of the maximum.
+        is brighter than a tenth of the maximum, single hot voxels aside.
       coils: 1 for Rician noise, more for non-central χ noise, the root of the sum of squares over as many equal coils.
       bias: standard deviation of the logarithm of the bias field.
       warp: longest displacement in mm by the gradient coils' nonlinearity, signal conserved; the image is not undistorted again.

@@ -37,6 +37,8 @@ class Folder:
 
     def find(self, root: Path, wanted: Wanted) -> Found:
         account = Account(look(root))
+        if (root / "dataset_description.json").is_file():
+            account.note(".", "is a BIDS data set: --layout bids tells its contrasts, sessions and people apart")
         folders = self._sides(account, wanted)
         if folders:
             self._pairs(account, wanted, folders)
