@@ -15,7 +15,6 @@ The weights are published, and read by `jaxsr.weights.perceptual`; the initialis
 a network that was not trained is not LPIPS.
 """
 
-from functools import lru_cache
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -124,7 +123,6 @@ class PerceptualDistance(nn.Module):
         return tuple(maps)
 
 
-@lru_cache
 def perceptual_shapes(net: Net) -> Any:
     """Shapes and dtypes of the variables of `PerceptualDistance(net)`, a tree; nothing is allocated."""
     image = jax.ShapeDtypeStruct((1, LEAST_SIDE[net], LEAST_SIDE[net], 1), jnp.float32)
@@ -132,27 +130,31 @@ def perceptual_shapes(net: Net) -> Any:
 
 
 def mean_distance(maps: tuple[Array, ...], mask: Array | None = None) -> Array:
-    """LPIPS `[B]`: each layer's map `[B, h, w]` averaged, and summed over the layers.
+    """LPIPS `[B]`: each layer's map `[B, h, w]` averaged, or averaged over `mask` `[B, H, W]`, and summed over the layers.
 
-    `mask` `[B, H, W]`, of the image, weights the maps: a layer's pixel stands for an even share of the image, and counts by as much of that as
-    lies in the mask. A mask of everything changes nothing; an empty one gives NaN. Features see their surroundings, so what lies outside the
-    mask but near it still counts.
+    A mask of everything changes nothing; an empty one gives NaN.
     """
     if mask is None:
-        return sum((found.mean((1, 2)) for found in maps), start=jnp.zeros(()))
+        return jnp.stack([found.mean((1, 2)) for found in maps]).sum(0)
+    return summed_distance(maps, mask) / mask.sum((1, 2))
+
+
+def summed_distance(maps: tuple[Array, ...], mask: Array) -> Array:
+    """The sum over the image's pixels in `mask` `[B, H, W]` of every layer's map, each of whose pixels covers an even share of the image: `[B]`.
+
+    Features see their surroundings, so what lies outside the mask but near it still counts.
+    """
     inside = mask.astype(jnp.float32)
-    pixels = inside.sum((1, 2))
-    distance = jnp.zeros_like(pixels)
+    distance = jnp.zeros(len(mask))
     for found in maps:
-        rows, columns = (_shares(n, m) for n, m in zip(inside.shape[1:], found.shape[1:], strict=True))
-        weights = jnp.einsum("ih,bhw,jw->bij", rows, inside, columns, precision="highest")
-        distance += (weights * found).sum((1, 2)) / pixels
+        rows, columns = (_shares(n, m) for n, m in zip(mask.shape[1:], found.shape[1:], strict=True))
+        distance += (jnp.einsum("ih,bhw,jw->bij", rows, inside, columns, precision="highest") * found).sum((1, 2))
     return distance
 
 
 def distance_map(maps: tuple[Array, ...], shape: tuple[int, int]) -> Array:
     """Each layer's map brought to `shape` (H, W) by bilinear interpolation, and summed: `[B, H, W]`, as `spatial=True` of lpips."""
-    return sum((jax.image.resize(found, (found.shape[0], *shape), "bilinear") for found in maps), start=jnp.zeros(()))
+    return jnp.stack([jax.image.resize(found, (len(found), *shape), "bilinear") for found in maps]).sum(0)
 
 
 def check_images(x: tuple[int, ...], y: tuple[int, ...], net: Net) -> None:
