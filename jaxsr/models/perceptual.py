@@ -118,7 +118,7 @@ class PerceptualDistance(nn.Module):
         features = BACKBONES[self.net](name="backbone")((both - jnp.array(SHIFT)) / jnp.array(SCALE))
         maps = []
         for layer, found in enumerate(features):
-            of_x, of_y = jnp.split(_unit(found), 2)  # [B, h, w, C]
+            of_x, of_y = jnp.split(unit_features(found), 2)  # [B, h, w, C]
             maps.append(conv(1, 1, bias=False, name=f"head{layer}")(jnp.square(of_x - of_y))[..., 0])
         return tuple(maps)
 
@@ -167,8 +167,8 @@ def check_images(x: tuple[int, ...], y: tuple[int, ...], net: Net) -> None:
         raise ValueError(f"LPIPS ({net}) needs at least {LEAST_SIDE[net]} pixels on every side, got {x[1]} × {x[2]}")
 
 
-def _unit(features: Array) -> Array:
-    """f / (|f| + ε); the inner `where` keeps the root's infinite slope at zero out of the gradient."""
+def unit_features(features: Array) -> Array:
+    """f / (|f| + ε) along the channels; the inner `where` keeps the root's infinite slope at zero out of the gradient."""
     squared = jnp.square(features).sum(-1, keepdims=True)
     norm = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
     return features / (norm + EPSILON)
