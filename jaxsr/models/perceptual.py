@@ -3,8 +3,9 @@
 
     d(x, y) = Σ_l 1/(H_l W_l) Σ_hw  w_l · (f̂_l(x) − f̂_l(y))²_hw,        f̂ = f / (|f| + 10⁻¹⁰) along the channels,
 
-f_l being the activations after a rectifier, w_l ≥ 0 one weight a channel. Convolutions and pools are those of torchvision, for whose weights
-and input scaling the w_l of LPIPS 0.1 were fitted; the classifiers on top are left out. Published sizes, and multiply-adds at 224 × 224:
+f_l being the activations after a rectifier, w_l ≥ 0 one weight a channel. Convolutions and pools are those of torchvision, for whose
+weights and input scaling the w_l of LPIPS 0.1 were fitted; the classifiers on top are left out. Published sizes, and multiply-adds at
+224 × 224:
 
     net        features of         after                              parameters   multiply-adds   least side
     alex       64 192 384 256 256  conv1 … conv5                       2,469,696         0.656 G           31
@@ -140,9 +141,10 @@ def mean_distance(maps: tuple[Array, ...], mask: Array | None = None) -> Array:
 
 
 def summed_distance(maps: tuple[Array, ...], mask: Array) -> Array:
-    """The sum over the image's pixels in `mask` `[B, H, W]` of every layer's map, each of whose pixels covers an even share of the image: `[B]`.
+    """The sum over the image's pixels in `mask` `[B, H, W]` of every layer's map, whose pixels share the image evenly: `[B]`.
 
-    Features see their surroundings, so what lies outside the mask but near it still counts.
+    A map's pixel counts by as much of its share as lies in the mask. Features see their surroundings: what lies outside the mask but near
+    it still counts.
     """
     inside = mask.astype(jnp.float32)
     distance = jnp.zeros(len(mask))

@@ -1,7 +1,7 @@
 """The published weights of LPIPS: from the names of torchvision and of lpips to ours, and in a file of their own.
 
-torchvision keeps a backbone as `features.<i>.weight` and `.bias`; lpips keeps the same under `net.slice<k>.<i>`, and the weights of its layers
-as `lin<k>.model.1.weight`. Ours are the trees of `jaxsr.models.perceptual`. Kernels turn from OIHW to HWIO; no value changes. To make a file
+torchvision keeps a backbone as `features.<i>.weight` and `.bias`; lpips keeps the same under `net.slice<k>.<i>`, and its heads as
+`lin<k>.model.1.weight`. Ours are the trees of `jaxsr.models.perceptual`. Kernels turn from OIHW to HWIO; no value changes. To make a file
 once, where torch is, of state dictionaries as NumPy arrays:
 
     weights = from_lpips("alex", {k: v.numpy() for k, v in lpips.LPIPS(net="alex").state_dict().items()})
@@ -12,7 +12,7 @@ once, where torch is, of state dictionaries as NumPy arrays:
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -129,8 +129,8 @@ def read_perceptual(path: Path) -> Perceptual:
             f"{shown(path)} holds no LPIPS weights of ours (format {about.get('format')!r}, net {net!r}, expected {FORMAT!r} and one of "
             f"{', '.join(NETS)}): make it by write_perceptual of jaxsr/weights/perceptual.py"
         )
-    variables = read_arrays(path, {"params": perceptual_shapes(cast(Net, net))["params"]})
-    return _checked(cast(Net, net), flatten_dict(variables["params"], sep="/"), shown(path))
+    variables = read_arrays(path, {"params": perceptual_shapes(net)["params"]})
+    return _checked(net, flatten_dict(variables["params"], sep="/"), shown(path))
 
 
 def _take(net: Net, arrays: Arrays, names: Mapping[str, str], what: str) -> dict[str, np.ndarray]:
@@ -156,7 +156,7 @@ def _once(net: Net, arrays: Arrays) -> Arrays:
     for name in arrays.keys() - rest.keys():
         twin = name.replace("lins.", "lin", 1)
         if twin not in arrays or not np.array_equal(arrays[twin], arrays[name]):
-            raise WeightsError(f"the lpips weights of {net} hold {shown(name)}, which is not {shown(twin)}: save the state dictionary again")
+            raise WeightsError(f"the lpips weights of {net} hold {shown(name)}, not the same as {shown(twin)}: save it again")
     return rest
 
 
@@ -166,7 +166,7 @@ def _checked(net: Net, arrays: Arrays, what: str = "the weights") -> Perceptual:
         if not np.isfinite(array).all():
             raise WeightsError(f"{what}: {name} holds NaN or Inf: use the published weights of {net}")
         if name.startswith("head") and array.min() < 0:
-            raise WeightsError(f"{what}: {name} has {array.min():.3g} as a weight, LPIPS has none below zero: use the published heads of {net}")
+            raise WeightsError(f"{what}: {name} has the weight {array.min():.3g}, LPIPS has none below 0: use the published ones of {net}")
     return Perceptual(net, {"params": unflatten_dict(dict(arrays), sep="/")})
 
 

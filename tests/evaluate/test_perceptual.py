@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from jaxsr.evaluate.metrics.perceptual import lpips, lpips_map
-from jaxsr.weights.perceptual import Perceptual
 from jaxsr.models.perceptual import perceptual_shapes
+from jaxsr.weights.perceptual import Perceptual
 
 VOLUME = (17, 18, 19)  # the smallest network needs 17 pixels
 UNIT = (0.0, 1.0)
@@ -113,7 +113,7 @@ def test_it_can_be_traced_and_differentiated_also_where_a_mask_is_empty(pair, we
         (lambda a, w: lpips(a, a, w, data_range=(1.0, 1.0)), r"low below high, got \(1.0, 1.0\)"),
         (lambda a, w: lpips(a, a, w, data_range=UNIT, axis="z"), "sagittal, coronal, axial, got 'z'"),
         (lambda a, w: lpips(a[None], a[None], w, data_range=UNIT), r"one channel or three, got the shape \(1, 20, 20, 20\)"),
-        (lambda a, w: lpips(a[None, ..., :3], a[None, ..., :3], w, data_range=UNIT, mask=a[None, ..., :3] > 0), "mask for LPIPS has one channel"),
+        (lambda a, w: lpips(*[a[None, ..., :3]] * 2, w, data_range=UNIT, mask=a[None, ..., :3] > 0), "mask for LPIPS has one channel"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_its_values(call, message, weights):

@@ -64,16 +64,14 @@ def test_the_least_side_gives_every_layer_a_pixel_and_one_less_does_not(net):
 
     least = LEAST_SIDE[net]
     assert min(found.shape[1] for found in maps(least)) == 1
-    try:
-        assert min(found.shape[1] for found in maps(least - 1)) == 0
-    except (ValueError, TypeError, ZeroDivisionError):
-        pass  # nothing is left to pool
+    assert min(found.shape[1] for found in maps(least - 1)) == 0
 
 
 @pytest.mark.parametrize("net", NETS)
 def test_too_small_images_are_refused_with_the_least_side(net):
-    image = jax.ShapeDtypeStruct((1, LEAST_SIDE[net] - 1, 64, 1), jnp.float32)
-    with pytest.raises(ValueError, match=rf"LPIPS \({net}\) needs at least {LEAST_SIDE[net]} pixels on every side, got {image.shape[1]} × 64"):
+    least = LEAST_SIDE[net]
+    image = jax.ShapeDtypeStruct((1, least - 1, 64, 1), jnp.float32)
+    with pytest.raises(ValueError, match=rf"LPIPS \({net}\) needs at least {least} pixels on every side, got {least - 1} × 64"):
         jax.eval_shape(PerceptualDistance(net).init, jax.random.key(0), image, image)
 
 
@@ -103,23 +101,20 @@ def test_the_distance_grows_with_the_noise(distance):
 def test_one_channel_is_three_equal_ones(distance):
     x, y = images()
     x, y = x[..., :1], y[..., :1]
-    network, variables = PerceptualDistance("squeeze"), drawn("squeeze")
-    np.testing.assert_allclose(
-        mean_distance(network.apply(variables, x, y)), distance(jnp.repeat(x, 3, -1), jnp.repeat(y, 3, -1)), rtol=1e-5
-    )
+    np.testing.assert_allclose(distance(x, y), distance(jnp.repeat(x, 3, -1), jnp.repeat(y, 3, -1)), rtol=1e-5)
 
 
 def test_a_step_against_the_gradient_lowers_the_distance_by_its_length(distance):
     """d(x − s g) ≈ d(x) − s |g|² for a small s; and at x = y there is no slope."""
     x, y = images(1)
     y = x + 0.3 * y
-    value, gradient = jax.value_and_grad(lambda x: distance(x, y).sum())(x)
+    slope = jax.jit(jax.value_and_grad(lambda x, y: distance(x, y).sum()))
+    value, gradient = slope(x, y)
     square = float((gradient**2).sum())
     step = 0.02 * float(value) / square
-    drop = float(value) - float(distance(x - step * gradient, y)[0])
+    drop = float(value) - float(slope(x - step * gradient, y)[0])
     assert drop == pytest.approx(step * square, rel=0.1)
-    at_rest = jax.grad(lambda x: distance(x, y).sum())(y)
-    assert jnp.abs(at_rest).max() < 1e-4 * jnp.abs(gradient).max()
+    assert jnp.abs(slope(y, y)[1]).max() < 1e-4 * jnp.abs(gradient).max()
 
 
 def test_features_have_length_one_and_zero_keeps_a_slope():

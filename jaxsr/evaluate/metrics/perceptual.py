@@ -1,12 +1,12 @@
 """Learned perceptual image patch similarity (LPIPS), version 0.1 [Zhang et al., CVPR 2018]: 0 for equal images, larger for less alike ones.
 
-Equation and networks stand in `jaxsr.models.perceptual`; the weights come from a file, by `jaxsr.weights.perceptual.read_perceptual`, and from
-nowhere else. Shapes: `jaxsr.evaluate.metrics.images`.
+Equation and networks stand in `jaxsr.models.perceptual`; the weights come from a file, by `jaxsr.weights.perceptual.read_perceptual`,
+and from nowhere else. Shapes: `jaxsr.evaluate.metrics.images`.
 
-Conventions. The data range (low, high) is mapped to [−1, 1], which LPIPS is defined on; nothing is clipped. One channel is repeated to three.
-LPIPS is two-dimensional: a volume's is the mean over its slices across `axis`, whatever stands on them, so the dark ones around a head lower
-it. With a mask, every layer's distance map is averaged over the mask (`mean_distance`); a volume's slices then count by their share of it. It
-equals the package lpips 0.1.4 in value, gradient and map.
+Conventions. The data range (low, high) is mapped to [−1, 1], which LPIPS is defined on; nothing is clipped. One channel is repeated to
+three. LPIPS is two-dimensional: a volume's is the mean over its slices across `axis`, whatever they show, so the dark ones around a head
+lower it. With a mask, every layer's distance map is averaged over the mask (`mean_distance`); a volume's slices then count by their share
+of it. Value, gradient and map are those of the package lpips 0.1.4.
 """
 
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def _lpips(x: Array, y: Array, mask: Array | None, variables: Any, net: Net, bat
 
 @partial(jax.jit, static_argnames=("net", "batch"))
 def _lpips_map(x: Array, y: Array, variables: Any, net: Net, batch: int) -> Array:
-    return _by_slice(lambda maps: distance_map(maps, x.shape[2:4]), (x, y), variables, net, batch)
+    return _by_slice(lambda maps: distance_map(maps, (x.shape[2], x.shape[3])), (x, y), variables, net, batch)
 
 
 def _by_slice(reduce: Callable[..., Array], slices: tuple[Array, ...], variables: Any, net: Net, batch: int) -> Array:
