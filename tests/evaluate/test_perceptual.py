@@ -8,7 +8,7 @@ from jaxsr.evaluate.metrics.perceptual import lpips, lpips_map
 from jaxsr.models.perceptual import perceptual_shapes
 from jaxsr.weights.perceptual import Perceptual
 
-VOLUME = (17, 18, 19)  # the smallest network needs 17 pixels
+VOLUME = (17, 18, 5)  # the smallest network needs 17 pixels on an axial slice
 UNIT = (0.0, 1.0)
 
 
@@ -78,12 +78,12 @@ def test_a_batch_of_volumes_is_its_volumes(pair, by_slice, weights):
 
 def test_slices_of_a_masked_volume_count_by_their_share_of_the_mask(pair, slices, weights):
     """Also those that have none."""
-    mask = np.random.default_rng(2).random(VOLUME) < np.linspace(0, 0.9, VOLUME[2])
-    mask[..., :3] = False
+    mask = np.random.default_rng(2).random(VOLUME) < np.linspace(0.1, 0.9, VOLUME[2])
+    mask[..., :2] = False
     each = np.asarray(lpips(*slices, weights, data_range=UNIT, mask=np.moveaxis(mask, 2, 0)[..., None]))
     pixels = mask.sum((0, 1))
-    assert np.isnan(each[:3]).all()
-    expected = (each * pixels)[3:].sum() / pixels.sum()
+    assert np.isnan(each[:2]).all()
+    expected = (each * pixels)[2:].sum() / pixels.sum()
     np.testing.assert_allclose(lpips(*pair, weights, data_range=UNIT, mask=mask), expected, rtol=1e-5)
 
 
@@ -97,11 +97,11 @@ def test_the_map_is_of_the_images_shape_and_its_mean_nearly_the_metric(pair, sli
 def test_it_can_be_traced_and_differentiated_also_where_a_mask_is_empty(pair, weights):
     x, y = pair
     mask = np.zeros(VOLUME, bool)
-    mask[..., 8] = True
+    mask[..., 3] = True
     slope = jax.jit(jax.grad(lambda x, high: lpips(x, y, weights, data_range=(0.0, high), mask=mask)))(x, np.float32(1))
     assert np.isfinite(slope).all()
-    assert np.abs(slope[..., 8]).max() > 0
-    np.testing.assert_array_equal(np.delete(slope, 8, axis=2), 0)
+    assert np.abs(slope[..., 3]).max() > 0
+    np.testing.assert_array_equal(np.delete(slope, 3, axis=2), 0)
 
 
 @pytest.mark.parametrize(

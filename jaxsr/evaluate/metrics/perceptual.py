@@ -9,6 +9,7 @@ lower it. With a mask, every layer's distance map is averaged over the mask (`me
 of it. Value, gradient and map are those of the package lpips 0.1.4.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -89,15 +90,25 @@ def _lpips_map(x: Array, y: Array, variables: Any, net: Net, batch: int) -> Arra
 
 
 def _by_slice(reduce: Callable[..., Array], slices: tuple[Array, ...], variables: Any, net: Net, batch: int) -> Array:
-    """`reduce` of the maps of every slice, and of its mask where there is one: `[B, n, …]`."""
+    """`reduce` of the maps of all slices, and of their masks where there are some, in equal parts of at most `batch`: `[B, n, …]`."""
+    leading = slices[0].shape[:2]
+    n = math.prod(leading)
+    parts = -(-n // batch)
+    size = -(-n // parts)
 
-    def of_one(images: tuple[Array, ...]) -> Array:
-        x, y, *mask = (image[None] for image in images)
+    def in_parts(of: Array) -> Array:
+        """The last part is filled up with the last slice, so that one program does for all."""
+        flat = of.reshape(n, *of.shape[2:])
+        filled = jnp.concatenate([flat, jnp.repeat(flat[-1:], parts * size - n, axis=0)])
+        return filled.reshape(parts, size, *flat.shape[1:])
+
+    def of_part(images: tuple[Array, ...]) -> Array:
+        x, y, *mask = images
         with jax.default_matmul_precision("highest"):  # float32 on every device
-            return reduce(PerceptualDistance(net).apply(variables, x, y), *mask)[0]
+            return reduce(PerceptualDistance(net).apply(variables, x, y), *mask)
 
-    found = jax.lax.map(of_one, tuple(of.reshape(-1, *of.shape[2:]) for of in slices), batch_size=batch)
-    return found.reshape(*slices[0].shape[:2], *found.shape[1:])
+    found = jax.lax.map(of_part, tuple(map(in_parts, slices)))  # [parts, size, …]
+    return found.reshape(parts * size, *found.shape[2:])[:n].reshape(*leading, *found.shape[2:])
 
 
 def _prepared(x: Array, y: Array, net: Net, data_range: Range, axis: Axis) -> tuple[Array, Array]:
