@@ -98,7 +98,8 @@ BACKBONES: dict[Net, type[nn.Module]] = {"alex": AlexNet, "vgg": Vgg16, "squeeze
 
 
 class PerceptualDistance(nn.Module):
-    """Two batches `[B, H, W, 1 or 3]` in [−1, 1] → w_l · (f̂_l(x) − f̂_l(y))², one map `[B, h, w]` a layer, float32.
+    """Two batches `[B, H, W, 1 or 3]` in [−1, 1] → w_l · (f̂_l(x) − f̂_l(y))², one map `[B, h, w]` a layer, float32 (or float64, if
+    they are).
 
     One channel is repeated to three, as the networks know colour images only. `mean_distance` makes LPIPS of the maps, `distance_map` a
     picture. Its gradient exists everywhere, also where all features are zero.
@@ -115,7 +116,8 @@ class PerceptualDistance(nn.Module):
     @nn.compact
     def __call__(self, x: Array, y: Array) -> tuple[Array, ...]:
         check_images(x.shape, y.shape, self.net)
-        both = jnp.broadcast_to(jnp.concatenate([x, y]).astype(jnp.float32), (2 * x.shape[0], *x.shape[1:3], 3))
+        both = jnp.concatenate([x, y])
+        both = jnp.broadcast_to(both.astype(jnp.promote_types(both.dtype, jnp.float32)), (*both.shape[:3], 3))
         features = BACKBONES[self.net](name="backbone")((both - jnp.array(SHIFT)) / jnp.array(SCALE))
         maps = []
         for layer, found in enumerate(features):

@@ -7,12 +7,13 @@ computation and the map of names.
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
 from jaxsr.evaluate.metrics.perceptual import lpips, lpips_map
-from jaxsr.models.perceptual import BACKBONES, LEAST_SIDE, NETS
+from jaxsr.models.perceptual import BACKBONES, LEAST_SIDE, NETS, PerceptualDistance, mean_distance
 from jaxsr.weights.perceptual import from_lpips, from_torchvision, head_names
 
 pytestmark = pytest.mark.reference
@@ -30,20 +31,20 @@ WINDOW = (-0.2, 1.1)  # the data range: not that of lpips, and not symmetric
 
 
 def noise(_folder):
-    """Two coloured images and their noisy copies `[2, 65, 72, 3]`."""
+    """Two coloured images and their noisy copies `[2, 33, 38, 3]`."""
     rng = np.random.default_rng(0)
-    y = rng.uniform(*WINDOW, (2, 65, 72, 3))
+    y = rng.uniform(*WINDOW, (2, 33, 38, 3))
     return (y + 0.1 * rng.normal(size=y.shape)).astype(np.float32), y.astype(np.float32)
 
 
 def head(folder):
-    """Two axial slices of a real T1w `[2, 90, 100, 1]`, and of its blurred copy; dark background included."""
+    """Two axial slices of a real T1w `[2, 40, 48, 1]`, and of its blurred copy; from the dark into the brain."""
     path = folder / "open_ms_patient07" / "T1_brain_MNI1mm.nii.gz"
     if not path.exists():
         pytest.skip(f"{path} is absent")
     import nibabel
 
-    y = np.asarray(nibabel.load(path).dataobj, np.float32)[50:140, 80:180, 70:72]
+    y = np.asarray(nibabel.load(path).dataobj, np.float32)[20:60, 80:128, 70:72]
     y /= y.max()
     return tuple(np.moveaxis(image, 2, 0)[..., None] for image in (gaussian_filter(y, (1, 1, 0)), y))
 
@@ -79,6 +80,9 @@ def their_value_and_slope(theirs, x, y):
 
 @pytest.mark.parametrize("images", [noise, head])
 def test_value_and_gradient_are_those_of_lpips(both, images, request):
+    """In float32, as it is used. Where a rectifier or a maximum is within rounding of its edge, either side's slope is right: torch's own
+    differs there from torch's in float64, by up to some hundredths of the largest and over some hundredths of the pixels. The next test
+    leaves no such room."""
     theirs, weights = both
     x, y = images(request.getfixturevalue("mri") if images is head else Path())
 
@@ -89,7 +93,33 @@ def test_value_and_gradient_are_those_of_lpips(both, images, request):
     (_, value), slope = jax.value_and_grad(ours, has_aux=True)(x)
     expected, expected_slope = their_value_and_slope(theirs, x, y)
     np.testing.assert_allclose(value, expected, rtol=1e-4)
-    np.testing.assert_allclose(slope, expected_slope, atol=1e-4 * np.abs(expected_slope).max())
+    apart = np.abs(slope - expected_slope) / np.abs(expected_slope).max()
+    assert np.mean(apart > 1e-4) < 0.1
+    assert apart.max() < 0.1
+
+
+@pytest.mark.parametrize("images", [noise, head])
+def test_in_float64_the_gradient_is_that_of_lpips_at_every_pixel(both, images, request):
+    """To the float32 in which lpips keeps the constants of its scaling."""
+    theirs, weights = both
+    x, y = (image.astype(np.float64) for image in images(request.getfixturevalue("mri") if images is head else Path()))
+    low, high = WINDOW
+    try:
+        expected, expected_slope = their_value_and_slope(theirs.double(), x, y)
+    finally:
+        theirs.float()
+    with jax.enable_x64(True):
+        variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), weights.variables)
+
+        @jax.jit
+        def ours(x):
+            x, of_y = (2 * (image - low) / (high - low) - 1 for image in (x, y))
+            return mean_distance(PerceptualDistance(weights.net).apply(variables, x, of_y)).sum()
+
+        value, slope = jax.value_and_grad(ours)(jnp.asarray(x))
+        assert slope.dtype == jnp.float64
+    np.testing.assert_allclose(value, expected.sum(), rtol=1e-6)
+    np.testing.assert_allclose(slope, expected_slope, rtol=0, atol=1e-6 * np.abs(expected_slope).max())
 
 
 @pytest.mark.parametrize("images", [noise, head])
@@ -109,7 +139,7 @@ def test_a_mask_weights_each_of_their_layers_by_area(both):
     theirs, weights = both
     x, y = noise(None)
     mask = np.random.default_rng(5).random((2, 65, 72, 1)) < 0.4
-    mask[:, :20] = False
+    mask[:, :11] = False
     expected = 0.0
     features = [theirs.net(theirs.scaling_layer(to_theirs(image))) for image in (x, y)]
     for of_x, of_y, head_ in zip(*features, theirs.lins, strict=True):
