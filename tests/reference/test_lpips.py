@@ -38,13 +38,13 @@ def noise(_folder):
 
 
 def head(folder):
-    """Two axial slices of a real T1w `[2, 40, 48, 1]`, and of its blurred copy; from the dark into the brain."""
+    """An axial slice of a real T1w `[1, 40, 48, 1]`, and of its blurred copy; from the dark into the brain."""
     path = folder / "open_ms_patient07" / "T1_brain_MNI1mm.nii.gz"
     if not path.exists():
         pytest.skip(f"{path} is absent")
     import nibabel
 
-    y = np.asarray(nibabel.load(path).dataobj, np.float32)[20:60, 80:128, 70:72]
+    y = np.asarray(nibabel.load(path).dataobj, np.float32)[20:60, 80:128, 70:71]
     y /= y.max()
     return tuple(np.moveaxis(image, 2, 0)[..., None] for image in (gaussian_filter(y, (1, 1, 0)), y))
 
@@ -79,23 +79,23 @@ def their_value_and_slope(theirs, x, y):
 
 
 @pytest.mark.parametrize("images", [noise, head])
-def test_value_and_gradient_are_those_of_lpips(both, images, request):
-    """In float32, as it is used. Where a rectifier or a maximum is within rounding of its edge, either side's slope is right: torch's own
-    differs there from torch's in float64, by up to some hundredths of the largest and over some hundredths of the pixels. The next test
-    leaves no such room."""
+def test_the_value_is_that_of_lpips(both, images, request):
     theirs, weights = both
     x, y = images(request.getfixturevalue("mri") if images is head else Path())
+    expected = theirs(to_theirs(x), to_theirs(y)).detach().numpy().ravel()
+    np.testing.assert_allclose(lpips(x, y, weights, data_range=WINDOW), expected, rtol=1e-4)
 
-    def ours(x):
-        values = lpips(x, y, weights, data_range=WINDOW)
-        return values.sum(), values
 
-    (_, value), slope = jax.value_and_grad(ours, has_aux=True)(x)
-    expected, expected_slope = their_value_and_slope(theirs, x, y)
-    np.testing.assert_allclose(value, expected, rtol=1e-4)
-    apart = np.abs(slope - expected_slope) / np.abs(expected_slope).max()
-    assert np.mean(apart > 1e-4) < 0.1
-    assert apart.max() < 0.1
+@pytest.mark.parametrize("both", ["alex", "squeeze"], indirect=True)
+@pytest.mark.parametrize("images", [noise, head])
+def test_the_gradient_is_that_of_lpips_but_for_float32(both, images, request):
+    """Where a rectifier or a maximum is within rounding of its edge, either side's slope is right: torch's own in float32 was seen to lie
+    1.1 % of its length from torch's in float64. The next test leaves no such room."""
+    theirs, weights = both
+    x, y = images(request.getfixturevalue("mri") if images is head else Path())
+    slope = jax.grad(lambda x: lpips(x, y, weights, data_range=WINDOW).sum())(x)
+    _, expected = their_value_and_slope(theirs, x, y)
+    assert np.linalg.norm(slope - expected) < 0.03 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("images", [noise, head])
@@ -138,7 +138,7 @@ def test_a_mask_weights_each_of_their_layers_by_area(both):
     """Their layers' maps, each spread over the image in even shares: here by repeating both to a common multiple of their sides."""
     theirs, weights = both
     x, y = noise(None)
-    mask = np.random.default_rng(5).random((2, 65, 72, 1)) < 0.4
+    mask = np.random.default_rng(5).random((2, 33, 38, 1)) < 0.4
     mask[:, :11] = False
     expected = 0.0
     features = [theirs.net(theirs.scaling_layer(to_theirs(image))) for image in (x, y)]
@@ -160,7 +160,7 @@ def test_torchvisions_backbone_and_the_shipped_heads_are_read(net, build):
     heads = torch.load(Path(package.__file__).parent / "weights" / "v0.1" / f"{net}.pth", map_location="cpu", weights_only=True)
     assert heads.keys() == set(head_names(net).values())
     weights = from_torchvision(net, state(theirs), {name: tensor.numpy() for name, tensor in heads.items()})
-    x = np.random.default_rng(0).normal(size=(1, 40, 44, 3)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(1, 64, 68, 3)).astype(np.float32)
     features = jax.jit(BACKBONES[net]().apply)({"params": weights.variables["params"]["backbone"]}, x)
     with torch.no_grad():
         stages, found = theirs.features, torch.tensor(x.transpose(0, 3, 1, 2))
