@@ -18,7 +18,8 @@ import numpy as np
 
 from jaxsr.evaluate.files import Pairing, pair_files, sidecar_path
 from jaxsr.evaluate.interpolation import INTERPOLATIONS, interpolate
-from jaxsr.evaluate.metrics import WINDOW, mae, psnr, rmse, ssim_map
+from jaxsr.evaluate.metrics.pixel import mae, psnr, rmse
+from jaxsr.evaluate.metrics.ssim import WINDOW, ssim_map
 from jaxsr.evaluate.montage import save_montage
 from jaxsr.evaluate.tables import Comparison, Row, write_tables
 from jaxsr.files import shown

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from jaxsr.evaluate.metrics import WINDOW, mae, mse, psnr, rmse, ssim, ssim_map
+from jaxsr.evaluate.metrics.pixel import mae, mse, psnr, rmse
+from jaxsr.evaluate.metrics.ssim import WINDOW, ssim, ssim_map
 
 SHAPES = [(3, 20, 24, 1), (14, 15, 16)]
 

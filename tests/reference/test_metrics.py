@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from jaxsr.evaluate.metrics import mae, psnr, rmse, ssim, ssim_map
+from jaxsr.evaluate.metrics.pixel import mae, psnr, rmse
+from jaxsr.evaluate.metrics.ssim import ssim, ssim_map
 
 pytestmark = pytest.mark.reference
 skimage = pytest.importorskip("skimage.metrics", reason="scikit-image is in the [reference] extra")

@@ -1,0 +1,46 @@
+"""How far values lie from their reference, voxel by voxel: MSE, RMSE, MAE, PSNR.
+
+    MSE = ⟨(x − y)²⟩,   RMSE = √MSE,   MAE = ⟨|x − y|⟩,   PSNR = 10 log₁₀(R² / MSE)
+
+⟨·⟩ runs over all pixels and channels or, with a mask, over the mask. Shapes: `jaxsr.evaluate.metrics.images`.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxsr.evaluate.metrics.images import batched, check_range, mean
+
+
+def mse(x: ArrayLike, y: ArrayLike, *, mask: ArrayLike | None = None) -> Array:
+    """Mean squared error. `mask`: boolean, broadcastable to `x`; an empty one gives NaN, here and below."""
+    x, y, mask, like_input = batched(x, y, mask)
+    return like_input(_mse(x, y, mask))
+
+
+def rmse(x: ArrayLike, y: ArrayLike, *, mask: ArrayLike | None = None) -> Array:
+    """Root of the mean squared error, in the images' own unit."""
+    return jnp.sqrt(mse(x, y, mask=mask))
+
+
+def mae(x: ArrayLike, y: ArrayLike, *, mask: ArrayLike | None = None) -> Array:
+    """Mean absolute error, in the images' own unit."""
+    x, y, mask, like_input = batched(x, y, mask)
+    return like_input(_mae(x, y, mask))
+
+
+def psnr(x: ArrayLike, y: ArrayLike, *, data_range: ArrayLike, mask: ArrayLike | None = None) -> Array:
+    """Peak signal-to-noise ratio in dB; infinite for equal images. `data_range`: R > 0, one number or one an image."""
+    check_range(data_range)
+    return 20 * jnp.log10(data_range) - 10 * jnp.log10(mse(x, y, mask=mask))
+
+
+@jax.jit
+def _mse(x: Array, y: Array, mask: Array | None) -> Array:
+    return mean((x - y) ** 2, mask)
+
+
+@jax.jit
+def _mae(x: Array, y: Array, mask: Array | None) -> Array:
+    return mean(jnp.abs(x - y), mask)

@@ -1,0 +1,185 @@
+"""The published weights of LPIPS: from the names of torchvision and of lpips to ours, and in a file of their own.
+
+torchvision keeps a backbone as `features.<i>.weight` and `.bias`; lpips keeps the same under `net.slice<k>.<i>`, and its heads as
+`lin<k>.model.1.weight`. Ours are the trees of `jaxsr.models.perceptual`. Kernels turn from OIHW to HWIO; no value changes. To make a file
+once, where torch is, of state dictionaries as NumPy arrays:
+
+    weights = from_lpips("alex", {k: v.numpy() for k, v in lpips.LPIPS(net="alex").state_dict().items()})
+    weights = from_torchvision("alex", state_of_alexnet, state_of_lpips_weights_v0_1_alex_pth)            # or so
+    write_perceptual(Path("alex.safetensors"), weights, source="torchvision IMAGENET1K_V1, lpips 0.1")
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxsr.files import shown
+from jaxsr.models.perceptual import CHANNELS, NETS, SCALE, SHIFT, Net, perceptual_shapes
+from jaxsr.weights.file import SUFFIX, WeightsError, read_about, read_arrays, write_arrays
+
+Arrays = Mapping[str, np.ndarray]
+
+FORMAT = "jaxsr lpips 0.1"
+
+# Module of ours → its place in torchvision's `features`, in the order of the layers; each fire module has three convolutions.
+_PLACES: dict[Net, dict[str, int]] = {
+    "alex": {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10},
+    "vgg": {
+        **{"conv1_1": 0, "conv1_2": 2, "conv2_1": 5, "conv2_2": 7, "conv3_1": 10, "conv3_2": 12, "conv3_3": 14},
+        **{"conv4_1": 17, "conv4_2": 19, "conv4_3": 21, "conv5_1": 24, "conv5_2": 26, "conv5_3": 28},
+    },
+    "squeeze": {"conv1": 0, "fire2": 3, "fire3": 4, "fire4": 6, "fire5": 7, "fire6": 9, "fire7": 10, "fire8": 11, "fire9": 12},
+}
+_SLICES: dict[Net, tuple[int, ...]] = {  # the places at which lpips' slices 2, 3, … begin
+    "alex": (2, 5, 8, 10),
+    "vgg": (4, 9, 16, 23),
+    "squeeze": (2, 5, 8, 10, 11, 12),
+}
+_LEAVES = {"kernel": "weight", "bias": "bias"}
+
+
+class Perceptual(NamedTuple):
+    """What LPIPS computes with.
+
+    Attributes:
+      net: of whom the features are.
+      variables: of `PerceptualDistance(net)`.
+    """
+
+    net: Net
+    variables: Mapping[str, Any]
+
+
+def torchvision_names(net: Net) -> dict[str, str]:
+    """Our names of the backbone's arrays, as in `backbone/conv1/kernel` → torchvision's."""
+    return {
+        f"backbone/{module}/{part}{ours}": f"features.{place}.{part.replace('/', '.')}{theirs}"
+        for module, place in _PLACES[net].items()
+        for part in (("squeeze/", "expand1x1/", "expand3x3/") if module.startswith("fire") else ("",))
+        for ours, theirs in _LEAVES.items()
+    }
+
+
+def head_names(net: Net) -> dict[str, str]:
+    """Our names of the layers' weights → lpips'."""
+    return {f"head{k}/kernel": f"lin{k}.model.1.weight" for k in range(len(CHANNELS[net]))}
+
+
+def lpips_names(net: Net) -> dict[str, str]:
+    """Our names of every array → those of lpips' full state dictionary."""
+
+    def sliced(name: str) -> str:
+        _, place, rest = name.split(".", 2)
+        return f"net.slice{1 + sum(int(place) >= begin for begin in _SLICES[net])}.{place}.{rest}"
+
+    return {ours: sliced(theirs) for ours, theirs in torchvision_names(net).items()} | head_names(net)
+
+
+def from_torchvision(net: Net, backbone: Arrays, heads: Arrays) -> Perceptual:
+    """torchvision's state dictionary of the backbone, with or without its classifier, and lpips' linear heads.
+
+    Raises:
+      WeightsError: where a name is missing or unknown, a shape wrong, or a value none that was published.
+    """
+    backbone = {name: array for name, array in backbone.items() if not name.startswith("classifier.")}
+    taken = _take(net, backbone, torchvision_names(net), "torchvision weights")
+    return _checked(net, taken | _take(net, _once(net, heads), head_names(net), "lpips heads"))
+
+
+def from_lpips(net: Net, state: Arrays) -> Perceptual:
+    """The full state dictionary of lpips' module, backbone and heads. Raises WeightsError as `from_torchvision`."""
+    state = dict(_once(net, state))
+    for name, expected in {"scaling_layer.shift": SHIFT, "scaling_layer.scale": SCALE}.items():
+        found = np.ravel(state.pop(name, np.array(expected)))
+        if found.shape != (3,) or not np.allclose(found, expected, atol=1e-6):
+            raise WeightsError(f"the lpips weights have {found.tolist()} as {name}, LPIPS 0.1 is {list(expected)}: use version 0.1")
+    return _checked(net, _take(net, state, lpips_names(net), "lpips weights"))
+
+
+def write_perceptual(path: Path, weights: Perceptual, *, source: str) -> None:
+    """A file for `read_perceptual`; `source` says where the weights are from, in words.
+
+    Raises:
+      WeightsError: for a name that does not end in .safetensors. FileError: where it cannot be written.
+    """
+    if path.suffix != SUFFIX:
+        raise WeightsError(f"{shown(path)}: weights are written to a {SUFFIX} file: name it {shown(path.with_suffix(SUFFIX))}")
+    write_arrays(path, weights.variables, {"format": FORMAT, "net": weights.net, "source": source})
+
+
+def read_perceptual(path: Path) -> Perceptual:
+    """What `write_perceptual` wrote. There is nothing to fall back to: without published weights there is no LPIPS.
+
+    Raises:
+      WeightsError: where the file is not there, is no such file, or does not fit the network that it names.
+    """
+    if not path.is_file():
+        raise WeightsError(
+            f"{shown(path)} is not there, and LPIPS is defined by its published weights: make the file once from those of lpips "
+            "or torchvision, as jaxsr/weights/perceptual.py says at its top, and name it"
+        )
+    about = read_about(path)
+    net = about.get("net")
+    if about.get("format") != FORMAT or net not in NETS:
+        raise WeightsError(
+            f"{shown(path)} holds no LPIPS weights of ours (format {about.get('format')!r}, net {net!r}, expected {FORMAT!r} and one of "
+            f"{', '.join(NETS)}): make it by write_perceptual of jaxsr/weights/perceptual.py"
+        )
+    variables = read_arrays(path, {"params": perceptual_shapes(net)["params"]})
+    return _checked(net, flatten_dict(variables["params"], sep="/"), shown(path))
+
+
+def _take(net: Net, arrays: Arrays, names: Mapping[str, str], what: str) -> dict[str, np.ndarray]:
+    """The `arrays`, each of them once, under our names and in our order of axes."""
+    ours_in_theirs = {ours: _theirs(leaf.shape) for ours, leaf in _shapes(net).items()}
+    shapes = {theirs: ours_in_theirs[ours] for ours, theirs in names.items()}
+    wrong = [f"{name} is missing" for name in shapes.keys() - arrays.keys()]
+    wrong += [f"{shown(name)} is unknown" for name in arrays.keys() - shapes.keys()]
+    wrong += [
+        f"{name} has shape {list(np.shape(arrays[name]))}, expected {list(shape)}"
+        for name, shape in shapes.items()
+        if name in arrays and np.shape(arrays[name]) != shape
+    ]
+    if wrong:
+        listed = ", ".join(sorted(wrong)[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise WeightsError(f"the {what} do not fit the network {net} ({listed}): give the published state dictionary of this network")
+    return {ours: _to_ours(np.asarray(arrays[theirs], np.float32)) for ours, theirs in names.items()}
+
+
+def _once(net: Net, arrays: Arrays) -> Arrays:
+    """lpips' module holds its heads a second time as `lins.<k>`: the same, or refused."""
+    rest = {name: array for name, array in arrays.items() if not re.match(r"lins\.\d+\.", name)}
+    for name in arrays.keys() - rest.keys():
+        twin = name.replace("lins.", "lin", 1)
+        if twin not in arrays or not np.array_equal(arrays[twin], arrays[name]):
+            raise WeightsError(f"the lpips weights of {net} hold {shown(name)}, not the same as {shown(twin)}: save it again")
+    return rest
+
+
+def _checked(net: Net, arrays: Arrays, what: str = "the weights") -> Perceptual:
+    """As a tree, if the values can be those of LPIPS: finite, and no head below zero."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise WeightsError(f"{what}: {name} holds NaN or Inf: use the published weights of {net}")
+        if name.startswith("head") and array.min() < 0:
+            raise WeightsError(f"{what}: {name} has the weight {array.min():.3g}, LPIPS has none below 0: use the published ones of {net}")
+    return Perceptual(net, {"params": unflatten_dict(dict(arrays), sep="/")})
+
+
+def _shapes(net: Net) -> dict[str, Any]:
+    shapes: dict[str, Any] = flatten_dict(perceptual_shapes(net)["params"], sep="/")
+    return shapes
+
+
+def _theirs(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """HWIO → OIHW; a bias as it is."""
+    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
+
+
+def _to_ours(array: np.ndarray) -> np.ndarray:
+    """OIHW → HWIO; a bias as it is."""
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
