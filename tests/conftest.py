@@ -12,7 +12,7 @@ if version("jaxlib").startswith("0.10."):  # half the time again; later versions
     _QUICK += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 # Minutes each: begun last, they would keep one of several processes at work alone.
-_LONGEST = ("test_kill.py", "test_devices.py", "test_prepare_killed.py", "test_registration.py", "test_loop.py", "test_demo.py", "test_cli.py")
+_LONGEST = [f"test_{name}.py" for name in ("kill", "devices", "prepare_killed", "registration", "lpips", "loop", "demo", "cli")]
 
 _BESIDE = Path(__file__).resolve().parents[1].parent / "shared" / "mri"
 

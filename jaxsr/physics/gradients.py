@@ -194,22 +194,24 @@ def _read_cubic(volume: Array, positions: Array) -> Array:
 def _read(field: Array, positions: Array, first: int, kernel: tuple) -> Array:
     """Σ over the taps of a separable kernel, from voxel ⌊p⌋ + first on; the field is mirrored at its outermost centres.
 
-    A plane at a time: the taps of a whole volume would be 64 volumes.
+    A plane at a time: indices and weights of a whole volume would be twenty volumes.
     """
     taps = len(kernel)
     for axis, n in enumerate(field.shape[:3]):
         index = np.arange(first, first + n - 1 + taps)
         field = jnp.take(field, abs((index + n - 1) % max(1, 2 * n - 2) - (n - 1)), axis)
+    steps = (field.shape[1] * field.shape[2], field.shape[2], 1)
+    flat = field.reshape(-1, field.shape[3])
 
     def plane(at: Array) -> Array:
         below = jnp.floor(at)
-        size = (taps, taps, taps, field.shape[3])
-        window = jax.vmap(jax.vmap(lambda corner: jax.lax.dynamic_slice(field, (*corner, 0), size)))
-        near = window(below.astype(jnp.int32))  # [Y, Z, taps, taps, taps, C]
-        for axis in (2, 1, 0):
-            weight = jnp.stack([tap(at[..., axis] - below[..., axis]) for tap in kernel], -1)
-            near = (near * weight.reshape(*weight.shape[:2], *(1,) * axis, taps, 1)).sum(-2)
-        return near
+        weights = [[tap(t) for tap in kernel] for t in jnp.moveaxis(at - below, -1, 0)]
+        corner = (below.astype(jnp.int32) * jnp.array(steps)).sum(-1)
+        total = jnp.zeros((*at.shape[:-1], field.shape[3]), field.dtype)
+        for i, j, k in np.ndindex(taps, taps, taps):
+            weight = weights[0][i] * weights[1][j] * weights[2][k]
+            total += weight[..., None] * flat[corner + (i * steps[0] + j * steps[1] + k)]
+        return total
 
     return jax.lax.map(plane, positions)
 
