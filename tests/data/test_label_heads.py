@@ -140,14 +140,12 @@ def test_what_is_no_label_map_of_a_head_is_refused_by_name(tmp_path, change, sen
 # ---------------------------------------------------------------------------------------------------------------- rendering
 
 
-@pytest.mark.slow
 def test_the_same_key_is_the_same_head_bit_for_bit_and_another_key_another_head(head, whole_map):
     again = jax.device_get(render_labels(jax.random.key(0), whole_map, COARSE, 8.0, "T1w", PLAIN, ALL))
     jax.tree.map(np.testing.assert_array_equal, again, head(0))
     assert (head(1).labels != head(0).labels).mean() > 0.05
 
 
-@pytest.mark.slow
 def test_maps_change_neither_image_nor_labels_and_come_only_when_asked(head):
     alone, accompanied = head(0, maps=()), head(0)
     np.testing.assert_allclose(alone.image, accompanied.image, atol=1e-5)
@@ -155,7 +153,6 @@ def test_maps_change_neither_image_nor_labels_and_come_only_when_asked(head):
     assert alone[2:] == (None,) * 4
 
 
-@pytest.mark.slow
 def test_within_a_structure_the_signal_is_one_value_and_left_and_right_share_it(head):
     image, labels, reference = head(0)[:3]
     for name in ("background", "white matter"):
@@ -169,7 +166,6 @@ def test_within_a_structure_the_signal_is_one_value_and_left_and_right_share_it(
     np.testing.assert_allclose(np.median(image[inside & right]), np.median(image[inside & ~right]), atol=1e-3)
 
 
-@pytest.mark.slow
 def test_the_reference_is_the_same_anatomy_in_another_contrast_with_its_own_texture(head):
     for seed in range(3):
         first, second = draw_kinds(jax.random.key(seed), -1)
@@ -187,7 +183,6 @@ def test_the_reference_is_the_same_anatomy_in_another_contrast_with_its_own_text
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.slow
 def test_tissues_are_in_their_contrasts_order_and_lesions_dark_in_t1w_and_bright_in_t2w(kind):
     """By ranges and by equations, 200 draws of each contrast."""
     means = jax.vmap(lambda key: draw_means(key, KINDS.index(kind)))(jax.random.split(jax.random.key(0), 200))
@@ -228,7 +223,6 @@ def test_what_was_stripped_or_defaced_is_exactly_zero_and_both_kinds_of_window_o
     assert max(shares) > FILLING
 
 
-@pytest.mark.slow
 def test_the_bias_field_is_smooth_and_of_mean_zero_and_the_displacement_odd_within_its_range(head):
     for seed in (0, 1):
         _, _, _, bias, gradient, _ = head(seed)
@@ -326,7 +320,6 @@ def test_a_stripped_head_is_acquired_stripped(tmp_path):
     assert np.ptp(pair.high[outside]) < 1e-5
 
 
-@pytest.mark.slow
 def test_the_target_carries_its_bias_only_when_asked_and_the_acquisition_never(tmp_path):
     root = folder_of(tmp_path, ["a.nii.gz"])
     plain, biased = (

@@ -138,7 +138,6 @@ def test_the_papers_acquisitions_give_what_published_figures_were_made_of(name, 
     np.testing.assert_allclose(acquire(key, x, (1.0, 1.0, 1.0), named_acquisition(name)), expected, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_a_batch_is_a_vmap_over_keys_and_volumes():
     keys = jax.random.split(jax.random.key(0), 2)
     x = jnp.stack([ball(), 2 * ball()[::-1]])
@@ -147,7 +146,6 @@ def test_a_batch_is_a_vmap_over_keys_and_volumes():
 
 
 @pytest.mark.parametrize("name", ["64mT", "thick-slice"])
-@pytest.mark.slow
 def test_every_named_acquisition_gives_a_finite_magnitude_on_its_grid_with_the_head_in_its_place(name):
     shape = (40, 44, 48)
     key, x = jax.random.key(1), ball(shape)
@@ -184,7 +182,6 @@ def test_slices_are_as_far_apart_as_thickness_and_gap_say():
     assert acquired_shape((24, 24, 24), (1, 1, 1), changed(thick, gap=-2)) == (24, 24, 12)
 
 
-@pytest.mark.slow
 def test_what_lies_in_the_gaps_is_lost_and_an_overlap_sees_it_twice():
     sheet = jnp.zeros((8, 8, 24)).at[:, :, 6].set(1.0)  # slices 4 thick are centred on 2.5, 8.5, … and reach from 0.5 to 4.5, 6.5 to …
     thick = changed(CLEAN, voxel_size=(1, 1, 4), slice_axis=2, profile="rectangular")
@@ -251,7 +248,6 @@ def test_what_is_off_is_not_in_the_program():
         {"coils": 4},
     ],
 )
-@pytest.mark.slow
 def test_the_stated_signal_to_noise_ratio_is_that_of_the_image_whatever_is_made_of_the_samples(settings):
     """Where the signal is strong, |x + n| = x + Re n but for O(n²): the magnitude varies as the real channel does. A window smooths the
     noise, so that of the samples is larger; conjugates put that of both channels into the real one."""
@@ -270,7 +266,6 @@ def test_the_contrast_is_drawn_on_a_logarithmic_scale_and_acquired():
     np.testing.assert_allclose(acquire(jax.random.key(2), x, (1, 1, 1), acquisition), gamma(x, gammas[2]), atol=1e-4)
 
 
-@pytest.mark.slow
 def test_what_was_drawn_can_be_told_without_acquiring_anything():
     everything = changed(
         named_acquisition("thick-slice"), blur=[1, 2], gamma=[0.5, 2], motion={"jumps": 2}, ghosting={"every": 3, "axis": 0}
@@ -286,7 +281,6 @@ def test_what_was_drawn_can_be_told_without_acquiring_anything():
 @pytest.mark.parametrize(
     "settings, worse", [({"motion": {"rotation": 3, "translation": 3}}, 0.05), ({"ghosting": {"intensity": 0.3}}, 0.1)]
 )
-@pytest.mark.slow
 def test_artefacts_of_an_acquisition_add_to_its_image_and_nothing_where_they_have_no_strength(settings, worse):
     plain = Acquisition(voxel_size=(2, 2, 2))
     image = acquire(jax.random.key(0), ball(), (1.0, 1.0, 1.0), plain)
@@ -301,7 +295,6 @@ def test_the_names_are_those_of_the_specification():
     assert known_acquisitions() == ("1.5T", "3T", "64mT", "thick-slice")
 
 
-@pytest.mark.slow
 def test_a_warp_moves_signal_by_at_most_its_strength_and_keeps_its_sum():
     """A plateau away from the edges: what is stretched is thinned by the Jacobian, so the signal as a whole is kept."""
     x = gaussian_blur(ball((40, 44, 36)), (4.0, 4.0, 4.0), (0, 1, 2))

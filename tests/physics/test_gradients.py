@@ -86,7 +86,6 @@ def test_a_shift_and_the_ideal_gradient_are_no_distortion(kind, n, m):
     assert (displacement(one_term(kind, n, m, 2), POINTS) == 0).all()
 
 
-@pytest.mark.slow
 def test_each_component_solves_laplace_as_a_magnetic_field_must():
     """∇²u = 0, from second derivatives of the program itself; relative to the largest of them."""
     hessian = jax.vmap(jax.hessian(lambda p: displacement(EXAMPLE_COIL, p)))(jnp.asarray(POINTS))  # [points, 3, 3, 3]

@@ -78,7 +78,6 @@ def test_the_dot_product_test_holds(name):
 
 
 @pytest.mark.parametrize("window", ["box", "ellipse", "hamming"])
-@pytest.mark.slow
 def test_there_and_back_is_one_operator_from_the_grid_to_itself(window):
     """Voxels of 2 × 1.3 × 1.6 mm over the same field of view; what was band-limited comes back as it was."""
     operator = there_and_back(VOLUME, SIZE, (2.0, 1.0, 1.6), window)
@@ -92,7 +91,6 @@ def test_there_and_back_is_one_operator_from_the_grid_to_itself(window):
         np.testing.assert_allclose(operator.forward(once), once, atol=2e-6)
 
 
-@pytest.mark.slow
 def test_there_and_back_works_on_slices_and_batches_by_vmap():
     operator = there_and_back(SLICE, (1.0, 1.0), (2.0, 2.0))
     x = jax.random.normal(jax.random.key(0), (3, *SLICE))
@@ -100,8 +98,7 @@ def test_there_and_back_works_on_slices_and_batches_by_vmap():
     np.testing.assert_allclose(jax.vmap(operator.adjoint)(x)[1], operator.adjoint(x[1]), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [*known_acquisitions(), "everything", pytest.param("warp", marks=pytest.mark.slow)])
-@pytest.mark.slow
+@pytest.mark.parametrize("name", [*known_acquisitions(), "everything", "warp"])
 def test_the_linear_part_of_an_acquisition_has_its_adjoint(name):
     others = {"everything": EVERYTHING, "warp": EVERYTHING.model_copy(update={"warp": (1.0, 2.0)})}
     acquisition = others[name] if name in others else named_acquisition(name)
@@ -112,7 +109,6 @@ def test_the_linear_part_of_an_acquisition_has_its_adjoint(name):
         assert operator.target.shape == acquired_shape(shape, SIZE, acquisition)
 
 
-@pytest.mark.slow
 def test_an_acquisition_without_noise_is_the_magnitude_of_its_linear_part_after_the_contrast():
     """The same key draws the same field, blur, poses and ghosts for both."""
     key = jax.random.key(5)

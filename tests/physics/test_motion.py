@@ -49,7 +49,6 @@ def test_a_shift_is_in_millimetres_along_each_axis():
     np.testing.assert_allclose(rigid(blob(SHAPE, SIZE, NONE), NONE, shift, SIZE), blob(SHAPE, SIZE, shift), atol=1e-4)
 
 
-@pytest.mark.slow
 def test_a_slice_turns_as_the_volume_that_it_is_of():
     x, turned = blob(SHAPE[:2], SIZE[:2], (4.0, -3.0)), blob(SHAPE, SIZE, (4.0, -3.0, 0.0))
     middle = rigid(turned, (0, 0, 0.4), (1.0, 2.0, 0.0), SIZE)[:, :, 15] / turned[:, :, 15].max()
@@ -100,7 +99,6 @@ def test_a_head_that_does_not_move_is_seen_as_it_is():
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.slow
 def test_lines_are_those_of_the_head_as_it_lay_when_they_were_acquired(axis):
     """From the lowest k to the highest, evenly in time."""
     x, poses = smooth_noise(SHAPE), two_poses(0.7)
@@ -115,7 +113,6 @@ def test_lines_are_those_of_the_head_as_it_lay_when_they_were_acquired(axis):
     np.testing.assert_allclose(lines[~early], after[~early], atol=1e-3)
 
 
-@pytest.mark.slow
 def test_a_shift_of_late_lines_is_a_phase_of_theirs():
     """The Fourier shift theorem: exp(−2πi k d / N) for d voxels."""
     x = smooth_noise((24, 20))[:, :, None]
@@ -127,7 +124,6 @@ def test_a_shift_of_late_lines_is_a_phase_of_theirs():
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.slow
 def test_the_image_shows_the_head_where_it_lay_when_its_mean_was_acquired(seed):
     """Drawn poses are relative to that of k = 0, so that the mean and the place are those of the truth."""
     poses = draw_poses(jax.random.key(seed), 3, 2.0, 2.0)
@@ -142,7 +138,6 @@ def test_the_image_shows_the_head_where_it_lay_when_its_mean_was_acquired(seed):
     np.testing.assert_allclose(seen.mean(), x.mean(), rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_angles_and_shifts_have_the_stated_deviation():
     poses = jax.vmap(lambda k: draw_poses(k, 1, 3.0, 0.7))(jax.random.split(jax.random.key(0), 2000))
     moved = poses.angles != 0
@@ -150,7 +145,6 @@ def test_angles_and_shifts_have_the_stated_deviation():
     assert float(poses.shifts[poses.shifts != 0].std()) == pytest.approx(0.7, rel=0.05)
 
 
-@pytest.mark.slow
 def test_a_batch_of_moving_heads_is_a_vmap():
     x = jnp.stack([smooth_noise((10, 12, 8), s) for s in range(2)])
     keys = jax.random.split(jax.random.key(0), 2)
