@@ -18,12 +18,6 @@ from jaxsr.weights.perceptual import from_lpips, from_torchvision, head_names
 
 pytestmark = pytest.mark.reference
 torch = pytest.importorskip("torch")
-
-# torchvision's wheel is built for CUDA, and beside torch for the CPU misses two operators of detection, which nothing here calls.
-if not hasattr(torch.ops.torchvision, "nms"):
-    _operators = torch.library.Library("torchvision", "FRAGMENT")
-    for _name in ("nms", "qnms"):
-        _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 tv = pytest.importorskip("torchvision.models", reason="torchvision is installed by .ci/run, without its dependencies")
 package = pytest.importorskip("lpips", reason="lpips is installed by .ci/run, without its dependencies")
 
