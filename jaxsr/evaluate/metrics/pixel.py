@@ -1,8 +1,8 @@
-"""How far values lie from their reference, voxel by voxel: MSE, RMSE, MAE, PSNR.
+"""How far values lie from their reference, voxel by voxel: MSE, RMSE, NRMSE, MAE, PSNR.
 
-    MSE = ⟨(x − y)²⟩,   RMSE = √MSE,   MAE = ⟨|x − y|⟩,   PSNR = 10 log₁₀(R² / MSE)
+    MSE = ⟨(x − y)²⟩,   RMSE = √MSE,   NRMSE = RMSE / √⟨y²⟩,   MAE = ⟨|x − y|⟩,   PSNR = 10 log₁₀(R² / MSE)   [survey, Eq. 38]
 
-⟨·⟩ runs over all pixels and channels or, with a mask, over the mask. Shapes: `jaxsr.evaluate.metrics.images`.
+y is the reference. ⟨·⟩ runs over all pixels and channels or, with a mask, over the mask. Shapes: `jaxsr.evaluate.metrics.images`.
 """
 
 import jax
@@ -24,6 +24,16 @@ def rmse(x: ArrayLike, y: ArrayLike, *, mask: ArrayLike | None = None) -> Array:
     return jnp.sqrt(mse(x, y, mask=mask))
 
 
+def nrmse(x: ArrayLike, y: ArrayLike, *, mask: ArrayLike | None = None) -> Array:
+    """RMSE over the reference's root mean square, ‖x − y‖ / ‖y‖: 0 for equal images, 1 for an image of zeros.
+
+    The Euclidean convention, the default of skimage's `normalized_root_mse` and the root of fastMRI's NMSE. Elsewhere RMSE is divided by
+    the reference's range (then it is 10^(−PSNR/20)) or by its mean.
+    """
+    x, y, mask, like_input = batched(x, y, mask)
+    return like_input(_nrmse(x, y, mask))
+
+
 def mae(x: ArrayLike, y: ArrayLike, *, mask: ArrayLike | None = None) -> Array:
     """Mean absolute error, in the images' own unit."""
     x, y, mask, like_input = batched(x, y, mask)
@@ -39,6 +49,11 @@ def psnr(x: ArrayLike, y: ArrayLike, *, data_range: ArrayLike, mask: ArrayLike |
 @jax.jit
 def _mse(x: Array, y: Array, mask: Array | None) -> Array:
     return mean((x - y) ** 2, mask)
+
+
+@jax.jit
+def _nrmse(x: Array, y: Array, mask: Array | None) -> Array:
+    return jnp.sqrt(mean((x - y) ** 2, mask) / mean(y**2, mask))
 
 
 @jax.jit

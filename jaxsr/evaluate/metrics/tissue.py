@@ -1,0 +1,56 @@
+"""Whether segmentations agree, label by label: Dice coefficient and volume error.
+
+    Dice = 2 |A ∩ B| / (|A| + |B|)   [Dice, Ecology 26:297, 1945],      volume error = |A| − |B|   in ml, or over |B|
+
+A is a label's voxels in the image's segmentation, B those in the reference's. Both are label maps on one grid, `[X, Y, Z]`, or a batch of
+them, `[B, H, W, C]` or `[B, X, Y, Z, C]`; values are whole numbers below 2²⁴. A result has one value a label, `[L]` or `[B, L]`. Voxels are counted in
+whole numbers, so nothing is rounded before the division. Masks have no place here: a label is one.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxsr.evaluate.metrics.images import batched, spacing
+
+
+def dice(a: ArrayLike, b: ArrayLike, *, labels: Sequence[int]) -> Array:
+    """Dice coefficient of each of `labels`: 1 for equal, 0 for disjoint regions, NaN where neither map has the label (MONAI's ignore_empty)."""
+    in_a, in_b, both = _overlap(a, b, labels)
+    return 2 * both / (in_a + in_b)
+
+
+def volume_error(a: ArrayLike, b: ArrayLike, *, labels: Sequence[int], voxel_size: ArrayLike) -> Array:
+    """Volume of each of `labels` in `a` less that in `b`, ml; positive where `a` has more. `voxel_size`: mm along each axis, or one number.
+
+    In slices a "volume" takes the third side from `voxel_size`, so three numbers are given there too.
+    """
+    in_a, in_b, _ = _overlap(a, b, labels)
+    return (in_a - in_b) * (spacing(voxel_size, 3).prod() / 1000)
+
+
+def relative_volume_error(a: ArrayLike, b: ArrayLike, *, labels: Sequence[int]) -> Array:
+    """The volume error over the reference's volume: −1 where `a` lacks the label, infinite where `b` does, NaN where both do."""
+    in_a, in_b, _ = _overlap(a, b, labels)
+    return (in_a - in_b) / in_b
+
+
+def _overlap(a: ArrayLike, b: ArrayLike, labels: Sequence[int]) -> tuple[Array, Array, Array]:
+    a, b, _, like_input = batched(a, b, None)
+    in_a, in_b, both = _counts(a, b, jnp.asarray(labels, jnp.float32))
+    return like_input(in_a), like_input(in_b), like_input(both)
+
+
+@jax.jit
+def _counts(a: Array, b: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """Voxels of each label in `a`, in `b` and in both, `[B, L]`, int32; one label at a time, so that no one-hot volume is made."""
+    axes = tuple(range(1, a.ndim))
+
+    def count(label: Array) -> tuple[Array, Array, Array]:
+        in_a, in_b = a == label, b == label
+        return in_a.sum(axes), in_b.sum(axes), (in_a & in_b).sum(axes)
+
+    return jax.tree.map(lambda counts: counts.T, jax.lax.map(count, labels))
