@@ -4,6 +4,8 @@ The papers name an "intensity histogram matching" and "localized contrast" score
 usual ones. Shapes: `jaxsr.evaluate.metrics.images`.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -72,7 +74,7 @@ def cnr(x: ArrayLike, *, roi: ArrayLike, background: ArrayLike, noise: ArrayLike
     return like_input(_cnr(x, roi, background, noise))
 
 
-@jax.jit(static_argnums=4)
+@partial(jax.jit, static_argnums=4)
 def _histogram_match(x: Array, y: Array, data_range: Array, low: Array, bins: int, mask: Array | None) -> Array:
     data_range, low = (jnp.reshape(value, (-1,) + (1,) * (x.ndim - 1)) for value in (data_range, low))
 

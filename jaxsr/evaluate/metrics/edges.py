@@ -62,6 +62,7 @@ def gmsd(x: ArrayLike, y: ArrayLike, *, data_range: ArrayLike, mask: ArrayLike |
     """
     check_range(data_range)
     x, y, mask, like_input = batched(x, y, mask)
+    check_sides(x, 2, "GMSD")
     return like_input(_gmsd(x, y, jnp.asarray(data_range, jnp.float32), mask))
 
 

@@ -31,7 +31,7 @@ METRICS = {
     "gmsd": Metric(edges.gmsd, "GMSD", "", "lower", ("data_range",), least=2),
     "hfen": Metric(edges.hfen, "HFEN", "", "lower", least=edges.LOG_TAPS),
     "gradient_error": Metric(edges.gradient_error, "gradient error", "", "lower", ("voxel_size",), least=3),
-    "resolution": Metric(resolution.effective_resolution, "effective resolution", "mm", "lower", ("voxel_size",), least=4),
+    "resolution": Metric(resolution.effective_resolution, "effective resolution", "mm", "lower", ("voxel_size",), least=resolution.LEAST),
     "histogram_match": Metric(contrast.histogram_match, "histogram match", "", "higher", ("data_range",)),
     "local_contrast_error": Metric(contrast.local_contrast_error, "local contrast error", "", "lower", least=contrast.WINDOW),
     "cnr": Metric(contrast.cnr, "CNR", "", "higher", ("roi", "background"), "image", masked=False),

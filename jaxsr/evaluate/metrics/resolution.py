@@ -20,6 +20,7 @@ Without a mask the field of view is taken as periodic, as k-space is. With one, 
 voxels around the mask's edge (a Hann window, convolved with the mask): a sharp edge common to both images would correlate at all frequencies.
 """
 
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -28,12 +29,13 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsr.evaluate.metrics.images import batched, spacing
+from jaxsr.evaluate.metrics.images import batched, check_sides, spacing
 from jaxsr.evaluate.metrics.windows import correlate
 
 Threshold = Literal["1/7", "1/2", "half-bit"]
 
 FADE = 9  # voxels
+LEAST = 4  # voxels a side: two shells
 
 
 class ShellCorrelation(NamedTuple):
@@ -60,6 +62,7 @@ def fourier_shell_correlation(
     if threshold not in get_args(Threshold):
         raise ValueError(f"the threshold is one of {', '.join(get_args(Threshold))}, got {threshold!r}")
     x, y, mask, like_input = batched(x, y, mask)
+    check_sides(x, LEAST, "the Fourier shell correlation")
     sizes = spacing(voxel_size, x.ndim - 2)
     sides = np.asarray(x.shape[1:-1]) * np.asarray(sizes, np.float64)  # mm
     shells = int(sides.min() / (2 * np.asarray(sizes, np.float64).min()) + 1e-3)
@@ -75,7 +78,7 @@ def effective_resolution(
     return fourier_shell_correlation(x, y, voxel_size=voxel_size, threshold=threshold, mask=mask).resolution
 
 
-@jax.jit(static_argnums=4)
+@partial(jax.jit, static_argnums=4)
 def _shells(x: Array, y: Array, sizes: Array, mask: Array | None, shells: int) -> tuple[Array, Array, Array]:
     """Frequencies `[S]`, correlations `[B, S]` and samples `[S]`."""
     rank = x.ndim - 2
