@@ -53,8 +53,8 @@ def gradient_error(x: ArrayLike, y: ArrayLike, *, voxel_size: ArrayLike, mask: A
 def gmsd(x: ArrayLike, y: ArrayLike, *, data_range: ArrayLike, mask: ArrayLike | None = None) -> Array:
     """Gradient-magnitude similarity deviation: 0 for equal images; how unevenly the loss of edges is spread. Channels count alike.
 
-    Gradients by Prewitt filters (zeros beyond the border) after averaging blocks of two voxels, c = 170 at a range of 255: piq's `gmsd`, which
-    the authors' code differs from only in how it halves odd sides. In three dimensions the filter also averages three voxels along
+    Gradients by Prewitt filters (zeros beyond the border) after averaging blocks of two voxels, c = 170 at a range of 255: piq's `gmsd`
+    for even sides; an odd one repeats its first voxel, where piq adds a border of zeros. In three dimensions the filter also averages three voxels along
     the third axis. A block is in the mask where half of it is. The mean and the deviation run over image or mask.
 
     Args:

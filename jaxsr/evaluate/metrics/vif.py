@@ -2,10 +2,10 @@
 
     VIFp = Σ log₁₀(1 + g² σ_y² / (σ_v² + σ_n²)) / Σ log₁₀(1 + σ_y² / σ_n²),      g = σ_xy / σ_y²,   σ_v² = σ_x² − g σ_xy
 
-[survey, Eq. 41; Sheikh & Bovik, IEEE TIP 15:430, 2006, here in the pixel-domain form of the authors' code, not the wavelet form of the paper] with y the reference, sums over
-four scales and all positions, σ_n² = 2 for values of 0 to 255, and local moments under Gaussian windows of 17, 9, 5 and 3 taps, σ a fifth of
-the taps. Between scales an image is filtered with the coming window and every second voxel kept. The authors' code where σ_y², σ_x² or g
-vanish: nothing is transmitted where the reference is flat, all is noise where g < 0.
+[survey, Eq. 41; Sheikh & Bovik, IEEE TIP 15:430, 2006, in the pixel-domain form of the authors' code, not the wavelet form of the paper]
+with y the reference, sums over four scales and all positions, σ_n² = 2 for values of 0 to 255, and local moments under Gaussian windows of
+17, 9, 5 and 3 taps, σ a fifth of the taps. Between scales an image is filtered with the coming window and every second voxel kept. As in
+that code, nothing is told where either image is flat, all is noise where g < 0, and against a flat reference everything scores 1.
 
 It is 1 for equal images, 0 for nothing in common, and may exceed 1 for an image with more contrast than its reference. It is not symmetric.
 So computed, it is piq's `vif_p`, and torchmetrics' once that one is given values of 0 to 255 (given 0 to 1, its σ_n² is 65025 times
@@ -27,6 +27,7 @@ WINDOWS = (17, 9, 5, 3)  # taps, a scale each
 NOISE = 2 / 255**2  # of the eye's channel, σ_n², for a data range of 1
 LEAST = 41  # voxels a side: less leaves no place for the last window
 _EPS = 1e-8 / 255**2
+_ROUNDING = 16 * float(np.finfo(np.float32).eps)
 
 
 def vif(x: ArrayLike, y: ArrayLike, *, data_range: ArrayLike, mask: ArrayLike | None = None) -> Array:
@@ -57,9 +58,9 @@ def _vif(x: Array, y: Array, data_range: Array, mask: Array | None) -> Array:
         if scale:
             x, y = correlate(x, window, stride=2), correlate(y, window, stride=2)
             mask = _decimated(mask, taps // 2)
-        (here, there), _ = sum_slabs(partial(information, window=window), (x, y), mask, taps)
+        (here, there), count = sum_slabs(partial(information, window=window), (x, y), mask, taps)
         told, possible = told + here.sum(-1), possible + there.sum(-1)
-    return (told + _EPS) / (possible + _EPS)
+    return jnp.where(count.sum(-1) > 0, (told + _EPS) / (possible + _EPS), jnp.nan)
 
 
 def _decimated(mask: Array | None, radius: int) -> Array | None:
@@ -77,9 +78,9 @@ def _information(x: Array, y: Array, window: np.ndarray) -> tuple[Array, Array]:
     covariance = correlate(x * y, window) - mean_x * mean_y
     gain = covariance / (var_y + _EPS)
     noise = var_x - gain * covariance
-    flat = var_y < _EPS
+    # Where an image is flat its variance is the rounding error of two second moments, and a quotient of such errors is anything.
+    flat, lost = (var < _EPS + _ROUNDING * mean**2 for var, mean in ((var_y, mean_y), (var_x, mean_x)))
     gain, noise, var_y = jnp.where(flat, 0, gain), jnp.where(flat, var_x, noise), jnp.where(flat, 0, var_y)
-    lost = var_x < _EPS
     gain, noise = jnp.where(lost, 0, gain), jnp.where(lost, 0, noise)
     noise = jnp.maximum(jnp.where(gain < 0, var_x, noise), _EPS)
     gain = jnp.maximum(gain, 0)

@@ -31,22 +31,13 @@ def test_the_gradient_is_per_mm():
     np.testing.assert_allclose(gradient_error(b * j + a * i, b * j, voxel_size=size), a / b, rtol=1e-5)
 
 
-def test_a_thick_axis_counts_by_its_gradient_not_by_its_difference():
-    y, noise = image(), image(seed=1)
-    along = [np.cumsum(noise, axis) for axis in (0, 2)]
-    thin, thick = (gradient_error(y + n, y, voxel_size=(1.0, 1.0, 5.0)) for n in along)
-    same = [gradient_error(y + n, y, voxel_size=1.0) for n in along]
-    assert thick < 0.5 * same[1]
-    assert thin > 0.9 * same[0]
-
-
 def test_gmsd_of_a_loss_that_is_even_is_zero():
     """GMS is a constant where both gradients are ramps: away from the border, which a mask leaves out."""
     y = np.broadcast_to(np.arange(24.0)[:, None, None], (24, 24, 24)) / 24
     inside = np.zeros(y.shape, bool)
     inside[4:-4, 4:-4, 4:-4] = True
     np.testing.assert_allclose(gmsd(0.5 * y, y, data_range=1, mask=inside), 0, atol=1e-5)
-    assert gmsd(0.5 * y, y, data_range=1) > 0.01
+    assert gmsd(0.5 * y, y, data_range=1) > 0.005
 
 
 def test_a_prewitt_gradient_of_a_volume_is_that_of_its_equal_slices():
