@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsr.evaluate.metrics.images import batched, check_range, check_sides, mean
-from jaxsr.evaluate.metrics.windows import correlate, gaussian, sum_slabs
+from jaxsr.evaluate.metrics.windows import correlate, gaussian, mean_slabs
 
 BINS = 256
 WINDOW, SIGMA = 11, 1.5  # of the local contrast: SSIM's
@@ -91,9 +91,9 @@ def _histogram_match(x: Array, y: Array, data_range: Array, low: Array, bins: in
 @jax.jit
 def _local_contrast(x: Array, y: Array, mask: Array | None) -> tuple[Array, Array]:
     """⟨|s_x − s_y|⟩ and ⟨s_y⟩, `[B]`."""
-    axes = tuple(range(1, y.ndim))
-    centre = y.mean(axes, keepdims=True)  # variances are differences of second moments, exact only near zero
-    scale = jnp.maximum(jnp.abs(y - centre).max(axes, keepdims=True), jnp.finfo(jnp.float32).tiny)
+    # Variances are differences of second moments, which float32 forgives only near zero, and neither too large nor too small.
+    level, power = mean_slabs(lambda y: (y, y**2), (y,), None)
+    centre, scale = (value.reshape(-1, *(1,) * (y.ndim - 1)) for value in (level, jnp.sqrt(jnp.maximum(power, 1e-30))))
     window = gaussian(WINDOW, SIGMA)
 
     def deviation(image: Array) -> Array:
@@ -104,10 +104,8 @@ def _local_contrast(x: Array, y: Array, mask: Array | None) -> tuple[Array, Arra
         s_x, s_y = deviation(x), deviation(y)
         return jnp.abs(s_x - s_y), s_y
 
-    sums, count = sum_slabs(terms, (x, y), mask, WINDOW)
-    count = jnp.broadcast_to(count, sums[0].shape).sum(-1)
-    error, reference = (total.sum(-1) / count * scale.reshape(-1) for total in sums)
-    return error, reference
+    error, reference = mean_slabs(terms, (x, y), mask, WINDOW)
+    return error * scale.ravel(), reference * scale.ravel()
 
 
 @jax.jit

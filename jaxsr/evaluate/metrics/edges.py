@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsr.evaluate.metrics.images import batched, check_range, check_sides, mean, spacing
-from jaxsr.evaluate.metrics.windows import centres, correlate, gaussian, halve, halve_mask, sum_slabs
+from jaxsr.evaluate.metrics.windows import correlate, correlate_axis, gaussian, halve, halve_mask, mean_slabs
 
 LOG_TAPS, LOG_SIGMA = 15, 1.5  # [Ravishankar & Bresler 2011, §IV]
 GMSD_C = 170 / 255**2  # c for a data range of 1 [Xue 2014, §III-A]
@@ -39,23 +39,24 @@ def hfen(x: ArrayLike, y: ArrayLike, *, mask: ArrayLike | None = None) -> Array:
 def gradient_error(x: ArrayLike, y: ArrayLike, *, voxel_size: ArrayLike, mask: ArrayLike | None = None) -> Array:
     """Error of the gradient vector over the reference's root-mean-square gradient: 0 for equal images, 1 for a constant one.
 
-    Central differences over two voxels, in intensity per mm, at the voxels that have both neighbours along every axis and, with a mask, lie
-    inside it. The papers name a gradient error without an equation [SPCDD, §5.3]; this relative form does not depend on the intensity's unit.
+    Central differences over two voxels, in intensity per mm, at the voxels that have both neighbours along every axis and, with a mask,
+    lie inside it. The papers name a gradient error without an equation [SPCDD, §5.3 and §6]; this relative form is free of the
+    intensity's unit.
 
     Args:
       voxel_size: mm along each spatial axis, or one number.
     """
     x, y, mask, like_input = batched(x, y, mask)
     check_sides(x, 3, "the gradient error")
-    return like_input(_gradient_error(x, y, spacing(voxel_size, x.ndim - 2), mask))
+    return like_input(_gradient_error(x, y, jnp.asarray(spacing(voxel_size, x.ndim - 2), jnp.float32), mask))
 
 
 def gmsd(x: ArrayLike, y: ArrayLike, *, data_range: ArrayLike, mask: ArrayLike | None = None) -> Array:
     """Gradient-magnitude similarity deviation: 0 for equal images; how unevenly the loss of edges is spread. Channels count alike.
 
     Gradients by Prewitt filters (zeros beyond the border) after averaging blocks of two voxels, c = 170 at a range of 255: piq's `gmsd`
-    for even sides; an odd one repeats its first voxel, where piq adds a border of zeros. In three dimensions the filter also averages three voxels along
-    the third axis. A block is in the mask where half of it is. The mean and the deviation run over image or mask.
+    for even sides; an odd one repeats its first voxel, where piq adds a border of zeros. In three dimensions the filter also averages
+    three voxels along the third axis. A block is in the mask where half of it is. The mean and the deviation run over image or mask.
 
     Args:
       data_range: R > 0, one number or one an image.
@@ -71,38 +72,38 @@ def _hfen(x: Array, y: Array, mask: Array | None) -> Array:
     def squares(x: Array, y: Array) -> tuple[Array, Array]:
         return _laplacian_of_gaussian(x - y) ** 2, _laplacian_of_gaussian(y) ** 2
 
-    (error, reference), _ = sum_slabs(squares, (x, y), mask, LOG_TAPS)
-    return jnp.sqrt(error.sum(-1) / reference.sum(-1))
+    error, reference = mean_slabs(squares, (x, y), mask, LOG_TAPS)
+    return jnp.sqrt(error / reference)
 
 
 def _laplacian_of_gaussian(x: Array) -> Array:
-    """Σ over axes of the second derivative along that one and the Gaussian along the others."""
+    """Σ over axes of the second derivative along that one and the Gaussian along the others, built up axis by axis."""
     offsets = np.arange(LOG_TAPS) - LOG_TAPS // 2
     smooth = gaussian(LOG_TAPS, LOG_SIGMA)
     second = (offsets**2 / LOG_SIGMA**4 - 1 / LOG_SIGMA**2) * smooth
     second -= second.sum() * smooth  # constants vanish
-    axes = range(x.ndim - 2)
-    return sum((correlate(x, [second if axis == along else smooth for axis in axes]) for along in axes), jnp.zeros(()))
+    smoothed, laplacian = correlate_axis(x, smooth, 1), correlate_axis(x, second, 1)
+    for axis in range(2, x.ndim - 1):
+        laplacian = correlate_axis(laplacian, smooth, axis) + correlate_axis(smoothed, second, axis)
+        smoothed = correlate_axis(smoothed, smooth, axis)
+    return laplacian
 
 
 @jax.jit
 def _gradient_error(x: Array, y: Array, voxel_size: Array, mask: Array | None) -> Array:
     axes = range(1, x.ndim - 1)
-    inside = None if mask is None else centres(jnp.broadcast_to(mask, (*mask.shape[:1], *x.shape[1:-1], *mask.shape[-1:])), 1)
 
     def squared(image: Array) -> Array:
-        return sum((_central(image, axis) / voxel_size[axis - 1]) ** 2 for axis in axes)  # type: ignore[return-value]
+        return sum(((_central(image, axis) / voxel_size[axis - 1]) ** 2 for axis in axes), jnp.zeros(()))
 
-    return jnp.sqrt(mean(squared(x - y), inside) / mean(squared(y), inside))
+    error, reference = mean_slabs(lambda x, y: (squared(x - y), squared(y)), (x, y), mask, 3)
+    return jnp.sqrt(error / reference)
 
 
 def _central(x: Array, axis: int) -> Array:
     """Central differences along `axis`, one voxel less on every spatial side."""
-    shifted = [
-        x[(slice(None), *(slice(1 + step * (a == axis), x.shape[a] - 1 + step * (a == axis)) for a in range(1, x.ndim - 1)))]
-        for step in (1, -1)
-    ]
-    return (shifted[0] - shifted[1]) / 2
+    x = x[(slice(None), *(slice(None) if a == axis else slice(1, -1) for a in range(1, x.ndim - 1)))]
+    return (jax.lax.slice_in_dim(x, 2, None, axis=axis) - jax.lax.slice_in_dim(x, 0, -2, axis=axis)) / 2
 
 
 @jax.jit

@@ -53,11 +53,11 @@ def mean(values: Array, mask: Array | None) -> Array:
     return jnp.where(mask, values, 0).sum(axes) / mask.sum(axes)
 
 
-def spacing(voxel_size: ArrayLike, rank: int) -> Array:
-    """mm along each of `rank` axes, float32, from as many numbers or one; raises ValueError for other counts and sizes not positive."""
-    sizes = np.asarray(voxel_size) if not isinstance(voxel_size, jax.core.Tracer) else voxel_size
+def spacing(voxel_size: ArrayLike, rank: int) -> np.ndarray:
+    """mm along each of `rank` axes, from as many numbers or one; raises ValueError for other counts and sizes not positive."""
+    sizes = np.asarray(voxel_size, np.float64)
     if sizes.shape not in ((), (rank,)):
         raise ValueError(f"expected one voxel size or {rank}, in mm, got the shape {sizes.shape}")
-    if isinstance(sizes, np.ndarray) and not np.all(sizes > 0):
+    if not np.all(sizes > 0):
         raise ValueError(f"voxel sizes are positive, got {voxel_size}")
-    return jnp.broadcast_to(jnp.asarray(sizes, jnp.float32), (rank,))
+    return np.broadcast_to(sizes, (rank,))

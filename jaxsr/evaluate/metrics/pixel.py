@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsr.evaluate.metrics.images import batched, check_range, mean
+from jaxsr.evaluate.metrics.images import batched, check_range
+from jaxsr.evaluate.metrics.windows import mean_slabs
 
 
 def mse(x: ArrayLike, y: ArrayLike, *, mask: ArrayLike | None = None) -> Array:
@@ -48,14 +49,15 @@ def psnr(x: ArrayLike, y: ArrayLike, *, data_range: ArrayLike, mask: ArrayLike |
 
 @jax.jit
 def _mse(x: Array, y: Array, mask: Array | None) -> Array:
-    return mean((x - y) ** 2, mask)
+    return mean_slabs(lambda x, y: (x - y) ** 2, (x, y), mask)
 
 
 @jax.jit
 def _nrmse(x: Array, y: Array, mask: Array | None) -> Array:
-    return jnp.sqrt(mean((x - y) ** 2, mask) / mean(y**2, mask))
+    error, power = mean_slabs(lambda x, y: ((x - y) ** 2, y**2), (x, y), mask)
+    return jnp.sqrt(error / power)
 
 
 @jax.jit
 def _mae(x: Array, y: Array, mask: Array | None) -> Array:
-    return mean(jnp.abs(x - y), mask)
+    return mean_slabs(lambda x, y: jnp.abs(x - y), (x, y), mask)

@@ -2,10 +2,11 @@
 
     FSC(i) = Σ_{|f| ≈ i Δf} Re X(f) Y*(f) / √(Σ |X|² Σ |Y|²)   [Harauz & van Heel, Optik 73:146, 1986]
 
-X, Y are the Fourier transforms of the images less their means. A shell holds the frequencies whose length rounds to i Δf; f counts cycles
-per mm along each axis, k / (n d) for voxels of d mm, so shells are spheres whatever the voxel's shape, and Δf = 1 / (the shortest side of the
-field of view): every shell has samples along every axis. The curve goes from Δf to the highest frequency of the finest axis, 1 / 2d;
-beyond that of a coarser axis a shell is the part of it that the grid holds. A shell in which either image has nothing scores 0.
+X, Y are the Fourier transforms of the images less their means. A shell holds the frequencies whose length rounds to i Δf; f
+counts cycles per mm along each axis, k / (n d) for voxels of d mm, so shells are spheres whatever the voxel's shape, and Δf = 1 / (the
+shortest side of the field of view): every shell has samples along every axis. The curve goes from Δf to the highest frequency of the
+finest axis, 1 / 2d; beyond that of a coarser axis a shell is the part of it that the grid holds. A shell in which either image has
+nothing scores 0.
 
 The effective resolution is 1 / f in mm, f being where the curve, linear between shells, first falls under the threshold:
 
@@ -14,10 +15,12 @@ The effective resolution is 1 / f in mm, f being where the curve, linear between
     "half-bit"   (0.2071 + 1.9102/√n) / (1.2071 + 0.9102/√n): half a bit of information a sample, n being the shell's
                  samples, both of each conjugate pair [van Heel & Schatz, J Struct Biol 151:250, 2005, Eq. 17]
 
-Where it never falls, the resolution is the grid's own, two voxels of the finest axis; where it lies under it from the first shell, infinite.
+Where it never falls, the resolution is the grid's own, two voxels of the finest axis; where it lies under it from the first shell,
+infinite.
 
 Without a mask the field of view is taken as periodic, as k-space is. With one, means are taken inside, and both images fade out over nine
-voxels around the mask's edge (a Hann window, convolved with the mask): a sharp edge common to both images would correlate at all frequencies.
+voxels around the mask's edge (a Hann window, convolved with the mask): a sharp edge common to both images would correlate at all
+frequencies.
 """
 
 from functools import partial
@@ -64,9 +67,8 @@ def fourier_shell_correlation(
     x, y, mask, like_input = batched(x, y, mask)
     check_sides(x, LEAST, "the Fourier shell correlation")
     sizes = spacing(voxel_size, x.ndim - 2)
-    sides = np.asarray(x.shape[1:-1]) * np.asarray(sizes, np.float64)  # mm
-    shells = int(sides.min() / (2 * np.asarray(sizes, np.float64).min()) + 1e-3)
-    frequency, correlation, samples = _shells(x, y, sizes, mask, shells)
+    shells = int((np.asarray(x.shape[1:-1]) * sizes).min() / (2 * sizes.min()) + 1e-3)
+    frequency, correlation, samples = _shells(x, y, jnp.asarray(sizes, jnp.float32), mask, shells)
     level = _level(threshold, samples)
     return ShellCorrelation(frequency, like_input(correlation), samples, level, like_input(_resolution(frequency, correlation, level)))
 

@@ -5,16 +5,16 @@
     SSIM = ⟨l · cs⟩   [Wang et al., IEEE TIP 13:600, 2004, Eq. 13; survey, Eqs. 39 and 40]
     MS-SSIM = ⟨l · cs⟩₅^w₅ Π_{j<5} ⟨cs⟩_j^w_j   [Wang et al., Asilomar 2003, Eq. 7]
 
-with local moments under a Gaussian window of 11 taps and σ = 1.5, separable, in two or three dimensions; scale j + 1 has the means of blocks
-of two voxels of scale j. R is the data range. Shapes: `jaxsr.evaluate.metrics.images`.
+with local moments under a Gaussian window of 11 taps and σ = 1.5, separable, in two or three dimensions; scale j + 1 has the means of
+blocks of two voxels of scale j. R is the data range. Shapes: `jaxsr.evaluate.metrics.images`.
 
 Conventions, on which libraries differ. Variances are population variances: weights sum to one, no N / (N − 1). SSIM is averaged over the
 centres whose window lies inside the image ("valid": five voxels are cut from every side); with a mask, over the mask's voxels among those
 centres, whose windows may reach outside the mask. So computed, it is
 skimage's `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`, and pytorch-msssim's, piq's and MONAI's;
 torchmetrics differs by 4e-4 (it keeps the border), skimage's default, a uniform window of 7, by 1e-3.
-MS-SSIM takes means before powers, sets negative ones to 0, multiplies channel by channel, and repeats the first voxel of an odd side, as piq
-does; pytorch-msssim pads with zeros instead, torchmetrics differs by 8e-4. A coarse voxel is in the mask where half of its block is.
+MS-SSIM takes means before powers, sets negative ones to 0, multiplies channel by channel, and repeats the first voxel of an odd side, as
+piq does; pytorch-msssim pads with zeros instead, torchmetrics differs by 8e-4. A coarse voxel is in the mask where half of its block is.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsr.evaluate.metrics.images import batched, check_range, check_sides, mean
-from jaxsr.evaluate.metrics.windows import correlate, gaussian, halve, halve_mask, map_slabs, sum_slabs
+from jaxsr.evaluate.metrics.images import batched, check_range, check_sides
+from jaxsr.evaluate.metrics.windows import correlate, gaussian, halve, halve_mask, map_slabs, mean_slabs, sum_slabs
 
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # [Wang 2004, §III-B and §III-C]
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # exponents, finest first [Wang 2003, §3.2]
@@ -70,8 +70,7 @@ def ms_ssim(x: ArrayLike, y: ArrayLike, *, data_range: ArrayLike, mask: ArrayLik
 @jax.jit
 def _ssim(x: Array, y: Array, data_range: Array, mask: Array | None) -> Array:
     similarity = _similarity(y, data_range)
-    sums, count = sum_slabs(lambda x, y: similarity(x, y)[0], (x, y), mask, WINDOW)
-    return sums.sum(-1) / jnp.broadcast_to(count, sums.shape).sum(-1)
+    return mean_slabs(lambda x, y: similarity(x, y)[0], (x, y), mask, WINDOW)
 
 
 @jax.jit
@@ -100,7 +99,7 @@ def _similarity(y: Array, data_range: Array) -> Callable[[Array, Array], tuple[A
     back to the local means, which alone feel it.
     """
     data_range = jnp.reshape(data_range, (-1,) + (1,) * (y.ndim - 1))
-    centre = mean(y, None).reshape(-1, *(1,) * (y.ndim - 1)) / data_range
+    centre = mean_slabs(lambda y: y, (y,), None).reshape(-1, *(1,) * (y.ndim - 1)) / data_range
     window = gaussian(WINDOW, SIGMA)
 
     def similarity(x: Array, y: Array) -> tuple[Array, Array]:

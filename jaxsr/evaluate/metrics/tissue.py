@@ -3,8 +3,8 @@
     Dice = 2 |A ∩ B| / (|A| + |B|)   [Dice, Ecology 26:297, 1945],      volume error = |A| − |B|   in ml, or over |B|
 
 A is a label's voxels in the image's segmentation, B those in the reference's. Both are label maps on one grid, `[X, Y, Z]`, or a batch of
-them, `[B, H, W, C]` or `[B, X, Y, Z, C]`; values are whole numbers below 2²⁴. A result has one value a label, `[L]` or `[B, L]`. Voxels are counted in
-whole numbers, so nothing is rounded before the division. Masks have no place here: a label is one.
+them, `[B, H, W, C]` or `[B, X, Y, Z, C]`; values are whole numbers below 2²⁴. A result has one value a label, `[L]` or `[B, L]`. Voxels are
+counted in whole numbers, so nothing is rounded before the division. Masks have no place here: a label is one.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from jaxsr.evaluate.metrics.images import batched, spacing
 
 
 def dice(a: ArrayLike, b: ArrayLike, *, labels: Sequence[int]) -> Array:
-    """Dice coefficient of each of `labels`: 1 for equal, 0 for disjoint regions, NaN where neither map has the label (MONAI's ignore_empty)."""
+    """Dice coefficient of each of `labels`: 1 for equal, 0 for disjoint regions, NaN where neither map has it (as in MONAI)."""
     in_a, in_b, both = _overlap(a, b, labels)
     return 2 * both / (in_a + in_b)
 
@@ -29,7 +29,7 @@ def volume_error(a: ArrayLike, b: ArrayLike, *, labels: Sequence[int], voxel_siz
     In slices a "volume" takes the third side from `voxel_size`, so three numbers are given there too.
     """
     in_a, in_b, _ = _overlap(a, b, labels)
-    return (in_a - in_b) * (spacing(voxel_size, 3).prod() / 1000)
+    return (in_a - in_b) * (float(spacing(voxel_size, 3).prod()) / 1000)
 
 
 def relative_volume_error(a: ArrayLike, b: ArrayLike, *, labels: Sequence[int]) -> Array:

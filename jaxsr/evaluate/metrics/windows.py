@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-SLAB = 1 << 20  # voxels: a few such images stay in a cache
+SLAB, LEAST_PLANES = 1 << 19, 8  # voxels of a slab: a few such images stay in a cache; planes, of which neighbours filter some twice
+BLOCK = 64  # rows of a band matrix in one product: more would mostly multiply zeros
 
 
 def gaussian(taps: int, sigma: float) -> np.ndarray:
@@ -23,20 +24,25 @@ def gaussian(taps: int, sigma: float) -> np.ndarray:
 
 
 def correlate(x: Array, taps: Sequence[np.ndarray] | np.ndarray, stride: int = 1) -> Array:
-    """`x` `[B, …, C]` under a separable window, valid, every `stride`-th position; `taps`: one filter, or one for each spatial axis.
-
-    A product with a band matrix for each axis: XLA's convolutions of one channel are slower.
-    """
+    """`x` `[B, …, C]` under a separable window, valid, every `stride`-th position; `taps`: one filter, or one for each spatial axis."""
     filters = [taps] * (x.ndim - 2) if isinstance(taps, np.ndarray) else taps
     for axis, weights in enumerate(filters, 1):
-        x = jnp.moveaxis(jnp.tensordot(_band(x.shape[axis], weights, stride), x, axes=(1, axis), precision="highest"), 0, axis)
+        x = correlate_axis(x, weights, axis, stride)
     return x
 
 
-def _band(length: int, taps: np.ndarray, stride: int) -> np.ndarray:
-    rows = length - len(taps) + 1
-    band = sum(np.eye(rows, length, k, dtype=np.float32) * np.float32(tap) for k, tap in enumerate(taps))
-    return band[::stride]  # [(n − taps) // stride + 1, n]
+def correlate_axis(x: Array, taps: np.ndarray, axis: int, stride: int = 1) -> Array:
+    """As `correlate`, along one axis: products with the blocks of a band matrix, as XLA's convolutions of one channel are slower."""
+    rows, parts = (x.shape[axis] - len(taps)) // stride + 1, []
+    for first in range(0, rows, BLOCK):
+        count = min(BLOCK, rows - first)
+        length = (count - 1) * stride + len(taps)
+        band = sum(
+            np.eye(length, dtype=np.float32)[k : k + length - len(taps) + 1 : stride] * np.float32(tap) for k, tap in enumerate(taps)
+        )
+        piece = jax.lax.slice_in_dim(x, first * stride, first * stride + length, axis=axis)
+        parts.append(jnp.moveaxis(jnp.tensordot(band, piece, axes=(1, axis), precision="highest"), 0, axis))
+    return jnp.concatenate(parts, axis)
 
 
 def centres(x: Array, radius: int) -> Array:
@@ -72,6 +78,12 @@ def sum_slabs(terms: Callable[..., Any], images: Sequence[Array], mask: Array | 
     return jax.tree.map(lambda sums: sums.sum(0), parts)
 
 
+def mean_slabs(terms: Callable[..., Any], images: Sequence[Array], mask: Array | None, taps: int = 1) -> Any:
+    """The pytree of `[B]` means, over positions and channels, of what `sum_slabs` sums."""
+    sums, count = sum_slabs(terms, images, mask, taps)
+    return jax.tree.map(lambda total: total.sum(-1) / jnp.broadcast_to(count, total.shape).sum(-1), sums)
+
+
 def map_slabs(terms: Callable[..., Array], images: Sequence[Array], taps: int) -> Array:
     """The whole map of local terms; `terms` and `images` as for `sum_slabs`, with one map."""
     starts, _, height = _slabs(images[0], taps)
@@ -91,7 +103,7 @@ def _slabs(image: Array, taps: int) -> tuple[Array, Array, int]:
     The last begins early enough to be as high as the others: one program for all.
     """
     planes = image.shape[1] - taps + 1
-    height = min(planes, max(8, SLAB * image.shape[1] // image.size))
+    height = min(planes, max(LEAST_PLANES, SLAB * image.shape[1] // image.size))
     first = np.arange(0, planes, height)
     starts = np.minimum(first, planes - height)
     return jnp.asarray(starts), jnp.asarray(starts[:, None] + np.arange(height) >= first[:, None]), height
