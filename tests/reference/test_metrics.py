@@ -107,9 +107,8 @@ def in_torch(image, scale):
 
 @pytest.mark.parametrize("image", IMAGES)
 @pytest.mark.parametrize("sides", [(176, 176), (161, 161)])  # even at every scale; odd at every scale
-@pytest.mark.parametrize("scale", SCALES)
-def test_slices_score_as_in_piq(mri, image, sides, scale):
-    x, y, data_range = image(mri, (3, *sides), scale)
+def test_slices_score_as_in_piq(mri, image, sides):
+    x, y, data_range = image(mri, (3, *sides), 1500.0)
     if sides[0] > min(x.shape[1:]):
         pad = [(0, 0), *((0, max(0, side - n)) for side, n in zip(sides, x.shape[1:], strict=True))]
         x, y = np.pad(x, pad), np.pad(y, pad)
@@ -157,8 +156,7 @@ def test_filters_are_those_of_scipy(mri, image, scale):
 
 def test_dice_of_real_segmentations_is_that_of_their_counts(mri):
     a, b = (np.asarray(nibabel.load(mri / "synthseg_labels" / f"training_seg_0{i}.nii.gz").dataobj) for i in (1, 2))
-    common = tuple(slice(0, min(sides)) for sides in zip(a.shape, b.shape, strict=True))
-    a, b = a[common], b[common]
+    a, b = a[60:140, 60:140, 60:140], b[60:140, 60:140, 60:140]
     labels = np.union1d(a, b).astype(int)
     size_a, size_b, common = (
         np.bincount(image.astype(int).ravel(), minlength=labels[-1] + 1)[labels] for image in (a, b, np.where(a == b, a, 0))

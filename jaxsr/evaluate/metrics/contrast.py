@@ -68,10 +68,9 @@ def cnr(x: ArrayLike, *, roi: ArrayLike, background: ArrayLike, noise: ArrayLike
         √(2 − π/2) = 0.655 of the noise elsewhere; nothing here corrects for that. Smoothing raises the CNR: it is no measure of fidelity.
     """
     x = jnp.asarray(x, jnp.float32)
-    _, _, roi, _ = batched(x, x, roi)
-    _, _, noise, _ = batched(x, x, background if noise is None else noise)
-    x, _, background, like_input = batched(x, x, background)
-    return like_input(_cnr(x, roi, background, noise))
+    image, _, in_background, like_input = batched(x, x, background)
+    in_roi, in_noise = (batched(x, x, region)[2] for region in (roi, background if noise is None else noise))
+    return like_input(_cnr(image, in_roi, in_background, in_noise))
 
 
 @partial(jax.jit, static_argnums=4)
@@ -109,7 +108,7 @@ def _local_contrast(x: Array, y: Array, mask: Array | None) -> tuple[Array, Arra
 
 
 @jax.jit
-def _cnr(x: Array, roi: Array, background: Array, noise: Array) -> Array:
+def _cnr(x: Array, roi: Array | None, background: Array | None, noise: Array | None) -> Array:
     level = mean(x, noise)
     deviation = jnp.sqrt(mean((x - level.reshape(-1, *(1,) * (x.ndim - 1))) ** 2, noise))
     return jnp.abs(mean(x, roi) - mean(x, background)) / deviation

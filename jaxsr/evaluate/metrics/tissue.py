@@ -46,11 +46,10 @@ def _overlap(a: ArrayLike, b: ArrayLike, labels: Sequence[int]) -> tuple[Array, 
 
 @jax.jit
 def _counts(a: Array, b: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """Voxels of each label in `a`, in `b` and in both, `[B, L]`, int32; one label at a time, so that no one-hot volume is made."""
-    axes = tuple(range(1, a.ndim))
+    """Voxels of each label in `a`, in `b` and in both, `[B, L]`, int32; plane by plane, so that no one-hot volume is made."""
 
-    def count(label: Array) -> tuple[Array, Array, Array]:
-        in_a, in_b = a == label, b == label
-        return in_a.sum(axes), in_b.sum(axes), (in_a & in_b).sum(axes)
+    def count(planes: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        in_a, in_b = (plane.reshape(plane.shape[0], 1, -1) == labels[:, None] for plane in planes)  # [B, L, voxels]
+        return in_a.sum(-1), in_b.sum(-1), (in_a & in_b).sum(-1)
 
-    return jax.tree.map(lambda counts: counts.T, jax.lax.map(count, labels))
+    return jax.tree.map(lambda counts: counts.sum(0), jax.lax.map(count, (jnp.moveaxis(a, 1, 0), jnp.moveaxis(b, 1, 0))))

@@ -37,9 +37,9 @@ def correlate_axis(x: Array, taps: np.ndarray, axis: int, stride: int = 1) -> Ar
     for first in range(0, rows, BLOCK):
         count = min(BLOCK, rows - first)
         length = (count - 1) * stride + len(taps)
-        band = sum(
-            np.eye(length, dtype=np.float32)[k : k + length - len(taps) + 1 : stride] * np.float32(tap) for k, tap in enumerate(taps)
-        )
+        places = np.arange(0, length - len(taps) + 1, stride)[:, None] + np.arange(len(taps))  # [rows, taps]
+        band = np.zeros((count, length), np.float32)
+        np.put_along_axis(band, places, taps.astype(np.float32)[None], axis=1)
         piece = jax.lax.slice_in_dim(x, first * stride, first * stride + length, axis=axis)
         parts.append(jnp.moveaxis(jnp.tensordot(band, piece, axes=(1, axis), precision="highest"), 0, axis))
     return jnp.concatenate(parts, axis)

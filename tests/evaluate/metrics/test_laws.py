@@ -82,7 +82,6 @@ def test_a_volume_of_equal_slices_scores_as_the_slice(name):
 @pytest.mark.parametrize("name", [n for n in PAIRED if "mask" in inspect.signature(METRICS[n].function).parameters and n != "resolution"])
 def test_a_mask_of_everything_is_no_mask(name):
     x, y = slices(name)
-    np.testing.assert_allclose(score(name, x, y, mask=np.ones(x.shape, bool)), score(name, x, y), rtol=1e-5)
     np.testing.assert_allclose(score(name, x, y, mask=np.ones((1, 1, 1, 1), bool)), score(name, x, y), rtol=1e-5)
 
 
