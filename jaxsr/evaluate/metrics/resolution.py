@@ -68,9 +68,8 @@ def fourier_shell_correlation(
     check_sides(x, LEAST, "the Fourier shell correlation")
     sizes = spacing(voxel_size, x.ndim - 2)
     shells = int((np.asarray(x.shape[1:-1]) * sizes).min() / (2 * sizes.min()) + 1e-3)
-    frequency, correlation, samples = _shells(x, y, jnp.asarray(sizes, jnp.float32), mask, shells)
-    level = _level(threshold, samples)
-    return ShellCorrelation(frequency, like_input(correlation), samples, level, like_input(_resolution(frequency, correlation, level)))
+    found = _correlate(x, y, jnp.asarray(sizes, jnp.float32), mask, shells, threshold)
+    return found._replace(correlation=like_input(found.correlation), resolution=like_input(found.resolution))
 
 
 def effective_resolution(
@@ -80,7 +79,13 @@ def effective_resolution(
     return fourier_shell_correlation(x, y, voxel_size=voxel_size, threshold=threshold, mask=mask).resolution
 
 
-@partial(jax.jit, static_argnums=4)
+@partial(jax.jit, static_argnums=(4, 5))
+def _correlate(x: Array, y: Array, sizes: Array, mask: Array | None, shells: int, threshold: Threshold) -> ShellCorrelation:
+    frequency, correlation, samples = _shells(x, y, sizes, mask, shells)
+    level = _level(threshold, samples)
+    return ShellCorrelation(frequency, correlation, samples, level, _resolution(frequency, correlation, level))
+
+
 def _shells(x: Array, y: Array, sizes: Array, mask: Array | None, shells: int) -> tuple[Array, Array, Array]:
     """Frequencies `[S]`, correlations `[B, S]` and samples `[S]`."""
     rank = x.ndim - 2
