@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsr.evaluate.metrics.images import batched, check_range
+from jaxsr.evaluate.metrics.images import batched, check_range, mean
 from jaxsr.evaluate.metrics.windows import mean_slabs
 
 
@@ -49,7 +49,7 @@ def psnr(x: ArrayLike, y: ArrayLike, *, data_range: ArrayLike, mask: ArrayLike |
 
 @jax.jit
 def _mse(x: Array, y: Array, mask: Array | None) -> Array:
-    return mean_slabs(lambda x, y: (x - y) ** 2, (x, y), mask)
+    return mean((x - y) ** 2, mask)
 
 
 @jax.jit
@@ -60,4 +60,4 @@ def _nrmse(x: Array, y: Array, mask: Array | None) -> Array:
 
 @jax.jit
 def _mae(x: Array, y: Array, mask: Array | None) -> Array:
-    return mean_slabs(lambda x, y: jnp.abs(x - y), (x, y), mask)
+    return mean(jnp.abs(x - y), mask)

@@ -25,7 +25,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsr.evaluate.metrics.images import batched, check_range, check_sides
+from jaxsr.evaluate.metrics.images import batched, check_range, check_sides, mean
 from jaxsr.evaluate.metrics.windows import correlate, gaussian, halve, halve_mask, map_slabs, mean_slabs, sum_slabs
 
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # [Wang 2004, §III-B and §III-C]
@@ -99,7 +99,7 @@ def _similarity(y: Array, data_range: Array) -> Callable[[Array, Array], tuple[A
     back to the local means, which alone feel it.
     """
     data_range = jnp.reshape(data_range, (-1,) + (1,) * (y.ndim - 1))
-    centre = mean_slabs(lambda y: y, (y,), None).reshape(-1, *(1,) * (y.ndim - 1)) / data_range
+    centre = mean(y, None).reshape(-1, *(1,) * (y.ndim - 1)) / data_range
     window = gaussian(WINDOW, SIGMA)
 
     def similarity(x: Array, y: Array) -> tuple[Array, Array]:

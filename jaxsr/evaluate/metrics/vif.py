@@ -20,8 +20,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsr.evaluate.metrics.images import batched, check_range, check_sides
-from jaxsr.evaluate.metrics.windows import correlate, gaussian, mean_slabs, sum_slabs
+from jaxsr.evaluate.metrics.images import batched, check_range, check_sides, mean
+from jaxsr.evaluate.metrics.windows import correlate, gaussian, sum_slabs
 
 WINDOWS = (17, 9, 5, 3)  # taps, a scale each
 NOISE = 2 / 255**2  # of the eye's channel, σ_n², for a data range of 1
@@ -47,7 +47,7 @@ def vif(x: ArrayLike, y: ArrayLike, *, data_range: ArrayLike, mask: ArrayLike | 
 @jax.jit
 def _vif(x: Array, y: Array, data_range: Array, mask: Array | None) -> Array:
     data_range = jnp.reshape(data_range, (-1,) + (1,) * (x.ndim - 1))
-    centre = mean_slabs(lambda y: y, (y,), None).reshape(-1, *(1,) * (x.ndim - 1))  # second moments lose fewest digits around zero
+    centre = mean(y, None).reshape(-1, *(1,) * (x.ndim - 1))  # second moments lose fewest digits around zero
 
     def information(x: Array, y: Array, window: np.ndarray) -> tuple[Array, Array]:
         return _information((x - centre) / data_range, (y - centre) / data_range, window)
