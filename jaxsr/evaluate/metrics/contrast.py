@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsr.evaluate.metrics.images import batched, check_range, check_sides, mean
+from jaxsr.evaluate.metrics.images import check_range, check_sides, checked, expanded, mean
 from jaxsr.evaluate.metrics.windows import correlate, gaussian, mean_slabs
 
 BINS = 256
@@ -28,7 +28,7 @@ def histogram_match(
     channels make one histogram. No place enters: shuffled voxels match.
     """
     check_range(data_range)
-    x, y, mask, like_input = batched(x, y, mask)
+    x, y, mask, like_input = checked(x, y, mask)
     data_range, low = (jnp.asarray(value, jnp.float32) for value in (data_range, low))
     return like_input(_histogram_match(x, y, data_range, low, bins, mask))
 
@@ -43,7 +43,7 @@ def local_contrast(x: ArrayLike, *, mask: ArrayLike | None = None) -> Array:
       ValueError: where a side is shorter than the window's 11 voxels.
     """
     x = jnp.asarray(x, jnp.float32)
-    x, _, mask, like_input = batched(x, x, mask)
+    x, _, mask, like_input = checked(x, x, mask)
     check_sides(x, WINDOW, "the local contrast")
     return like_input(_local_contrast(x, x, mask)[1])
 
@@ -53,7 +53,7 @@ def local_contrast_error(x: ArrayLike, y: ArrayLike, *, mask: ArrayLike | None =
 
     Window, mask and errors as for `local_contrast`, whose ratio of image to reference says which way the contrast went.
     """
-    x, y, mask, like_input = batched(x, y, mask)
+    x, y, mask, like_input = checked(x, y, mask)
     check_sides(x, WINDOW, "the local contrast")
     error, reference = _local_contrast(x, y, mask)
     return like_input(error / reference)
@@ -68,13 +68,14 @@ def cnr(x: ArrayLike, *, roi: ArrayLike, background: ArrayLike, noise: ArrayLike
         √(2 − π/2) = 0.655 of the noise elsewhere; nothing here corrects for that. Smoothing raises the CNR: it is no measure of fidelity.
     """
     x = jnp.asarray(x, jnp.float32)
-    image, _, in_background, like_input = batched(x, x, background)
-    in_roi, in_noise = (batched(x, x, region)[2] for region in (roi, background if noise is None else noise))
+    image, _, in_background, like_input = checked(x, x, background)
+    in_roi, in_noise = (checked(x, x, region)[2] for region in (roi, background if noise is None else noise))
     return like_input(_cnr(image, in_roi, in_background, in_noise))
 
 
 @partial(jax.jit, static_argnums=4)
 def _histogram_match(x: Array, y: Array, data_range: Array, low: Array, bins: int, mask: Array | None) -> Array:
+    x, y, mask = expanded(x, y, mask)
     data_range, low = (jnp.reshape(value, (-1,) + (1,) * (x.ndim - 1)) for value in (data_range, low))
 
     def shares(image: Array) -> Array:
@@ -90,6 +91,7 @@ def _histogram_match(x: Array, y: Array, data_range: Array, low: Array, bins: in
 @jax.jit
 def _local_contrast(x: Array, y: Array, mask: Array | None) -> tuple[Array, Array]:
     """⟨|s_x − s_y|⟩ and ⟨s_y⟩, `[B]`."""
+    x, y, mask = expanded(x, y, mask)
     # Variances are differences of second moments, which float32 forgives only near zero, and neither too large nor too small.
     level, power = mean_slabs(lambda y: (y, y**2), (y,), None)
     centre, scale = (value.reshape(-1, *(1,) * (y.ndim - 1)) for value in (level, jnp.sqrt(jnp.maximum(power, 1e-30))))
@@ -109,6 +111,7 @@ def _local_contrast(x: Array, y: Array, mask: Array | None) -> tuple[Array, Arra
 
 @jax.jit
 def _cnr(x: Array, roi: Array | None, background: Array | None, noise: Array | None) -> Array:
+    x, roi, background, noise = expanded(x, roi, background, noise)
     level = mean(x, noise)
     deviation = jnp.sqrt(mean((x - level.reshape(-1, *(1,) * (x.ndim - 1))) ** 2, noise))
     return jnp.abs(mean(x, roi) - mean(x, background)) / deviation

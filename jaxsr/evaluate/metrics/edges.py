@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsr.evaluate.metrics.images import batched, check_range, check_sides, mean, spacing
+from jaxsr.evaluate.metrics.images import check_range, check_sides, checked, expanded, mean, sides, spacing
 from jaxsr.evaluate.metrics.windows import correlate, correlate_axis, gaussian, halve, halve_mask, mean_slabs
 
 LOG_TAPS, LOG_SIGMA = 15, 1.5  # [Ravishankar & Bresler 2011, §IV]
@@ -31,7 +31,7 @@ def hfen(x: ArrayLike, y: ArrayLike, *, mask: ArrayLike | None = None) -> Array:
     Raises:
       ValueError: where a side is shorter than 15 voxels, or shapes make no sense; says which.
     """
-    x, y, mask, like_input = batched(x, y, mask)
+    x, y, mask, like_input = checked(x, y, mask)
     check_sides(x, LOG_TAPS, "HFEN")
     return like_input(_hfen(x, y, mask))
 
@@ -46,9 +46,9 @@ def gradient_error(x: ArrayLike, y: ArrayLike, *, voxel_size: ArrayLike, mask: A
     Args:
       voxel_size: mm along each spatial axis, or one number.
     """
-    x, y, mask, like_input = batched(x, y, mask)
+    x, y, mask, like_input = checked(x, y, mask)
     check_sides(x, 3, "the gradient error")
-    return like_input(_gradient_error(x, y, jnp.asarray(spacing(voxel_size, x.ndim - 2), jnp.float32), mask))
+    return like_input(_gradient_error(x, y, jnp.asarray(spacing(voxel_size, len(sides(x))), jnp.float32), mask))
 
 
 def gmsd(x: ArrayLike, y: ArrayLike, *, data_range: ArrayLike, mask: ArrayLike | None = None) -> Array:
@@ -62,13 +62,15 @@ def gmsd(x: ArrayLike, y: ArrayLike, *, data_range: ArrayLike, mask: ArrayLike |
       data_range: R > 0, one number or one an image.
     """
     check_range(data_range)
-    x, y, mask, like_input = batched(x, y, mask)
+    x, y, mask, like_input = checked(x, y, mask)
     check_sides(x, 2, "GMSD")
     return like_input(_gmsd(x, y, jnp.asarray(data_range, jnp.float32), mask))
 
 
 @jax.jit
 def _hfen(x: Array, y: Array, mask: Array | None) -> Array:
+    x, y, mask = expanded(x, y, mask)
+
     def squares(x: Array, y: Array) -> tuple[Array, Array]:
         return _laplacian_of_gaussian(x - y) ** 2, _laplacian_of_gaussian(y) ** 2
 
@@ -91,6 +93,7 @@ def _laplacian_of_gaussian(x: Array) -> Array:
 
 @jax.jit
 def _gradient_error(x: Array, y: Array, voxel_size: Array, mask: Array | None) -> Array:
+    x, y, mask = expanded(x, y, mask)
     axes = range(1, x.ndim - 1)
 
     def squared(image: Array) -> Array:
@@ -108,6 +111,7 @@ def _central(x: Array, axis: int) -> Array:
 
 @jax.jit
 def _gmsd(x: Array, y: Array, data_range: Array, mask: Array | None) -> Array:
+    x, y, mask = expanded(x, y, mask)
     inside = halve_mask(mask, x.shape)
     data_range = jnp.reshape(data_range, (-1,) + (1,) * (x.ndim - 1))
     m_x, m_y = _prewitt(halve(x) / data_range), _prewitt(halve(y) / data_range)

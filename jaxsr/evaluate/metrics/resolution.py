@@ -32,7 +32,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsr.evaluate.metrics.images import batched, check_sides, spacing
+from jaxsr.evaluate.metrics.images import check_sides, checked, expanded, sides, spacing
 from jaxsr.evaluate.metrics.windows import correlate
 
 Threshold = Literal["1/7", "1/2", "half-bit"]
@@ -64,10 +64,10 @@ def fourier_shell_correlation(
     """
     if threshold not in get_args(Threshold):
         raise ValueError(f"the threshold is one of {', '.join(get_args(Threshold))}, got {threshold!r}")
-    x, y, mask, like_input = batched(x, y, mask)
+    x, y, mask, like_input = checked(x, y, mask)
     check_sides(x, LEAST, "the Fourier shell correlation")
-    sizes = spacing(voxel_size, x.ndim - 2)
-    shells = int((np.asarray(x.shape[1:-1]) * sizes).min() / (2 * sizes.min()) + 1e-3)
+    sizes = spacing(voxel_size, len(sides(x)))
+    shells = int((np.asarray(sides(x)) * sizes).min() / (2 * sizes.min()) + 1e-3)
     found = _correlate(x, y, jnp.asarray(sizes, jnp.float32), mask, shells, threshold)
     return found._replace(correlation=like_input(found.correlation), resolution=like_input(found.resolution))
 
@@ -81,6 +81,7 @@ def effective_resolution(
 
 @partial(jax.jit, static_argnums=(4, 5))
 def _correlate(x: Array, y: Array, sizes: Array, mask: Array | None, shells: int, threshold: Threshold) -> ShellCorrelation:
+    x, y, mask = expanded(x, y, mask)
     frequency, correlation, samples = _shells(x, y, sizes, mask, shells)
     level = _level(threshold, samples)
     return ShellCorrelation(frequency, correlation, samples, level, _resolution(frequency, correlation, level))
@@ -92,23 +93,23 @@ def _shells(x: Array, y: Array, sizes: Array, mask: Array | None, shells: int) -
     axes = tuple(range(1, rank + 1))
     weights = None if mask is None else _faded(mask, x.shape)
     spectra = [jnp.fft.rfftn(_weighted(image, weights), axes=axes) for image in (x, y)]
-    (a, b), sides = spectra, x.shape[1:-1]
+    (a, b), lengths = spectra, x.shape[1:-1]
     terms = jnp.stack([a.real * b.real + a.imag * b.imag, jnp.abs(a) ** 2, jnp.abs(b) ** 2])  # [3, B, …, C]
     terms = terms.sum(-1)
     # rfftn leaves out one of each conjugate pair along the last axis; the others are folded: f and −f are in one shell.
-    pairs = np.full(sides[-1] // 2 + 1, 2, np.float32)
+    pairs = np.full(lengths[-1] // 2 + 1, 2, np.float32)
     pairs[0] = 1
-    if sides[-1] % 2 == 0:
+    if lengths[-1] % 2 == 0:
         pairs[-1] = 1
-    counts = jnp.broadcast_to(pairs, (1, 1, *sides[:-1], len(pairs)))
+    counts = jnp.broadcast_to(pairs, (1, 1, *lengths[:-1], len(pairs)))
     terms = terms * pairs
     for axis in range(2, rank + 1):
         terms, counts = _folded(terms, axis), _folded(counts, axis)
 
-    field = sizes * np.asarray(sides, np.float32)  # mm
+    field = sizes * np.asarray(lengths, np.float32)  # mm
     step = 1 / field.min()
     squares = jnp.zeros(())
-    for axis, n in enumerate(sides):
+    for axis, n in enumerate(lengths):
         cycles = np.arange(n // 2 + 1, dtype=np.float32) / (field[axis] * step)  # in units of Δf
         squares = squares + (cycles**2).reshape([-1 if a == axis else 1 for a in range(rank)])
     shell = jnp.minimum(jnp.round(jnp.sqrt(squares)), shells + 1).astype(jnp.int32)

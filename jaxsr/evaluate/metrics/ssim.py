@@ -21,11 +21,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsr.evaluate.metrics.images import batched, check_range, check_sides, mean
+from jaxsr.evaluate.metrics.images import check_range, check_sides, checked, expanded, mean
 from jaxsr.evaluate.metrics.windows import correlate, gaussian, halve, halve_mask, map_slabs, mean_slabs, sum_slabs
 
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # [Wang 2004, §III-B and §III-C]
@@ -40,7 +39,7 @@ def ssim(x: ArrayLike, y: ArrayLike, *, data_range: ArrayLike, mask: ArrayLike |
       ValueError: where a side is shorter than the window's 11 voxels, or shapes or data range make no sense; says which.
     """
     check_range(data_range)
-    x, y, mask, like_input = batched(x, y, mask)
+    x, y, mask, like_input = checked(x, y, mask)
     check_sides(x, WINDOW, "SSIM")
     return like_input(_ssim(x, y, jnp.asarray(data_range, jnp.float32), mask))
 
@@ -48,11 +47,9 @@ def ssim(x: ArrayLike, y: ArrayLike, *, data_range: ArrayLike, mask: ArrayLike |
 def ssim_map(x: ArrayLike, y: ArrayLike, *, data_range: ArrayLike) -> Array:
     """SSIM at every centre whose window lies inside the image: the shape of `x` with each spatial side 10 shorter. Its mean is `ssim`."""
     check_range(data_range)
-    volume = np.ndim(x) == 3
-    x, y, _, _ = batched(x, y, None)
+    x, y, _, _ = checked(x, y, None)
     check_sides(x, WINDOW, "SSIM")
-    similarity = _ssim_map(x, y, jnp.asarray(data_range, jnp.float32))
-    return similarity[0, ..., 0] if volume else similarity
+    return _ssim_map(x, y, jnp.asarray(data_range, jnp.float32))
 
 
 def ms_ssim(x: ArrayLike, y: ArrayLike, *, data_range: ArrayLike, mask: ArrayLike | None = None) -> Array:
@@ -62,25 +59,30 @@ def ms_ssim(x: ArrayLike, y: ArrayLike, *, data_range: ArrayLike, mask: ArrayLik
       ValueError: where a side is shorter than 161 voxels, which leave the coarsest scale one window, or shapes or data range make no sense.
     """
     check_range(data_range)
-    x, y, mask, like_input = batched(x, y, mask)
+    x, y, mask, like_input = checked(x, y, mask)
     check_sides(x, LEAST, "MS-SSIM")
     return like_input(_ms_ssim(x, y, jnp.asarray(data_range, jnp.float32), mask))
 
 
 @jax.jit
 def _ssim(x: Array, y: Array, data_range: Array, mask: Array | None) -> Array:
+    x, y, mask = expanded(x, y, mask)
     similarity = _similarity(y, data_range)
     return mean_slabs(lambda x, y: similarity(x, y)[0], (x, y), mask, WINDOW)
 
 
 @jax.jit
 def _ssim_map(x: Array, y: Array, data_range: Array) -> Array:
+    volume = x.ndim == 3
+    x, y = expanded(x, y)
     similarity = _similarity(y, data_range)
-    return map_slabs(lambda x, y: similarity(x, y)[0], (x, y), WINDOW)
+    values = map_slabs(lambda x, y: similarity(x, y)[0], (x, y), WINDOW)
+    return values[0, ..., 0] if volume else values
 
 
 @jax.jit
 def _ms_ssim(x: Array, y: Array, data_range: Array, mask: Array | None) -> Array:
+    x, y, mask = expanded(x, y, mask)
     similarity = _similarity(y, data_range)
     product = jnp.ones(())
     for scale, weight in enumerate(SCALES):

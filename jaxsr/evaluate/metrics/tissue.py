@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsr.evaluate.metrics.images import batched, spacing
+from jaxsr.evaluate.metrics.images import checked, expanded, spacing
 
 
 def dice(a: ArrayLike, b: ArrayLike, *, labels: Sequence[int]) -> Array:
@@ -39,7 +39,7 @@ def relative_volume_error(a: ArrayLike, b: ArrayLike, *, labels: Sequence[int]) 
 
 
 def _overlap(a: ArrayLike, b: ArrayLike, labels: Sequence[int]) -> tuple[Array, Array, Array]:
-    a, b, _, like_input = batched(a, b, None)
+    a, b, _, like_input = checked(a, b, None)
     in_a, in_b, both = _counts(a, b, jnp.asarray(labels, jnp.float32))
     return like_input(in_a), like_input(in_b), like_input(both)
 
@@ -47,6 +47,8 @@ def _overlap(a: ArrayLike, b: ArrayLike, labels: Sequence[int]) -> tuple[Array, 
 @jax.jit
 def _counts(a: Array, b: Array, labels: Array) -> tuple[Array, Array, Array]:
     """Voxels of each label in `a`, in `b` and in both, `[B, L]`, int32; plane by plane, so that no one-hot volume is made."""
+
+    a, b = expanded(a, b)
 
     def count(planes: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         in_a, in_b = (plane.reshape(plane.shape[0], 1, -1) == labels[:, None] for plane in planes)  # [B, L, voxels]

@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsr.evaluate.metrics.images import batched, check_range, check_sides, mean
+from jaxsr.evaluate.metrics.images import check_range, check_sides, checked, expanded, mean
 from jaxsr.evaluate.metrics.windows import correlate, gaussian, sum_slabs
 
 WINDOWS = (17, 9, 5, 3)  # taps, a scale each
@@ -39,13 +39,14 @@ def vif(x: ArrayLike, y: ArrayLike, *, data_range: ArrayLike, mask: ArrayLike | 
       ValueError: where a side is shorter than 41 voxels, or shapes or data range make no sense; says which.
     """
     check_range(data_range)
-    x, y, mask, like_input = batched(x, y, mask)
+    x, y, mask, like_input = checked(x, y, mask)
     check_sides(x, LEAST, "VIF")
     return like_input(_vif(x, y, jnp.asarray(data_range, jnp.float32), mask))
 
 
 @jax.jit
 def _vif(x: Array, y: Array, data_range: Array, mask: Array | None) -> Array:
+    x, y, mask = expanded(x, y, mask)
     data_range = jnp.reshape(data_range, (-1,) + (1,) * (x.ndim - 1))
     centre = mean(y, None).reshape(-1, *(1,) * (x.ndim - 1))  # second moments lose fewest digits around zero
 
