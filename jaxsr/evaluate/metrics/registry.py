@@ -1,0 +1,41 @@
+"""Every metric by name: what it is a function of, its unit, and which way is better. A new metric is a function and a line here."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from jaxsr.evaluate.metrics import contrast, edges, pixel, resolution, ssim, tissue, vif
+
+
+class Metric(NamedTuple):
+    """A metric as tables and protocols see it."""
+
+    function: Callable[..., object]
+    title: str
+    unit: str  # "intensity" is the images' own, "" a pure number
+    better: Literal["higher", "lower", "zero"]  # zero: the error is signed
+    needs: tuple[str, ...] = ()  # keyword arguments without which it cannot be called
+    operands: Literal["images", "image", "labels"] = "images"  # image and reference, the image alone, or two label maps
+    masked: bool = True  # takes `mask`
+    least: int = 1  # voxels on every side
+
+
+METRICS = {
+    "mse": Metric(pixel.mse, "MSE", "intensity²", "lower"),
+    "rmse": Metric(pixel.rmse, "RMSE", "intensity", "lower"),
+    "nrmse": Metric(pixel.nrmse, "NRMSE", "", "lower"),
+    "mae": Metric(pixel.mae, "MAE", "intensity", "lower"),
+    "psnr": Metric(pixel.psnr, "PSNR", "dB", "higher", ("data_range",)),
+    "ssim": Metric(ssim.ssim, "SSIM", "", "higher", ("data_range",), least=ssim.WINDOW),
+    "ms_ssim": Metric(ssim.ms_ssim, "MS-SSIM", "", "higher", ("data_range",), least=ssim.LEAST),
+    "vif": Metric(vif.vif, "VIFp", "", "higher", ("data_range",), least=vif.LEAST),
+    "gmsd": Metric(edges.gmsd, "GMSD", "", "lower", ("data_range",), least=2),
+    "hfen": Metric(edges.hfen, "HFEN", "", "lower", least=edges.LOG_TAPS),
+    "gradient_error": Metric(edges.gradient_error, "gradient error", "", "lower", ("voxel_size",), least=3),
+    "resolution": Metric(resolution.effective_resolution, "effective resolution", "mm", "lower", ("voxel_size",), least=resolution.LEAST),
+    "histogram_match": Metric(contrast.histogram_match, "histogram match", "", "higher", ("data_range",)),
+    "local_contrast_error": Metric(contrast.local_contrast_error, "local contrast error", "", "lower", least=contrast.WINDOW),
+    "cnr": Metric(contrast.cnr, "CNR", "", "higher", ("roi", "background"), "image", masked=False),
+    "dice": Metric(tissue.dice, "Dice", "", "higher", ("labels",), "labels", masked=False),
+    "volume_error": Metric(tissue.volume_error, "volume error", "ml", "zero", ("labels", "voxel_size"), "labels", masked=False),
+    "relative_volume_error": Metric(tissue.relative_volume_error, "relative volume error", "", "zero", ("labels",), "labels", masked=False),
+}
