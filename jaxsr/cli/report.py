@@ -33,9 +33,7 @@ def report(
     from jaxsr.files import shown
 
     folder = evaluation if evaluation.is_dir() else evaluation.parent
-    done = write_report(
-        evaluation, out or folder / "report.html", subjects=subjects, viewers=viewers, viewer_mm=viewer_mm, title=title
-    )
+    done = write_report(evaluation, out or folder / "report.html", subjects=subjects, viewers=viewers, viewer_mm=viewer_mm, title=title)
     terminal = open_console()
     for sentence in done.left_out:
         terminal.print(f"note: {sentence}")

@@ -154,7 +154,9 @@ def _views(foreground: np.ndarray, voxel_size: Sequence[float]) -> list[View]:
     centre, box = head_centre(foreground, voxel_size), bounding_box(foreground, voxel_size)
     views = [_view(plane, plane, centre, box, voxel_size) for plane in ("axial", "coronal", "sagittal")]
     boxes = {"cortex": ("axial", _cortex_box), "cerebellum": ("sagittal", _cerebellum_box)}
-    zooms = [_view(name, plane, centre, box(foreground, centre, voxel_size), voxel_size, zoomed=True) for name, (plane, box) in boxes.items()]
+    zooms = [
+        _view(name, plane, centre, box(foreground, centre, voxel_size), voxel_size, zoomed=True) for name, (plane, box) in boxes.items()
+    ]
     return [*views, *zooms]
 
 

@@ -5,47 +5,27 @@ evaluation gives the same bytes: no time and no machine is in the page but what 
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
 
-from jaxsr.evaluate.compare import EvaluationError, check_same_grid
-from jaxsr.evaluate.files import sidecar_path
-from jaxsr.evaluate.interpolation import INTERPOLATIONS, interpolate
-from jaxsr.evaluate.montage import SHOWN, draw_montage
-from jaxsr.evaluate.report_figures import COLOURS, box_plot, data_uri, figure_uri, shell_curves
-from jaxsr.evaluate.report_tables import (
-    metrics_of,
-    ranking,
-    regions,
-    shown_as,
-    summary_sentences,
-    summary_tables,
-    test_lines,
-    text_of,
-)
+from jaxsr.evaluate.compare import EvaluationError
+from jaxsr.evaluate.interpolation import INTERPOLATIONS
+from jaxsr.evaluate.report_figures import COLOURS, box_plot, shell_curves
+from jaxsr.evaluate.report_subjects import Subject, chosen_subjects, show_subject
+from jaxsr.evaluate.report_tables import metrics_of, regions, shown_as, summary_sentences, summary_tables, test_lines, text_of
 from jaxsr.evaluate.report_viewer import error_colours, viewer_data, viewer_script
 from jaxsr.files import shown, write_text
 from jaxsr.upscale.sidecar import read_sidecar
-from jaxsr.volume.foreground import foreground
-from jaxsr.volume.intensity import Window, fit_window
-from jaxsr.volume.io import Volume, VolumeError, read_volume
 
-WARNING = (
-    "For research only, not for diagnosis. The methods' outputs are synthetic: upscaled by a model, in which structures may be invented or lost."
-)
-INPUT = "tricubic"  # the interpolation that stands for the input in pictures
+WARNING = "For research only, not for diagnosis. The methods' outputs were made by models: structures in them may be invented or lost."
 LARGE = 30e6  # bytes
-PICTURES = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
-MODEL_KEYS = (
-    ("Model", "Method", "Checkpoint", "WeightsSHA256", "TrainedVoxelSize", "TrainedAcquisition", "SamplingSteps", "Eta", "Seed", "Samples")
-    + ("Version", "Jax", "Device")
-)
+# of a sidecar's JaxSR block, in this order
+MODEL_KEYS = ["Model", "Method", "Checkpoint", "WeightsSHA256", "TrainedVoxelSize", "TrainedAcquisition"]
+MODEL_KEYS += ["SamplingSteps", "Eta", "Seed", "Samples", "Version", "Jax", "Device"]
 
 
 class Report(NamedTuple):
@@ -56,31 +36,14 @@ class Report(NamedTuple):
     left_out: tuple[str, ...]
 
 
-@dataclass
-class Subject:
-    """One subject as the page shows it; `reason` says why this one."""
-
-    name: str
-    reason: str
-    montage: str = ""
-    alt: str = ""
-    maps: str = ""
-    map_names: tuple[str, ...] = ()
-    stages: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)  # method, (mm, picture or "")
-    gaps: list[str] = field(default_factory=list)
-
-
-class Head(NamedTuple):
-    """The volumes of one subject, all on the target's grid."""
-
-    reference: Volume
-    volumes: dict[str, np.ndarray]  # the interpolated input, then the methods'
-    region: np.ndarray
-    window: Window
-
-
 def write_report(
-    evaluation: Path, out: Path, *, subjects: int = 3, viewers: int = 1, viewer_mm: float = 1.0, title: str = "Super-resolution of brain MRI"
+    evaluation: Path,
+    out: Path,
+    *,
+    subjects: int = 3,
+    viewers: int = 1,
+    viewer_mm: float = 1.0,
+    title: str = "Super-resolution of brain MRI",
 ) -> Report:
     """Writes the page.
 
@@ -97,20 +60,12 @@ def write_report(
     _check_place(out)
     script = viewer_script()
     outputs = _outputs(document)
-    pages: list[Subject] = []
+    pages = [Subject(name, reason) for name, reason in chosen_subjects(document, subjects, outputs).items()]
     looks: dict[str, Any] = {}
-    for name, reason in chosen_subjects(document, subjects, outputs).items():
-        subject = Subject(name, reason)
-        pages.append(subject)
-        files = document["files"].get(name, {})
-        head = _read_head(files, folder, subject.gaps)
-        if head is not None:
-            _show(subject, head, document)
-            if script and len(looks) < viewers:
-                volumes = {_column(method): data for method, data in head.volumes.items()}
-                looks[name] = viewer_data(volumes, head.reference.data, head.reference.grid, head.region, head.window, viewer_mm)
-        _add_stages(subject, files, folder)
-        _add_maps(subject, document.get("maps", {}).get(name, {}), folder, head)
+    for subject in pages:
+        head = show_subject(subject, document, folder)
+        if head is not None and script and len(looks) < viewers:
+            looks[subject.name] = viewer_data(head.columns, head.reference.data, head.reference.grid, head.region, head.window, viewer_mm)
     if viewers and not script:
         pages[0].gaps.append("the viewer is left out: this version of nilearn comes without brainsprite")
 
@@ -135,13 +90,16 @@ def write_report(
         viewer={"subjects": looks, "errorColours": error_colours()} if looks else None,
         brainsprite=Markup(script or ""),  # nilearn's own text, which has no closing tag in it
         headings=[shown_as(metric).heading for metric in metrics],
-        rows=[(row, [(text_of(m, row["values"][m]), row["values"][m]) if m in row["values"] else ("", None) for m in metrics]) for row in document["rows"]],
+        rows=[
+            (row, [(text_of(m, row["values"][m]), row["values"][m]) if m in row["values"] else ("", None) for m in metrics])
+            for row in document["rows"]
+        ],
         protocol=document.get("protocol"),
         models=_models(document, folder),
-        provenance=_flat({key: document.get(key) or {} for key in ("provenance", "versions")}),
+        provenance=_flat({**(document.get("provenance") or {}), "versions": document.get("versions") or {}}),
         conventions=document.get("conventions", {}),
         notes=document.get("notes", []),
-        failures=document.get("failures", {}),
+        failures={name: why.removeprefix(f"{name}: ") for name, why in document.get("failures", {}).items()},
     )
     write_text(out, page)
     left_out = tuple(f"{subject.name}: {gap}" for subject in pages for gap in subject.gaps)
@@ -168,138 +126,9 @@ def read_evaluation(path: Path) -> tuple[dict[str, Any], Path]:
     return {"summary": [], **document, "tests": document.get("tests") or [], "files": document.get("files") or {}}, path.parent
 
 
-def chosen_subjects(document: Mapping[str, Any], count: int, outputs: Sequence[str]) -> dict[str, str]:
-    """Name → why it is shown: the subject on which the best method is worst first, then `count` evenly chosen of those with volumes."""
-    names = list(dict.fromkeys(row["subject"] for row in document["rows"]))
-    names = [name for name in names if document["files"].get(name)] or names
-    chosen = {}
-    if found := _worst(document, names, outputs):
-        chosen[found[0]] = found[1]
-    for i in np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int):
-        chosen.setdefault(names[i], "evenly chosen" if count < len(names) else "")
-    return chosen
-
-
-def _worst(document: Mapping[str, Any], names: Sequence[str], outputs: Sequence[str]) -> tuple[str, str] | None:
-    region = regions(document)[0]
-    for metric in ("ssim", "psnr"):
-        ranked = [s for s in ranking(document, region, metric) if s["method"] in outputs]
-        values = {
-            row["subject"]: float(row["values"][metric])
-            for row in document["rows"]
-            if ranked and (row["method"], row["region"]) == (ranked[0]["method"], region) and row["values"].get(metric) is not None
-        }
-        values = {name: value for name, value in values.items() if name in names}
-        if len(values) > 1:
-            worst = min(values, key=lambda name: values[name])
-            return worst, f"lowest {shown_as(metric).title} of {ranked[0]['method']}, the best method by its mean"
-    return None
-
-
 def _outputs(document: Mapping[str, Any]) -> list[str]:
     """Methods that are not interpolations."""
     return [m for m in dict.fromkeys(row["method"] for row in document["rows"]) if m not in INTERPOLATIONS]
-
-
-def _read_head(files: Mapping[str, Any], folder: Path, gaps: list[str]) -> Head | None:
-    """The volumes that are there; what is not, or cannot be used, is a sentence in `gaps`."""
-    if not files.get("reference"):
-        gaps.append("no pictures: the evaluation does not name its files")
-        return None
-    try:
-        reference = read_volume(folder / files["reference"])
-    except (VolumeError, OSError) as error:
-        gaps.append(f"no pictures, since the target cannot be read: {error}")
-        return None
-    inside = _read(folder, files.get("mask"), "the mask", reference, gaps, constant="allow")
-    region = foreground(reference.data) if inside is None or not (inside > 0.5).any() else inside > 0.5
-    volumes: dict[str, np.ndarray] = {}
-    if files.get("low"):
-        try:
-            volumes[INPUT] = interpolate(read_volume(folder / files["low"]), reference.grid, INPUT).data
-        except (ValueError, OSError) as error:
-            gaps.append(f"the input is not shown: {error}")
-    else:
-        gaps.append("the input is not shown: the evaluation does not name it")
-    for method, path in files.get("outputs", {}).items():
-        data = _read(folder, path, method, reference, gaps)
-        if data is not None:
-            volumes[method] = data
-    return Head(reference, volumes, region, fit_window(reference.data, mask=region, percentiles=SHOWN))
-
-
-def _read(folder: Path, path: str | None, name: str, reference: Volume, gaps: list[str], **how: Any) -> np.ndarray | None:
-    if not path:
-        return None
-    try:
-        volume = read_volume(folder / path, **how)
-        check_same_grid(reference.grid, volume.grid, shown(path))
-    except (VolumeError, EvaluationError, OSError) as error:
-        gaps.append(f"{name} is not shown: {error}")
-        return None
-    return volume.data
-
-
-def _show(subject: Subject, head: Head, document: Mapping[str, Any]) -> None:
-    if not head.volumes:
-        return
-    region = regions(document)[0]
-    values = {row["method"]: row["values"] for row in document["rows"] if (row["subject"], row["region"]) == (subject.name, region)}
-    captions = {
-        _column(method): "   ".join(f"{text_of(m, v[m])} dB" if m == "psnr" else f"SSIM {text_of(m, v[m])}" for m in ("psnr", "ssim") if m in v)
-        for method, v in values.items()
-    }
-    columns = {_column(method): data for method, data in head.volumes.items()}
-    figure = draw_montage(
-        columns, head.reference.data, voxel_size=head.reference.voxel_size, window=head.window, foreground=head.region, captions=captions
-    )
-    subject.montage = figure_uri(figure)
-    subject.alt = (
-        f"{subject.name}: axial, coronal and sagittal planes and zooms on cortex and cerebellum of {', '.join(columns)} and target, "
-        "with the absolute errors below each"
-    )
-
-
-def _column(method: str) -> str:
-    return f"input ({INPUT})" if method == INPUT else method
-
-
-def _add_stages(subject: Subject, files: Mapping[str, Any], folder: Path) -> None:
-    """The voxel sizes that an output went through (`JaxSR.StagePath` of its sidecar: a list of {mm, picture?}), with pictures beside it."""
-    for method, path in files.get("outputs", {}).items():
-        output = folder / path
-        facts = read_sidecar(output) or {"JaxSR": {}}
-        stages = facts["JaxSR"].get("StagePath") or []
-        found = [(str(stage["mm"]), _picture(sidecar_path(output).parent, stage.get("picture"), subject.gaps)) for stage in stages]
-        if found:
-            subject.stages.append((method, found))
-
-
-def _picture(folder: Path, name: str | None, gaps: list[str]) -> str:
-    """A picture file as a data URI; nothing, and a sentence, where it cannot be had."""
-    if not name:
-        return ""
-    path = folder / name
-    try:
-        return data_uri(path.read_bytes(), PICTURES[path.suffix.lower()])
-    except KeyError:
-        gaps.append(f"a stage is not shown: {shown(name)} is none of {', '.join(PICTURES)}")
-    except OSError as error:
-        gaps.append(f"a stage is not shown: {shown(name)} cannot be read ({error.strerror})")
-    return ""
-
-
-def _add_maps(subject: Subject, maps: Mapping[str, str], folder: Path, head: Head | None) -> None:
-    """Maps voxel by voxel, such as experts' weights, at one scale from 0 to the largest value."""
-    if head is None or not maps:
-        return
-    read = {name: _read(folder, path, name, head.reference, subject.gaps, constant="allow") for name, path in maps.items()}
-    volumes = {name: data for name, data in read.items() if data is not None}
-    if volumes:
-        top = max(float(data.max()) for data in volumes.values())
-        window = Window(0.0, max(top, float(np.finfo(np.float32).tiny)))
-        figure = draw_montage(volumes, voxel_size=head.reference.voxel_size, window=window, foreground=head.region)
-        subject.maps, subject.map_names = figure_uri(figure), tuple(volumes)
 
 
 def _models(document: Mapping[str, Any], folder: Path) -> list[tuple[str, list[tuple[str, str]]]]:

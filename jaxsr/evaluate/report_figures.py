@@ -52,7 +52,7 @@ def figure_uri(figure: Figure) -> str:
 
 
 def box_plot(rows: Sequence[Mapping[str, Any]], metric: str) -> Markup:
-    """A box a method (quartiles and median; whiskers to the last value within 1.5 boxes) with every subject as a point that has its name."""
+    """A box a method (quartiles and median; whiskers to the last value within 1.5 boxes) and every subject as a point."""
     groups: dict[str, dict[str, float]] = {}
     for row in rows:
         value = number(row["values"].get(metric))
@@ -86,7 +86,7 @@ def box_plot(rows: Sequence[Mapping[str, Any]], metric: str) -> Markup:
 
 
 def shell_curves(curves: Mapping[str, Mapping[str, Mapping[str, Sequence[Any]]]]) -> Markup:
-    """Fourier shell correlation against spatial frequency: thin lines are subjects, thick ones their mean where all have the same shells."""
+    """Fourier shell correlation against spatial frequency: thin lines are subjects, thick ones their mean if all have the same shells."""
     figure, axes = _axes(7.0, 3.6)
     methods = list(dict.fromkeys(method for subject in curves.values() for method in subject))
     for i, method in enumerate(methods):
@@ -138,5 +138,6 @@ def _svg(figure: Figure, title: str, name: str, titles: Mapping[str, str]) -> Ma
         text = text.replace(colour, variable)
     for group, words in titles.items():
         text = text.replace(f'<g id="{group}">', f'<g id="{group}"><title>{html.escape(words)}</title>')
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)  # there are several figures on the page
     opening = f'<svg role="img" aria-label="{html.escape(title)}"'
     return Markup(text.replace("<svg", opening, 1))

@@ -31,19 +31,19 @@ METRICS = {
     "lpips": Shown("LPIPS", "", "lower", ".4f"),
     "vif": Shown("VIFp", "", "higher", ".4f"),
     "resolution": Shown("effective resolution", "mm", "lower", ".2f"),
-    "rmse": Shown("RMSE", "", "lower", ".4g"),
+    "rmse": Shown("RMSE", "", "lower", "#.4g"),
     "nrmse": Shown("NRMSE", "", "lower", ".4f"),
-    "mae": Shown("MAE", "", "lower", ".4g"),
-    "mse": Shown("MSE", "", "lower", ".4g"),
+    "mae": Shown("MAE", "", "lower", "#.4g"),
+    "mse": Shown("MSE", "", "lower", "#.4g"),
     "gmsd": Shown("GMSD", "", "lower", ".4f"),
     "hfen": Shown("HFEN", "", "lower", ".4f"),
-    "gradient_error": Shown("gradient error", "", "lower", ".4g"),
+    "gradient_error": Shown("gradient error", "", "lower", "#.4g"),
     "histogram_match": Shown("histogram match", "", "higher", ".4f"),
-    "local_contrast_error": Shown("local contrast error", "", "lower", ".4g"),
-    "cnr": Shown("CNR", "", "higher", ".3g"),
+    "local_contrast_error": Shown("local contrast error", "", "lower", "#.4g"),
+    "cnr": Shown("CNR", "", "higher", "#.3g"),
     "dice": Shown("Dice", "", "higher", ".4f"),
-    "volume_error": Shown("volume error", "ml", "zero", ".3g"),
-    "relative_volume_error": Shown("relative volume error", "", "zero", ".3g"),
+    "volume_error": Shown("volume error", "ml", "zero", "#.3g"),
+    "relative_volume_error": Shown("relative volume error", "", "zero", "#.3g"),
 }
 SPOKEN = ("psnr", "ssim", "lpips", "resolution")  # metrics that the summary in words speaks of
 
@@ -72,12 +72,12 @@ def number(value: Any) -> float:
 
 
 def shown_as(metric: str) -> Shown:
-    return METRICS.get(metric, Shown(metric, "", "", ".4g"))
+    return METRICS.get(metric, Shown(metric, "", "", "#.4g"))
 
 
 def text_of(metric: str, value: Any) -> str:
     value = number(value)
-    return "–" if math.isnan(value) else "∞" if value == math.inf else f"{value:{shown_as(metric).spec}}".replace("-", "−")
+    return "–" if math.isnan(value) else f"{value:{shown_as(metric).spec}}".rstrip(".").replace("inf", "∞").replace("-", "−")
 
 
 def p_text(value: Any) -> str:
@@ -166,11 +166,13 @@ def summary_sentences(document: Mapping[str, Any], outputs: Sequence[str]) -> li
         said += _verdict(document, region, metric)
     counts = sorted({s["n"] for s in document["summary"] if s["region"] == region})
     if len(counts) > 1:
-        said.append(f"Not every method was scored on the same subjects (n = {counts[0]} to {counts[-1]}): their means are of different people.")
+        said.append(
+            f"Not every method was scored on the same subjects (n = {counts[0]} to {counts[-1]}): their means are of different people."
+        )
     if subjects < 6 and len(methods) > 1:
         said.append(
             f"With {_count(subjects, 'subject')} no ranking is certain: the smallest two-sided p a paired Wilcoxon test can give is "
-            f"{2.0 ** (1 - subjects):.2g}, before any correction."
+            f"{2.0 ** (1 - subjects):.4g}, before any correction."
         )
     return said
 
@@ -204,8 +206,8 @@ def _tested(document: Mapping[str, Any], region: str, metric: str, best: str, se
     other = test["against"] if test["method"] == best else test["method"]
     p = f"paired Wilcoxon test with Holm's correction, n = {test['n']}, p {_equals(p_text(test['p_holm']))}"
     if number(test["p_holm"]) < LEVEL:
-        return f"the difference to {other} is significant ({p})"
-    return f"the difference to {other} is not significant ({p}), so it may be chance"
+        return f"its difference from {other} is significant ({p})"
+    return f"its difference from {other} is not significant ({p}), so it may be chance"
 
 
 def _equals(p: str) -> str:

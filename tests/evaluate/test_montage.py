@@ -88,3 +88,20 @@ def test_the_montage_is_a_png_of_legible_size(tmp_path, reference):
 def test_volumes_on_different_grids_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"\(4, 5, 6\)"):
         save_montage(tmp_path / "m.png", {"a": np.zeros((4, 5, 6))}, np.zeros((4, 5, 7)))
+
+
+def test_the_zoom_on_the_cerebellum_is_sagittal_behind_and_below_the_centre():
+    foreground = np.zeros((160, 220, 190), bool)
+    foreground[10:150, 15:205, 10:180] = True
+    zoom, centre = _views(foreground, (1, 1, 1))[-1], head_centre(foreground, (1, 1, 1))
+    assert (zoom.plane, zoom.at) == ("sagittal", centre[0])
+    assert zoom.extent == (ZOOM_MM, ZOOM_MM)
+    assert (np.add(zoom.box.start, zoom.box.stop)[1:] / 2 < centre[1:] - 20).all()
+    assert foreground[tuple(slice(a, b) for a, b in zip(*zoom.box, strict=True))].all()
+
+
+@pytest.mark.parametrize("shape", [(20, 30, 8), (5, 5, 5), (40, 200, 40)])
+def test_zooms_stay_within_small_volumes(shape):
+    for view in _views(np.ones(shape, bool), (1.0, 1.0, 3.0)):
+        assert all(0 <= a < b <= n for a, b, n in zip(*view.box, shape, strict=True))
+        assert view.of(np.zeros(shape)).size > 0

@@ -34,6 +34,7 @@
   );
   const stage = document.querySelector("#stage > div");
   const colours = Array.from({ length: 256 }, (_, i) => [0, 2, 4].map((j) => parseInt(data.errorColours.substr(6 * i + j, 2), 16)));
+  const FREE = 10; // pixels around the point that the crosshair leaves free
   const AXES = ["X", "Y", "Z"];
   const EDGES = { X: ["P", "A", "S", "I"], Y: ["R", "L", "S", "I"], Z: ["R", "L", "A", "P"] }; // left, right, top, bottom
   const ALONG = { X: ["Y", "Z"], Y: ["X", "Z"], Z: ["X", "Y"] }; // axes to the right and up
@@ -86,9 +87,9 @@
     brain.canvas.dataset.position = index.join(",");
   };
 
-  // brainsprite draws planes and crosshair; letters on all sides are ours.
+  // brainsprite draws planes; a crosshair that leaves its middle free, and letters on all sides, are ours.
   const label = (brain) => {
-    const { context, widthCanvas, heightCanvas } = brain;
+    const { context, widthCanvas, heightCanvas, numSlice, nbSlice } = brain;
     const size = Math.max(11, Math.round(0.05 * heightCanvas.max));
     context.save();
     context.font = `bold ${size}px system-ui, sans-serif`;
@@ -98,6 +99,13 @@
     for (const axis of AXES) {
       const [width, height] = [widthCanvas[axis], heightCanvas[axis]];
       const over = (heightCanvas.max - height) / 2;
+      const [x, y] = ALONG[axis].map((side) => (numSlice[side] + 0.5) / nbSlice[side]);
+      const middle = [left + x * width, over + (1 - y) * height];
+      const line = (x, y, w, h) => w > 0 && h > 0 && context.fillRect(x, y, w, h);
+      line(left, middle[1], middle[0] - left - FREE, 1);
+      line(middle[0] + FREE, middle[1], left + width - middle[0] - FREE, 1);
+      line(middle[0], over, 1, middle[1] - over - FREE);
+      line(middle[0], middle[1] + FREE, 1, over + height - middle[1] - FREE);
       const places = [[size, height / 2], [width - size, height / 2], [width / 2, size], [width / 2, height - size]];
       EDGES[axis].forEach((letter, i) => {
         context.strokeText(letter, left + places[i][0], over + places[i][1]);
@@ -116,14 +124,13 @@
     const canvas = document.createElement("canvas");
     canvas.id = `${name}-planes`;
     canvas.tabIndex = 0;
-    canvas.setAttribute("role", "img");
+    canvas.setAttribute("role", "application");
     canvas.setAttribute("aria-label", `${subject}: sagittal, coronal and axial plane through the crosshair`);
     Object.assign(sprite, { id: name, hidden: true, alt: "" });
     stage.append(canvas, sprite);
     const xyz = (values) => Object.fromEntries(AXES.map((axis, i) => [axis, values[i]]));
     const brain = brainsprite({
-      canvas: canvas.id, sprite: name, nbSlice: xyz(shape), numSlice: xyz(start), crosshair: true, colorCrosshair: "#ffd24a",
-      sizeCrosshair: 1, smooth: smooth.checked, showLR: false, radiological: true,
+      canvas: canvas.id, sprite: name, nbSlice: xyz(shape), numSlice: xyz(start), smooth: smooth.checked, showLR: false,
     });
     const draw = brain.drawAll;
     brain.drawAll = () => {
