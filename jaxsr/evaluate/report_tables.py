@@ -204,10 +204,14 @@ def _tested(document: Mapping[str, Any], region: str, metric: str, best: str, se
         return "no test says whether that difference is more than chance"
     test = next((t for t in tests if second in (t["method"], t["against"])), tests[0])
     other = test["against"] if test["method"] == best else test["method"]
+    untested = "" if other == second else f"no test compares it with {second}; "
     p = f"paired Wilcoxon test with Holm's correction, n = {test['n']}, p {_equals(p_text(test['p_holm']))}"
-    if number(test["p_holm"]) < LEVEL:
-        return f"its difference from {other} is significant ({p})"
-    return f"its difference from {other} is not significant ({p}), so it may be chance"
+    if not number(test["p_holm"]) < LEVEL:
+        return f"{untested}its difference from {other} is not significant ({p}), so it may be chance"
+    gain = number(test.get("median_difference")) * (1 if test["method"] == best else -1)
+    if gain * (1 if shown_as(metric).better == "higher" else -1) < 0:
+        return f"{untested}but in the middle subject {other} is better, significantly ({p})"
+    return f"{untested}its difference from {other} is significant ({p})"
 
 
 def _equals(p: str) -> str:

@@ -67,7 +67,7 @@ def document(scores, *, metric="psnr", tests=(), **more):
     return {"rows": rows, "summary": summaries(rows), "tests": list(tests), "files": {}, **more}
 
 
-def outcome(method, against, p_holm, metric="psnr", n=8):
+def outcome(method, against, p_holm, metric="psnr", n=8, median_difference=1.0):
     return {
         "region": "mask",
         "metric": metric,
@@ -76,7 +76,7 @@ def outcome(method, against, p_holm, metric="psnr", n=8):
         "n": n,
         "p": 0.01,
         "p_holm": p_holm,
-        "median_difference": 1.0,
+        "median_difference": median_difference,
     }
 
 
@@ -246,8 +246,14 @@ def test_the_best_mean_of_each_metric_is_marked_whichever_way_is_better():
     "scores, tests, words",
     [
         ({"a": [30.0] * 8, "b": [31.0] * 8}, [outcome("b", "a", 0.01)], "its difference from a is significant"),
-        ({"a": [30.0] * 8, "b": [31.0] * 8}, [outcome("a", "b", 0.01)], "its difference from a is significant"),
+        ({"a": [30.0] * 8, "b": [31.0] * 8}, [outcome("a", "b", 0.01, median_difference=-1.0)], "its difference from a is significant"),
         ({"a": [30.0] * 8, "b": [31.0] * 8}, [outcome("b", "a", 0.06)], "not significant .* may be chance"),
+        ({"a": [30.0] * 8, "b": [31.0] * 8}, [outcome("a", "b", 0.01)], "in the middle subject a is better, significantly"),
+        (
+            {"a": [30.0] * 8, "b": [31.0] * 8, "c": [1.0] * 8},
+            [outcome("b", "c", 0.01)],
+            "no test compares it with a; its difference from c is significant",
+        ),
         ({"a": [30.0] * 8, "b": [31.0] * 8}, [], "no test says"),
         ({"a": [30.0] * 8, "b": [31.0] * 8}, [outcome("a", "c", 0.01)], "no test says"),
         ({"a": [31.0] * 8, "b": [31.0] * 8}, [], "equal, 31.00 dB on average, for a and b"),
