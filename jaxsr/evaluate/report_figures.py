@@ -61,7 +61,7 @@ def box_plot(rows: Sequence[Mapping[str, Any]], metric: str) -> Markup:
     if not groups:
         return Markup("")
     subjects = list(dict.fromkeys(subject for values in groups.values() for subject in values))
-    figure, axes = _axes(max(3.2, 1.2 + 0.75 * len(groups)), 3.4)
+    figure, axes = _axes(max(3.2, 1.2 + 0.6 * len(groups)), 3.4)
     lines = {name: {"color": _INK, "linewidth": 1.2} for name in ("boxprops", "whiskerprops", "capprops")}
     places = np.arange(len(groups))
     axes.boxplot(

@@ -163,7 +163,7 @@ def summary_sentences(document: Mapping[str, Any], outputs: Sequence[str]) -> li
     beside = f" beside {_count(baselines, 'interpolation')} of the input" if baselines else ""
     said = [f"{compared} compared{beside} on {_count(subjects, 'subject')}, {where}."]
     for metric in SPOKEN:
-        said += _verdict(document, region, metric)
+        said += _verdict(document, region, metric, outputs)
     counts = sorted({s["n"] for s in document["summary"] if s["region"] == region})
     if len(counts) > 1:
         said.append(
@@ -177,7 +177,7 @@ def summary_sentences(document: Mapping[str, Any], outputs: Sequence[str]) -> li
     return said
 
 
-def _verdict(document: Mapping[str, Any], region: str, metric: str) -> list[str]:
+def _verdict(document: Mapping[str, Any], region: str, metric: str, outputs: Sequence[str]) -> list[str]:
     ranked = ranking(document, region, metric)
     if len(ranked) < 2:
         return []
@@ -190,8 +190,10 @@ def _verdict(document: Mapping[str, Any], region: str, metric: str) -> list[str]
     assert cell
     interval = f", 95 % interval {cell.interval}" if cell.interval else ""
     mean = f"{cell.mean} {how.unit}".strip()
+    most = "finest" if metric == "resolution" else "highest" if how.better == "higher" else "lowest"
+    kind = "" if best["method"] in outputs else ", an interpolation"
     sentence = (
-        f"{_capital(how.title)} is {'highest' if how.better == 'higher' else 'lowest'} for {best['method']}: {mean} "
+        f"{_capital(how.title)} is {most} for {best['method']}{kind}: {mean} "
         f"({'mean ± sd, ' if best['n'] > 1 else ''}n = {best['n']}{interval}), then {second['method']} with {spoken(second)}"
     )
     return [f"{sentence}; {_tested(document, region, metric, best['method'], second['method'])}."]

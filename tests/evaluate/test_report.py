@@ -267,6 +267,12 @@ def test_the_words_claim_no_more_than_the_test_says(scores, tests, words):
     assert ("is significant" in said) == ("is significant" in words)
 
 
+def test_an_interpolation_that_is_best_is_called_one_and_a_small_resolution_fine():
+    said = " ".join(summary_sentences(document({"a": [2.5] * 8, "tricubic": [2.0] * 8}, metric="resolution"), ["a"]))
+    assert "finest for tricubic, an interpolation: 2.00 ± 0.00 mm" in said
+    assert "an interpolation:" not in " ".join(summary_sentences(document({"a": [2.0] * 8, "tricubic": [1.0] * 8}), ["a"]))
+
+
 def test_infinite_and_missing_values_are_written_as_such():
     assert [text_of("psnr", v) for v in ("inf", None, -1.5)] == ["∞", "–", "−1.50"]
 
