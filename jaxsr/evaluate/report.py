@@ -4,6 +4,8 @@ Reads metrics.json and the volumes that its "files" name. A volume that is not t
 evaluation gives the same bytes: no time and no machine is in the page but what metrics.json says.
 """
 
+import base64
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +16,7 @@ from markupsafe import Markup
 
 from jaxsr.evaluate.compare import EvaluationError
 from jaxsr.evaluate.interpolation import INTERPOLATIONS
-from jaxsr.evaluate.report_figures import COLOURS, box_plot, shell_curves
+from jaxsr.evaluate.report_figures import box_plot, shell_curves
 from jaxsr.evaluate.report_subjects import Subject, chosen_subjects, show_subject
 from jaxsr.evaluate.report_tables import metrics_of, regions, shown_as, summary_sentences, summary_tables, test_lines, text_of
 from jaxsr.evaluate.report_viewer import error_colours, viewer_data, viewer_script
@@ -23,6 +25,10 @@ from jaxsr.upscale.sidecar import read_sidecar
 
 WARNING = "For research only, not for diagnosis. The methods' outputs were made by models: structures in them may be invented or lost."
 LARGE = 30e6  # bytes
+# of metrics.json beside 'rows', any of which may be absent
+KEYS: dict[str, Any] = {"summary": [], "tests": [], "notes": []} | {
+    key: {} for key in ("files", "maps", "curves", "conventions", "provenance", "versions", "failures")
+}
 # of a sidecar's JaxSR block, in this order
 MODEL_KEYS = ["Model", "Method", "Checkpoint", "WeightsSHA256", "TrainedVoxelSize", "TrainedAcquisition"]
 MODEL_KEYS += ["SamplingSteps", "Eta", "Seed", "Samples", "Version", "Jax", "Device"]
@@ -73,9 +79,14 @@ def write_report(
     rows = [row for row in document["rows"] if row["region"] == region]
     metrics = metrics_of(document)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("jaxsr.evaluate", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=(templates := jinja2.PackageLoader("jaxsr.evaluate", "templates")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    environment.undefined = jinja2.StrictUndefined
+    scripts = [script] if script and looks else []
+    scripts.append(templates.get_source(environment, "report.js")[0])
     page = environment.get_template("report.html").render(
         title=title,
         warning=WARNING,
@@ -84,11 +95,11 @@ def write_report(
         tables=summary_tables(document),
         tests=test_lines(document),
         boxes=[box_plot(rows, metric) for metric in ("psnr", "ssim") if metric in metrics],
-        curves=shell_curves(document["curves"]) if document.get("curves") else "",
-        colours=COLOURS,
+        curves=shell_curves(document["curves"]) if document["curves"] else "",
         subjects=pages,
         viewer={"subjects": looks, "errorColours": error_colours()} if looks else None,
-        brainsprite=Markup(script or ""),  # nilearn's own text, which has no closing tag in it
+        scripts=[Markup(text) for text in scripts],  # whole programs, neither of which has a closing tag in it
+        policy=" ".join(_hashed(text) for text in scripts),
         headings=[shown_as(metric).heading for metric in metrics],
         rows=[
             (row, [(text_of(m, row["values"][m]), row["values"][m]) if m in row["values"] else ("", None) for m in metrics])
@@ -96,18 +107,23 @@ def write_report(
         ],
         protocol=document.get("protocol"),
         models=_models(document, folder),
-        provenance=_flat({**(document.get("provenance") or {}), "versions": document.get("versions") or {}}),
-        conventions=document.get("conventions", {}),
-        notes=document.get("notes", []),
-        failures={name: why.removeprefix(f"{name}: ") for name, why in document.get("failures", {}).items()},
+        provenance=_flat({**document["provenance"], "versions": document["versions"]}),
+        conventions=document["conventions"],
+        notes=document["notes"],
+        failures={name: why.removeprefix(f"{name}: ") for name, why in document["failures"].items()},
     )
     write_text(out, page)
     left_out = tuple(f"{subject.name}: {gap}" for subject in pages for gap in subject.gaps)
     return Report(out, out.stat().st_size, left_out)
 
 
+def _hashed(script: str) -> str:
+    """What a content security policy calls a script: the page runs those that it was written with, and no other."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
 def read_evaluation(path: Path) -> tuple[dict[str, Any], Path]:
-    """What metrics.json holds, with 'summary', 'tests' and 'files' at least empty, and its folder.
+    """What metrics.json holds, every key of KEYS at least empty, and its folder.
 
     Raises:
       EvaluationError: where it is not there, no JSON, or has no rows.
@@ -123,7 +139,7 @@ def read_evaluation(path: Path) -> tuple[dict[str, Any], Path]:
     rows = document.get("rows") if isinstance(document, dict) else None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and needed <= row.keys() for row in rows):
         raise EvaluationError(f"{shown(path)} has no rows of an evaluation: name the metrics.json that `jaxsr evaluate` wrote")
-    return {"summary": [], **document, "tests": document.get("tests") or [], "files": document.get("files") or {}}, path.parent
+    return {**document, **{key: document.get(key) or empty for key, empty in KEYS.items()}}, path.parent
 
 
 def _outputs(document: Mapping[str, Any]) -> list[str]:

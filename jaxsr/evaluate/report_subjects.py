@@ -65,7 +65,7 @@ def show_subject(subject: Subject, document: Mapping[str, Any], folder: Path) ->
     if head is not None and head.columns:
         _draw(subject, head, document)
     _add_stages(subject, files, folder)
-    _add_maps(subject, document.get("maps", {}).get(subject.name, {}), folder, head)
+    _add_maps(subject, document["maps"].get(subject.name, {}), folder, head)
     return head
 
 

@@ -1,6 +1,8 @@
 """A report holds all of its evaluation, nothing from outside, and says what it cannot show. How it looks is looked at."""
 
 import base64
+import hashlib
+import html
 import io
 import json
 import re
@@ -178,7 +180,14 @@ def test_nothing_comes_from_a_network(page):
     assert found <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert not re.search(r"<(link|iframe|object|embed|base)\b|@import|url\((?!#)", page)
     assert all(source.startswith("data:") for source in re.findall(r'\bsrc="([^"]*)"', page))
-    assert "default-src 'none'" in page
+
+
+def test_only_the_scripts_that_the_page_was_written_with_may_run(page):
+    policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1])
+    allowed = re.search(r"script-src ([^;]*)", policy)[1].split()
+    hashes = [hashlib.sha256(text.encode()).digest() for text in re.findall(r"<script>(.*?)</script>", page, re.DOTALL)]
+    assert allowed == [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in hashes]
+    assert policy.startswith("default-src 'none'; img-src data:;")
 
 
 def test_every_picture_has_words_for_who_cannot_see_it(page):
@@ -283,6 +292,12 @@ def test_montages_are_of_the_worst_subject_of_the_best_method_and_of_evenly_chos
     assert list(chosen) == ["sub-02", "sub-00", "sub-05"]
     assert "a, the best" in chosen["sub-02"]
     assert len(chosen_subjects(content, 99, ["a", "b"])) == 6
+
+
+def test_a_methods_name_is_text_in_a_figure_too():
+    drawn = str(box_plot(document({f"<img src=x>{EVIL}": [1.0, 2.0]})["rows"], "psnr"))
+    assert "<img" not in drawn
+    assert "<script" not in drawn
 
 
 def test_every_subject_is_a_point_of_the_box_plot_by_its_name():
