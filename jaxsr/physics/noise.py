@@ -13,7 +13,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from scipy import special
+
+_HIGH = 32  # SNR above which the mean has a simple form
 
 
 def rician(key: Array, image: Array, sigma: Array | float) -> Array:
@@ -51,3 +55,15 @@ def noncentral_chi(key: Array, image: Array, sigma: Array | float, coils: int, p
         return total + real**2 + imaginary**2
 
     return jnp.sqrt(jax.lax.fori_loop(0, coils, add, jnp.zeros(image.shape, image.real.dtype)))
+
+
+def mean_magnitude(image: np.ndarray, sigma: float, coils: int = 1) -> np.ndarray:
+    """E[y] of the equations above for x = `image` ≥ 0, float32 of the same shape: what a noisy magnitude is on average."""
+    signal = np.asarray(image, np.float32) / np.float32(sigma)
+    known = np.linspace(0, _HIGH, 64 * _HIGH + 1)
+    air = np.sqrt(2) * np.exp(special.gammaln(coils + 0.5) - special.gammaln(coils))
+    mean = np.interp(signal, known, air * special.hyp1f1(-0.5, coils, -(known**2) / 2)).astype(np.float32)
+    above = signal > _HIGH
+    high, odd = signal[above], 2 * coils - 1
+    mean[above] = high + odd / (2 * high) - odd * (odd - 2) / (8 * high**3)  # the series of large x
+    return mean * np.float32(sigma)
