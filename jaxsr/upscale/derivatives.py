@@ -76,9 +76,8 @@ def derivative_jobs(root: Path, out: Path, scans: Sequence[Named], to_mm: float)
     ]
     taken: dict[Path, Path] = {}
     for job in jobs:
-        if other := taken.setdefault(job.output, job.source) if job.output in taken else None:
+        if (other := taken.setdefault(job.output, job.source)) != job.source:
             raise VolumeError(f"{shown(other)} and {shown(job.source)} would both be written to {shown(job.output)}: keep one of them")
-        taken[job.output] = job.source
     return jobs
 
 

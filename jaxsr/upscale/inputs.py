@@ -21,7 +21,8 @@ from jaxsr.volume.slices import AXES
 # Of the output, on the host, beside the input: measured, and held by a test.
 BYTES_A_VOXEL = 18  # the interpolated input and the mean in float32, the sum in float64, and what interpolation holds on its way
 BYTES_A_VOXEL_SAMPLED = 16  # beside those: two sums over samples in float64
-BYTES_A_VOXEL_COMPARED = 34  # while the consistency map is made: the output, and on a CPU what degrades it
+BYTES_A_VOXEL_COMPARED = 28  # while the consistency map is made: the output and its deviation, and on a CPU what degrades it
+BYTES_OF_THE_INPUT_COMPARED = 26  # a voxel of the input, then: where its head is, what is compared
 BYTES_A_VOXEL_PICTURED = 32  # while the picture is made: two interpolations, the output, and what finds the head in it
 IN_PLANE_SIDE = 16  # voxels
 _READ = (*SUFFIXES, ".hdr", ".img", ".hdr.gz", ".img.gz", ".nii.bz2", ".nii.zst")
@@ -156,9 +157,10 @@ def scale_notes(volume: Volume, to_mm: float | None, trained: Sequence[float] | 
 
 def memory_needed(volume: Volume, target: Grid, *, picture: bool = True, samples: int = 1, consistency: bool = False) -> int:
     """Bytes of the host's memory that upscaling `volume` to `target` takes, itself among them, beside the model; the rest: `read_input`."""
-    phases = [BYTES_A_VOXEL + BYTES_A_VOXEL_SAMPLED * (samples > 1)]
-    phases += [BYTES_A_VOXEL_COMPARED] * consistency + [BYTES_A_VOXEL_PICTURED] * picture
-    return max(HOLD * volume.data.nbytes, volume.data.nbytes + max(phases) * math.prod(int(n) for n in target.shape))
+    voxels = math.prod(int(n) for n in target.shape)
+    phases = [(BYTES_A_VOXEL + BYTES_A_VOXEL_SAMPLED * (samples > 1)) * voxels, BYTES_A_VOXEL_PICTURED * voxels * picture]
+    phases.append((BYTES_A_VOXEL_COMPARED * voxels + BYTES_OF_THE_INPUT_COMPARED * volume.data.size) * consistency)
+    return max(HOLD * volume.data.nbytes, volume.data.nbytes + max(phases))
 
 
 def serving_axes(shape: Sequence[int], axes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

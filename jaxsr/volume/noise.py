@@ -20,7 +20,7 @@ from jaxsr.volume.foreground import foreground
 from jaxsr.volume.intensity import filling
 
 NORMAL = 0.6745  # the median of |x|, x normal with standard deviation 1
-ALIKE = 1.15  # ratio of σ by different quantiles up to which air is noise alone
+ALIKE = 1.1  # ratio of σ by different quantiles up to which air is noise alone
 FEWEST = 1000  # voxels, or coefficients
 _QUANTILES = (0.25, 0.5, 0.75)
 _BESIDE = 3  # voxels about the head that are not looked at: ringing and skin
