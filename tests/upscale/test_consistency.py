@@ -12,7 +12,7 @@ from jaxsr.data.subjects import simulate
 from jaxsr.physics.protocol import load_acquisition
 from jaxsr.upscale.consistency import FAR, Consistency, as_scanned, consistency_map
 from jaxsr.volume.foreground import foreground
-from jaxsr.volume.geometry import Grid, target_grid
+from jaxsr.volume.geometry import Grid, resample, target_grid
 from jaxsr.volume.io import Volume, VolumeError
 
 TURNED = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0.2, -0.1), [-30.0, 12.0, 7.0])
@@ -94,8 +94,6 @@ def test_an_output_coarser_than_the_input_is_compared_at_its_own_voxel_size():
     fine = head()
     noisy = np.abs(fine.data + 10 * np.random.default_rng(0).normal(size=fine.data.shape)).astype(np.float32)
     grid = target_grid(fine.grid, 2.0)
-    from jaxsr.volume.geometry import resample
-
     output = Volume(resample(fine.data, fine.grid, grid, "kspace"), grid.affine)
     found = consistency_map(Volume(noisy, fine.affine), output, Consistency(load_acquisition("1.5T")))
     assert found.map.data.shape == grid.shape
@@ -133,8 +131,6 @@ def test_an_output_whose_field_of_view_is_half_a_voxel_off_is_compared_all_the_s
     low, acquisition = scan("1.5T")
     grid = target_grid(low.grid, 0.87)
     assert any(abs(n * 0.87 - m * v) > 0.1 for n, m, v in zip(grid.shape, low.data.shape, low.voxel_size, strict=True))
-    from jaxsr.volume.geometry import resample
-
     output = Volume(resample(head().data, Grid(head().data.shape, head().affine), grid), grid.affine)
     assert consistency_map(low, output, Consistency(acquisition)).facts["RmsInHead"] < 1.05
 

@@ -1,4 +1,4 @@
-"""Laws of BIDS derivatives: which scans are taken, what their outputs are called, what is refused. The validator's word is in robustness/."""
+"""Laws of BIDS derivatives: which scans are taken, what outputs are called, what is refused. The validator's word is in robustness/."""
 
 import json
 from pathlib import Path, PurePosixPath
@@ -12,6 +12,7 @@ from jaxsr.upscale.derivatives import derivative_jobs, find_scans, output_name, 
 from jaxsr.upscale.sidecar import check_maps, map_path, write_json
 from jaxsr.volume.io import Volume, VolumeError, write_volume
 
+SMALL = Volume(np.random.default_rng(0).normal(size=(5, 5, 5)).astype(np.float32), np.eye(4))
 SCANS = ("sub-01/ses-1/anat/sub-01_ses-1_run-1_T1w", "sub-01/ses-2/anat/sub-01_ses-2_T1w", "sub-02/ses-1/anat/sub-02_ses-1_T2w")
 OTHERS = (
     "sub-01/ses-1/anat/sub-01_ses-1_part-phase_T1w", "derivatives/other/sub-01/ses-1/anat/sub-01_ses-1_desc-preproc_T1w",
@@ -23,7 +24,7 @@ OTHERS = (
 def bids(tmp_path):
     root = tmp_path / "set"
     for name in (*SCANS, *OTHERS):
-        write_volume(root / f"{name}.nii.gz", Volume(np.random.default_rng(0).normal(size=(5, 5, 5)).astype(np.float32), np.eye(4)))
+        write_volume(root / f"{name}.nii.gz", SMALL)
     write_json(root / "dataset_description.json", {"Name": "a set", "BIDSVersion": "1.10.0", "License": "CC0"})
     return root
 
@@ -112,9 +113,7 @@ def test_another_pipelines_place_is_refused_and_so_is_that_of_another_set(bids, 
     write_json(tmp_path / "out" / "dataset_description.json", {"GeneratedBy": [{"Name": "fMRIPrep"}]})
     with pytest.raises(VolumeError, match="was not written by jaxsr"):
         jobs_of(bids, tmp_path / "out")
-    write_json(
-        tmp_path / "out" / "dataset_description.json", {"GeneratedBy": [{"Name": "jaxsr"}], "DatasetLinks": {"raw": "../elsewhere"}}
-    )
+    write_json(tmp_path / "out" / "dataset_description.json", {"GeneratedBy": [{"Name": "jaxsr"}], "DatasetLinks": {"raw": "../elsewhere"}})
     with pytest.raises(VolumeError, match=r"names another set \(\.\./elsewhere\) as its source"):
         jobs_of(bids, tmp_path / "out")
 
@@ -130,7 +129,7 @@ def test_what_is_not_there_is_said_with_what_is(bids, tmp_path):
 
 def test_two_forms_of_one_image_that_would_share_a_name_are_refused(bids, tmp_path):
     for res in "12":
-        write_volume(bids / f"sub-03/anat/sub-03_res-{res}_T1w.nii.gz", Volume(np.random.rand(5, 5, 5).astype(np.float32), np.eye(4)))
+        write_volume(bids / f"sub-03/anat/sub-03_res-{res}_T1w.nii.gz", SMALL)
     with pytest.raises(VolumeError, match="would both be written to"):
         jobs_of(bids, tmp_path / "out")
 
@@ -142,7 +141,7 @@ def test_a_file_that_was_not_fetched_is_a_scan_that_fails_and_not_one_that_is_mi
 
 def test_evaluate_does_not_take_maps_for_outputs(tmp_path):
     for name, facts in (("a.nii", {"JaxSR": {}}), ("a_std.nii", {"JaxSR": {"Map": "std"}}), ("b_std.nii", None)):
-        write_volume(tmp_path / name, Volume(np.random.rand(5, 5, 5).astype(np.float32), np.eye(4)))
+        write_volume(tmp_path / name, SMALL)
         if facts:
             write_json((tmp_path / name).with_suffix(".json"), facts)
     assert [path.name for path in volume_files(tmp_path)] == ["a.nii", "b_std.nii"]
@@ -152,7 +151,7 @@ def test_a_map_in_another_outputs_place_is_refused(tmp_path):
     from jaxsr.upscale.inputs import find_jobs
 
     for name in ("a.nii", "a_std.nii"):
-        write_volume(tmp_path / name, Volume(np.random.rand(5, 5, 5).astype(np.float32), np.eye(4)))
+        write_volume(tmp_path / name, SMALL)
     jobs = find_jobs(tmp_path, tmp_path / "out")
     check_maps(jobs, ["consistency"])
     with pytest.raises(VolumeError, match=r"a_std\.nii, a map of .*a\.nii, is another volume's place"):

@@ -1,6 +1,7 @@
 """Laws of posterior samples: what their mean and deviation are, and that a sample is one whatever it is drawn with."""
 
 import json
+import tracemalloc
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from jaxsr.methods.base import Request, UpscaleOutput
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.upscale.engine import Engine
 from jaxsr.upscale.files import Settings, make_engine, upscale_file
-from jaxsr.upscale.inputs import Job
+from jaxsr.upscale.inputs import Job, memory_needed
 from jaxsr.upscale.model import Model
 from jaxsr.upscale.samples import Moments, draw
 from jaxsr.volume.io import Volume, VolumeError, read_volume, write_volume
@@ -136,6 +137,25 @@ def test_a_single_sample_leaves_no_map_and_says_nothing_of_samples(job):
     assert done.maps == ()
     assert "Samples" not in done.facts["JaxSR"]
     assert sorted(path.name for path in job.output.parent.iterdir()) == ["out.json", "out.nii", "v.nii"]
+
+
+def test_the_host_holds_two_sums_and_not_the_samples(tmp_path):
+    """And `memory_needed` says how much that is."""
+    volume = Volume(np.random.default_rng(0).normal(100, 30, (80, 90, 100)).astype(np.float32), np.eye(4), path=tmp_path / "v.nii")
+    write_volume(tmp_path / "v.nii", volume)
+    engine, peaks = make_engine(model(Noisy()), batch_size=8), []
+    engine.upscale(volume, REQUEST, to_mm=1.0)  # what compiling takes is not meant
+    for count in (2, 5):
+        tracemalloc.start()
+        settings = Settings(1.0, REQUEST, picture=False, samples=count)
+        try:
+            upscale_file(engine, model(Noisy()), Job(tmp_path / "v.nii", tmp_path / f"out{count}.nii"), settings)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    expected = memory_needed(volume, volume.grid, picture=False, samples=2)
+    assert 0.65 * expected < max(peaks) < expected
+    assert peaks[1] < 1.05 * peaks[0]
 
 
 def test_a_map_of_somebody_elses_is_not_replaced(job):
