@@ -2,10 +2,11 @@
 
     z = (E|b H x̂ + n| − y) / σ        on the grid of the input y, of the output x̂
 
-H is the linear part of the declared acquisition (point spread, slice profile, sampling), its voxels those of y; |· + n| has the mean of a
-noisy magnitude, which in air is not zero; σ is the noise of y, as told or estimated. Where the acquisition has a bias field, b is the one
-of its kind, log b = Σ_k c_k φ_k(r) with cosines of degree 1 … 3, that fits best (least squares in the head); else b = 1. What differs from
-scan to scan and cannot be known from y (motion, ghosts, the warp of gradients, contrast) is left out.
+H is the linear part of the declared acquisition (point spread, slice profile, sampling), its voxels those of y; |· + n| has the mean of
+a noisy magnitude, which in air is not zero; σ is the noise of y, as told or estimated. Where only tissue shows it, air was cleared, and
+|b H x̂| takes the place of the mean. Where the acquisition has a bias field, b is the one of its kind, log b = Σ_k c_k φ_k(r) with cosines
+of degree 1 … 3, that fits best (least squares in the head); else b = 1. What differs from scan to scan and cannot be known from y (motion,
+ghosts, the warp of gradients, contrast) is left out.
 
 An output that is the truth leaves noise: z of mean 0 and standard deviation 1 in the head. Structure that is in x̂ but not in y stands out
 as far as H lets it through; what H removes, the scan says nothing of, and neither does the map.
@@ -60,11 +61,9 @@ def consistency_map(low: Volume, output: Volume, asked: Consistency) -> Consiste
     Raises:
       VolumeError: where the grids do not fit, or no noise is found in the input.
     """
-    measured, notes = _comparable(low, output)
+    measured, unmeasured, notes = _comparable(low, output)
     acquisition = as_scanned(asked.acquisition, measured.voxel_size)
-    head, filled = foreground(measured.data), filling(measured.data)
-    unmeasured = np.zeros(head.shape, bool) if filled is None else measured.data == filled
-    head &= ~unmeasured
+    head = foreground(measured.data) & ~unmeasured
     if not head.any():
         raise VolumeError("no head is found in the input to compare the output with")
     magnitude = bool(measured.data.min() >= 0)
@@ -74,12 +73,13 @@ def consistency_map(low: Volume, output: Volume, asked: Consistency) -> Consiste
         sigma, source = estimate_noise(measured.data, head=head, coils=acquisition.coils)
 
     model = _degrade(output, measured.grid, acquisition, magnitude)
+    noisy_air = magnitude and source != "tissue"  # where air is no noise, the magnitude's mean is not to be seen in it
     bias = None
     if asked.acquisition.bias[1] > 0:
-        floor = mean_magnitude(model, sigma, acquisition.coils) - model if magnitude else 0.0
+        floor = mean_magnitude(model, sigma, acquisition.coils) - model if noisy_air else 0.0
         bias = _fit_bias(model, measured.data - floor, head)
         model *= bias
-    if magnitude:
+    if noisy_air:
         model = mean_magnitude(model, sigma, acquisition.coils)
     model -= measured.data
     model /= np.float32(sigma)
@@ -128,18 +128,22 @@ def as_scanned(declared: Acquisition, voxel_size: Sequence[float]) -> Acquisitio
     return typical.model_copy(update=changes)
 
 
-def _comparable(low: Volume, output: Volume) -> tuple[Volume, list[str]]:
-    """The input, at the output's voxel size along axes where that is larger; and what to say of it."""
-    pairs = list(zip(low.voxel_size, output.voxel_size, strict=True))
+def _comparable(low: Volume, output: Volume) -> tuple[Volume, np.ndarray, list[str]]:
+    """The input, at the output's voxel size along axes where that is larger; where it is filling; and what to say of it."""
+    filled = filling(low.data)
+    unmeasured = np.zeros(low.data.shape, bool) if filled is None else low.data == filled
+    pairs = zip(low.voxel_size, output.voxel_size, strict=True)
     sizes = tuple(own if other * _FINER <= own else other for own, other in pairs)
     if sizes == low.voxel_size:
-        return low, []
+        return low, unmeasured, []
     grid = target_grid(low.grid, sizes)  # type: ignore[arg-type]
     said = " × ".join(f"{v:.3g}" for v in sizes)
     data = resample(low.data, low.grid, grid, "kspace")
     if low.data.min() >= 0:
         data = np.maximum(data, 0)
-    return Volume(data, grid.affine), [f"the output is coarser than the input along some axis: both were compared at {said} mm"]
+    unmeasured = resample(unmeasured.astype(np.float32), low.grid, grid, "linear") > 0.5
+    sentence = f"the output is coarser than the input along some axis: both were compared at {said} mm"
+    return Volume(data, grid.affine), unmeasured, [sentence]
 
 
 def _degrade(output: Volume, grid: Grid, acquisition: Acquisition, magnitude: bool) -> np.ndarray:

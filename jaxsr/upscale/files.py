@@ -22,7 +22,17 @@ from jaxsr.upscale.engine import BatchSize, Engine, Progress, Upscaled
 from jaxsr.upscale.inputs import Job, check_target, read_input, scale_notes
 from jaxsr.upscale.model import Model, ModelError
 from jaxsr.upscale.samples import draw
-from jaxsr.upscale.sidecar import check_maps, check_sidecar, describe, describe_map, json_writer, map_names, map_path, sample_name
+from jaxsr.upscale.sidecar import (
+    check_maps,
+    check_sidecar,
+    describe,
+    describe_map,
+    json_writer,
+    map_names,
+    map_path,
+    sample_name,
+    stale_maps,
+)
 from jaxsr.volume.geometry import Grid
 from jaxsr.volume.io import Volume, VolumeError, volume_writer, write_volume
 from jaxsr.volume.slices import AXES, SliceMapKind
@@ -198,6 +208,8 @@ def _upscale_file(
         before[sidecar_path(path)] = json_writer(describe_map(job, facts, name, image, **own))
         before[path] = volume_writer(path, image, "jaxsr: map of a synthetic volume")
     before[sidecar_path(job.output)] = json_writer(facts)
+    for path in stale_maps(job.output, settings.maps):
+        path.unlink(missing_ok=True)
     write_volume(job.output, drawn.mean.volume, description="jaxsr: synthetic", before=before)
     return Written(volume, drawn.mean.volume, facts, (*kept, *(map_path(job.output, name) for name in maps)))
 

@@ -1,6 +1,7 @@
 """The sidecar: a JSON file beside every output that says it is synthetic and how it was made."""
 
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -83,6 +84,14 @@ def check_maps(jobs: Iterable[Job], names: Iterable[str]) -> None:
             check_sidecar(path)
             if path.exists() and read_sidecar(path) is None:
                 raise VolumeError(f"{shown(path)} exists and was not written by jaxsr: choose another -o, whose maps do not replace it")
+
+
+def stale_maps(output: Path, names: Iterable[str]) -> list[Path]:
+    """Maps of an earlier output in the place of `output`, with their sidecars, that `names` do not replace."""
+    beside = itertools.takewhile(lambda name: map_path(output, name).exists(), map(sample_name, itertools.count()))
+    paths = [map_path(output, name) for name in ("std", "consistency", *beside) if name not in names]
+    ours = [path for path in paths if ((read_sidecar(path) or {}).get("JaxSR") or {}).get("Of") == output.name]
+    return [lies for path in ours for lies in (path, sidecar_path(path))]
 
 
 def check_sidecar(output: Path, *, picture: bool = False) -> None:

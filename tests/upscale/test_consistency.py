@@ -107,13 +107,30 @@ def test_grids_that_do_not_fit_are_refused_in_a_sentence():
         consistency_map(low, turned, Consistency(acquisition))
 
 
-def test_filling_is_no_measurement():
+@pytest.mark.parametrize("coarser", [False, True])
+def test_filling_is_no_measurement(coarser):
     """Where somebody set the input to exactly 0 the map is 0, whatever the output holds there."""
     low, acquisition = scan("1.5T")
     stripped = Volume(np.where(foreground(low.data), low.data, 0), low.affine)
-    bright = Volume(head().data + 50, head().affine)
-    found = consistency_map(stripped, bright, Consistency(acquisition, sigma=10.0))
-    assert not found.map.data[stripped.data == 0].any()
+    output = Volume(head().data + 50, head().affine)
+    if coarser:
+        grid = target_grid(low.grid, 2.5)
+        output = Volume(resample(output.data, output.grid, grid, "kspace"), grid.affine)
+    found = consistency_map(stripped, output, Consistency(acquisition, sigma=10.0))
+    cleared = resample((stripped.data == 0).astype(np.float32), low.grid, found.map.grid, "linear") > 0.999
+    assert cleared.mean() > 0.2
+    assert not found.map.data[cleared].any()
+    assert found.map.data[~cleared].any()
+
+
+def test_where_air_was_cleared_but_not_to_one_value_the_truth_still_leaves_noise():
+    """σ comes from the tissue then, and no floor of noise is looked for in the air."""
+    low, acquisition = scan("1.5T")
+    faint = 1e-3 * np.random.default_rng(0).normal(size=low.data.shape) ** 2
+    cleared = Volume(np.where(foreground(low.data), low.data, faint).astype(np.float32), low.affine)
+    z = consistency_map(cleared, head(), Consistency(acquisition, sigma=None))
+    assert z.facts["SigmaFrom"] == "tissue"
+    assert abs(z.map.data[~foreground(low.data)].mean()) < 0.2
 
 
 def test_the_acquisition_takes_the_voxels_of_the_scan_and_its_slices_lie_across_the_coarsest():

@@ -158,6 +158,17 @@ def test_the_host_holds_two_sums_and_not_the_samples(tmp_path):
     assert peaks[1] < 1.05 * peaks[0]
 
 
+def test_maps_of_an_output_that_is_redone_without_them_do_not_stay(job):
+    engine = make_engine(model(Noisy()), batch_size=8)
+    upscale_file(engine, model(Noisy()), job, Settings(2.0, REQUEST, picture=False, samples=3, keep_samples=True))
+    somebodys = job.output.with_name("out_consistency.nii")
+    somebodys.write_bytes(b"not ours")
+    upscale_file(engine, model(Noisy()), job, Settings(2.0, REQUEST, picture=False, samples=2))
+    assert sorted(path.name for path in job.output.parent.glob("*.nii")) == ["out.nii", "out_consistency.nii", "out_std.nii", "v.nii"]
+    upscale_file(engine, model(Noisy()), job, Settings(2.0, REQUEST, picture=False))
+    assert sorted(path.name for path in job.output.parent.iterdir()) == ["out.json", "out.nii", "out_consistency.nii", "v.nii"]
+
+
 def test_a_map_of_somebody_elses_is_not_replaced(job):
     job.output.with_name("out_std.nii").write_bytes(b"somebody's")
     with pytest.raises(VolumeError, match=r"out_std\.nii exists and was not written by jaxsr"):
