@@ -208,7 +208,7 @@ def _upscale_file(
         before[sidecar_path(path)] = json_writer(describe_map(job, facts, name, image, **own))
         before[path] = volume_writer(path, image, "jaxsr: map of a synthetic volume")
     before[sidecar_path(job.output)] = json_writer(facts)
-    for path in stale_maps(job.output, settings.maps):
+    for path in stale_maps(job.output, [*maps, *(sample_name(sample) for sample in range(len(kept)))]):
         path.unlink(missing_ok=True)
     write_volume(job.output, drawn.mean.volume, description="jaxsr: synthetic", before=before)
     return Written(volume, drawn.mean.volume, facts, (*kept, *(map_path(job.output, name) for name in maps)))
