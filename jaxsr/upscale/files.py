@@ -21,7 +21,7 @@ from jaxsr.upscale.consistency import Consistency, consistency_map
 from jaxsr.upscale.engine import BatchSize, Engine, Progress, Upscaled
 from jaxsr.upscale.inputs import Job, check_target, read_input, scale_notes
 from jaxsr.upscale.model import Model, ModelError
-from jaxsr.upscale.samples import draw
+from jaxsr.upscale.samples import Samples, draw
 from jaxsr.upscale.sidecar import (
     check_maps,
     check_sidecar,
@@ -183,24 +183,7 @@ def _upscale_file(
         engine, volume, settings.request, settings.samples, sampling=settings.samples == 1 or model.method.most_steps > 1,
         to_mm=settings.to_mm, axes=settings.axes, seed=settings.seed, each=look_at, progress=progress, note=note,
     )  # fmt: skip
-    more: dict[str, Any] = {}
-    maps: dict[str, tuple[Volume, dict[str, Any]]] = {}
-    if drawn.std is not None:
-        more["Samples"] = settings.samples
-        maps["std"] = drawn.std, {"Units": "of the input"}
-        if drawn.same:
-            note(f"{shown(job.source.name)}: {drawn.same}")
-            more["SamplesNote"] = maps["std"][1]["Note"] = drawn.same
-    if settings.consistency:
-        try:
-            found = consistency_map(volume, drawn.mean.volume, settings.consistency)
-        except VolumeError as error:  # the output is worth keeping without it
-            note(f"{shown(job.source.name)}: no consistency map: {error}")
-            more["Consistency"] = {"LeftOut": str(error)}
-        else:
-            note(f"{shown(job.source.name)}: {found.sentence}")
-            more["Consistency"] = {**found.facts, "Sentence": found.sentence}
-            maps["consistency"] = found.map, found.facts
+    maps, more = _maps(volume, drawn, settings, lambda sentence: note(f"{shown(job.source.name)}: {sentence}"))
     facts = facts_of(drawn.mean, **more)
     before: dict[Path, Writer] = {}
     for name, (image, own) in maps.items():
@@ -212,6 +195,31 @@ def _upscale_file(
         path.unlink(missing_ok=True)
     write_volume(job.output, drawn.mean.volume, description="jaxsr: synthetic", before=before)
     return Written(volume, drawn.mean.volume, facts, (*kept, *(map_path(job.output, name) for name in maps)))
+
+
+def _maps(
+    low: Volume, drawn: Samples, settings: Settings, note: Callable[[str], None]
+) -> tuple[dict[str, tuple[Volume, dict[str, Any]]], dict[str, Any]]:
+    """Maps to be written beside an output, by name, with what is said of each; and what the output's sidecar says of them."""
+    maps: dict[str, tuple[Volume, dict[str, Any]]] = {}
+    facts: dict[str, Any] = {}
+    if drawn.std is not None:
+        said = {"Note": drawn.same} if drawn.same else {}
+        maps["std"] = drawn.std, {"Units": "of the input", **said}
+        facts |= {"Samples": settings.samples, **{f"Samples{key}": value for key, value in said.items()}}
+        for sentence in said.values():
+            note(sentence)
+    if settings.consistency:
+        try:
+            found = consistency_map(low, drawn.mean.volume, settings.consistency)
+        except VolumeError as error:  # the output is worth keeping without it
+            note(f"no consistency map: {error}")
+            facts["Consistency"] = {"LeftOut": str(error)}
+        else:
+            note(found.sentence)
+            facts["Consistency"] = {**found.facts, "Sentence": found.sentence}
+            maps["consistency"] = found.map, found.facts
+    return maps, facts
 
 
 def montage(path: Path, low: Volume, output: Volume, title: str) -> None:

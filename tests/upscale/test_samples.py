@@ -11,11 +11,13 @@ from jaxsr.evaluate.files import sidecar_path
 from jaxsr.experiment import Experiment
 from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.base import Request, UpscaleOutput
+from jaxsr.physics.protocol import load_acquisition
 from jaxsr.runtime.mesh import make_mesh
+from jaxsr.upscale.consistency import Consistency
 from jaxsr.upscale.engine import Engine
-from jaxsr.upscale.files import Settings, make_engine, upscale_file
+from jaxsr.upscale.files import Settings, declared_acquisition, make_engine, upscale_file
 from jaxsr.upscale.inputs import Job, memory_needed
-from jaxsr.upscale.model import Model
+from jaxsr.upscale.model import Model, ModelError
 from jaxsr.upscale.samples import Moments, draw
 from jaxsr.volume.io import Volume, VolumeError, read_volume, write_volume
 
@@ -167,6 +169,27 @@ def test_maps_of_an_output_that_is_redone_without_them_do_not_stay(job):
     assert sorted(path.name for path in job.output.parent.glob("*.nii")) == ["out.nii", "out_consistency.nii", "out_std.nii", "v.nii"]
     upscale_file(engine, model(Noisy()), job, Settings(2.0, REQUEST, picture=False))
     assert sorted(path.name for path in job.output.parent.iterdir()) == ["out.json", "out.nii", "out_consistency.nii", "v.nii"]
+
+
+def test_an_output_is_kept_where_its_consistency_map_cannot_be_made_and_both_say_why(job):
+    """The head is too small for its noise to be found."""
+    told = []
+    settings = Settings(2.0, REQUEST, picture=False, consistency=Consistency(load_acquisition("1.5T")))
+    done = upscale_file(make_engine(model(Noisy()), batch_size=8), model(Noisy()), job, settings, note=told.append)
+    assert job.output.exists()
+    assert done.maps == ()
+    assert "no noise is to be found" in done.facts["JaxSR"]["Consistency"]["LeftOut"]
+    assert any(sentence.startswith("v.nii: no consistency map: no noise is to be found") for sentence in told)
+
+
+def test_what_was_learnt_from_real_pairs_does_not_say_how_scans_are_acquired():
+    data = {"acquired": (2.0, 2.0, 2.0)}
+    experiment = Experiment(method=AutoencoderConfig(), data=data)
+    with pytest.raises(ModelError, match="give --acquisition NAME"):
+        declared_acquisition(experiment)
+    named = load_acquisition("64mT")
+    assert declared_acquisition(experiment, named, 3.0) == Consistency(named, 3.0)
+    assert declared_acquisition(Experiment(method=AutoencoderConfig())).acquisition.name == "1.5T"
 
 
 def test_a_map_of_somebody_elses_is_not_replaced(job):
