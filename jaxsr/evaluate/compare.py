@@ -16,7 +16,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsr.evaluate.files import Pairing, pair_files, sidecar_path
+from jaxsr.evaluate.files import Pairing, named_source, pair_files, sidecar_path
 from jaxsr.evaluate.interpolation import INTERPOLATIONS, interpolate
 from jaxsr.evaluate.metrics.pixel import mae, psnr, rmse
 from jaxsr.evaluate.metrics.ssim import WINDOW, ssim_map
@@ -251,8 +251,8 @@ def _source_of(outputs: list[Path]) -> tuple[Path | None, list[str]]:
             continue
         if not sources:
             continue
-        source = Path(str(sources[0] if isinstance(sources, list) else sources))
-        for path in (output.parent / source, source):
+        source = str(sources[0] if isinstance(sources, list) else sources)
+        for path in (named_source(output, source), Path(source)):
             if path.is_file():
                 return path, []
         return None, [

@@ -1,9 +1,11 @@
 """Which file is compared with which."""
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxsr.files import shown
 from jaxsr.volume.io import SUFFIXES
@@ -48,11 +50,12 @@ def pair_files(references: Path, others: Path, *, masks: bool = False) -> Pairin
 
 
 def volume_files(path: Path, *, masks: bool = False) -> list[Path]:
-    """The volume itself, or every volume below a folder but hidden ones and, unless asked for, masks and segmentations."""
+    """The volume itself, or every volume below a folder but hidden ones, maps of outputs (`upscale --samples`) and, unless asked for,
+    masks and segmentations."""
     if path.is_file():
         return [path]
     found = (p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES) and not p.name.startswith(".") and p.is_file())
-    return sorted(p for p in found if masks or not stem(p).endswith(_NOT_IMAGES))
+    return sorted(p for p in found if (masks or not stem(p).endswith(_NOT_IMAGES)) and not _is_map(p))
 
 
 def stem(path: Path) -> str:
@@ -69,9 +72,34 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(stem(path) + ".json")
 
 
+def named_source(output: Path, name: str) -> Path:
+    """The file that a sidecar of `output` names under Sources: a path from its folder, an absolute one, or a BIDS URI (`bids:SET:PATH`, SET
+    a key of DatasetLinks, or empty for its own set)."""
+    if not name.startswith("bids:"):
+        return output.parent / name
+    link, _, path = name.removeprefix("bids:").partition(":")
+    root = next((folder for folder in output.resolve().parents if (folder / "dataset_description.json").is_file()), output.parent)
+    linked = _json(root / "dataset_description.json").get("DatasetLinks") if link else None
+    return root / (str(linked.get(link, link)) if isinstance(linked, dict) else "") / path
+
+
 def subject_name(path: Path) -> str:
     """'sub-01' or 'sub-01_ses-2' for BIDS names, otherwise the name without its suffix."""
     return _bids_subject(path, "") or stem(path)
+
+
+def _is_map(path: Path) -> bool:
+    """What lies beside an output to say how far to trust it: its standard deviation, a single sample, a consistency map."""
+    ours = _json(sidecar_path(path)).get("JaxSR")
+    return isinstance(ours, dict) and "Map" in ours
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _unique_matches(left: dict[Path, str], right: dict[Path, str], key: Callable[[Path, str], str]) -> Iterable[tuple[Path, Path]]:
