@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from jaxsr import __version__
-from jaxsr.cli import data, inspect, models, simulation, volumes
+from jaxsr.cli import data, inspect, models, report, simulation, volumes
 from jaxsr.cli.status import run, terminate
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ for command in (
     volumes.upscale,
     simulation.simulate,
     volumes.evaluate,
+    report.report,
     inspect.inspect,
     inspect.doctor,
 ):

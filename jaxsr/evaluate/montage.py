@@ -3,7 +3,9 @@
 Planes are shown as a radiologist reads them: the patient's right on the left of axial and coronal planes, the face on the left of the
 sagittal one, head up. Millimetres are square whatever the voxels are, and every panel says where its sides point to.
 
-`save_montage` works on arrays `[X, Y, Z]` in RAS+ order, all on one grid. It uses no global matplotlib state.
+Two zooms follow: into the cortex, and into the cerebellum, whose place is told from the head's shape alone (`_cerebellum_box`).
+
+`save_montage` and `draw_montage` work on arrays `[X, Y, Z]` in RAS+ order, all on one grid. They use no global matplotlib state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +30,11 @@ EDGES = {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagitt
 ZOOM_MM = 44.0
 SHOWN = (0.1, 99.5)  # percentiles of the foreground that are black and white
 BRAIN_MM = 150.0  # from the vertex to below the cerebellum
+UPPER_MM = 75.0  # from the vertex to above nose and neck
+CEREBELLUM = (0.28, 0.60)  # its middle: in front of the hindmost point, and below the vertex, in lengths of the head
 TARGET = "target"
 
+DPI = 100
 _COLUMN, _GAP, _MARGIN = 2.5, 0.06, 4.0  # inches, inches, mm
 _BACKGROUND, _TEXT, _FAINT, _MARK = "#0d0d0f", "#ececec", "#a8a8ad", "#ffd24a"
 _OUTLINED = [withStroke(linewidth=2.5, foreground=_BACKGROUND)]  # legible on bone and on air
@@ -47,8 +52,13 @@ def picture(data: np.ndarray, plane: str, index: int) -> np.ndarray:
     return np.take(data, index, AXES[plane]).T[::-1, ::-1]
 
 
-def save_montage(
-    path: Path,
+def save_montage(path: Path, volumes: Mapping[str, np.ndarray], reference: np.ndarray | None = None, **how: Any) -> Path:
+    """Writes `draw_montage` as a PNG; the arguments are its own."""
+    figure = draw_montage(volumes, reference, **how)
+    return write_whole(Path(path), lambda temporary: figure.savefig(temporary, format="png", dpi=DPI, facecolor=_BACKGROUND))
+
+
+def draw_montage(
     volumes: Mapping[str, np.ndarray],
     reference: np.ndarray | None = None,
     *,
@@ -57,8 +67,8 @@ def save_montage(
     foreground: np.ndarray | None = None,
     captions: Mapping[str, str] | None = None,
     title: str = "",
-) -> Path:
-    """Writes the PNG: a column a volume, then the target; rows axial, coronal, sagittal and a zoom on cortex, errors under each.
+) -> Figure:
+    """A column a volume, then the target; rows axial, coronal, sagittal and zooms on cortex and cerebellum, errors under each.
 
     Args:
       volumes: name → `[X, Y, Z]`, from left to right.
@@ -92,8 +102,10 @@ def save_montage(
             if column == 0:
                 _label_row(axes, view.name)
                 _label_edges(axes, view.plane)
-            if view.plane == views[-1].plane and not view.zoomed and name == next(reversed(columns)):
-                _outline(axes, views[-1], view)
+            if name == next(reversed(columns)):
+                for zoom in views:
+                    if zoom.zoomed and not view.zoomed and zoom.plane == view.plane:
+                        _outline(axes, zoom, view)
             if reference is None or name == TARGET:
                 continue
             axes = figure.add_subplot(grid[2 * row + 1, column])
@@ -102,11 +114,7 @@ def save_montage(
                 _label_row(axes, "|error|")
     if error_image is not None:
         _colour_bar(figure, grid[1, len(columns) - 1], error_image)
-
-    def save(temporary: Path) -> None:
-        figure.savefig(temporary, format="png", dpi=100, facecolor=_BACKGROUND)
-
-    return write_whole(Path(path), save)
+    return figure
 
 
 class View(NamedTuple):
@@ -142,10 +150,14 @@ class View(NamedTuple):
 
 
 def _views(foreground: np.ndarray, voxel_size: Sequence[float]) -> list[View]:
-    """Three planes through the centre of the foreground, cropped to it, and a zoom into the axial one, on the cortex."""
-    centre, box = _centre(foreground, voxel_size), _bounding_box(foreground, voxel_size)
+    """Three planes through the centre of the foreground, cropped to it, and zooms: axial on the cortex, sagittal on the cerebellum."""
+    centre, box = head_centre(foreground, voxel_size), bounding_box(foreground, voxel_size)
     views = [_view(plane, plane, centre, box, voxel_size) for plane in ("axial", "coronal", "sagittal")]
-    return [*views, _view("zoom", "axial", centre, _zoom_box(foreground, centre, voxel_size), voxel_size, zoomed=True)]
+    boxes = {"cortex": ("axial", _cortex_box), "cerebellum": ("sagittal", _cerebellum_box)}
+    zooms = [
+        _view(name, plane, centre, box(foreground, centre, voxel_size), voxel_size, zoomed=True) for name, (plane, box) in boxes.items()
+    ]
+    return [*views, *zooms]
 
 
 def _view(name: str, plane: str, centre: np.ndarray, box: Box, voxel_size: Sequence[float], *, zoomed: bool = False) -> View:
@@ -153,7 +165,7 @@ def _view(name: str, plane: str, centre: np.ndarray, box: Box, voxel_size: Seque
     return View(name, plane, int(centre[AXES[plane]]), box, (float(voxel_size[row]), float(voxel_size[column])), zoomed)
 
 
-def _centre(foreground: np.ndarray, voxel_size: Sequence[float]) -> np.ndarray:
+def head_centre(foreground: np.ndarray, voxel_size: Sequence[float]) -> np.ndarray:
     """The median foreground voxel along each axis, `[3]`, of what lies at most BRAIN_MM below the vertex: necks do not count."""
     vertex = int(np.flatnonzero(foreground.any(axis=(0, 1)))[-1])
     lowest = max(0, vertex + 1 - round(BRAIN_MM / voxel_size[2]))
@@ -163,7 +175,7 @@ def _centre(foreground: np.ndarray, voxel_size: Sequence[float]) -> np.ndarray:
     return np.array([x, y, lowest + z])
 
 
-def _bounding_box(foreground: np.ndarray, voxel_size: Sequence[float]) -> Box:
+def bounding_box(foreground: np.ndarray, voxel_size: Sequence[float]) -> Box:
     start, stop = [], []
     for axis in range(3):
         inside = np.flatnonzero(foreground.any(axis=tuple(a for a in range(3) if a != axis)))
@@ -173,14 +185,33 @@ def _bounding_box(foreground: np.ndarray, voxel_size: Sequence[float]) -> Box:
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
-def _zoom_box(foreground: np.ndarray, centre: np.ndarray, voxel_size: Sequence[float]) -> Box:
-    """ZOOM_MM square, half way from the centre to the left and as far to the back: lateral, posterior cortex."""
+def _cortex_box(foreground: np.ndarray, centre: np.ndarray, voxel_size: Sequence[float]) -> Box:
+    """Half way from the centre to the left and as far to the back: lateral, posterior cortex."""
     inside = np.nonzero(foreground[:, :, centre[2]])
-    start, stop = [0, 0, int(centre[2])], [1, 1, int(centre[2]) + 1]
-    for axis in (0, 1):
-        side = min(foreground.shape[axis], max(4, round(ZOOM_MM / voxel_size[axis])))
-        reach = centre[axis] - inside[axis].min() if len(inside[axis]) else 0
-        first = int(np.clip(centre[axis] - 0.5 * reach - side / 2, 0, foreground.shape[axis] - side))
+    back = [centre[axis] - 0.5 * (centre[axis] - inside[axis].min() if len(inside[axis]) else 0) for axis in (0, 1)]
+    return _zoom_box(foreground.shape, (back[0], back[1], None), centre, voxel_size)
+
+
+def _cerebellum_box(foreground: np.ndarray, centre: np.ndarray, voxel_size: Sequence[float]) -> Box:
+    """Behind and below in the sagittal plane, by `CEREBELLUM` of the head's length from front to back above nose and neck.
+
+    The two figures were chosen by eye on real heads, with skull and without: a rule for pictures, not a segmentation.
+    """
+    vertex = int(np.flatnonzero(foreground.any(axis=(0, 1)))[-1])
+    upper = foreground[:, :, max(0, vertex + 1 - round(UPPER_MM / voxel_size[2])) : vertex + 1]
+    rows = np.flatnonzero(upper.any(axis=(0, 2)))
+    length = (rows[-1] + 1 - rows[0]) * voxel_size[1]  # mm
+    y = rows[0] + CEREBELLUM[0] * length / voxel_size[1]
+    z = vertex - CEREBELLUM[1] * length / voxel_size[2]
+    return _zoom_box(foreground.shape, (None, y, z), centre, voxel_size)
+
+
+def _zoom_box(shape: Sequence[int], middle: Sequence[float | None], centre: np.ndarray, voxel_size: Sequence[float]) -> Box:
+    """ZOOM_MM square around `middle` in voxels, moved to lie within the volume; one slice, the centre's, of the axis that has None."""
+    start, stop = [0, 0, 0], [0, 0, 0]
+    for axis, at in enumerate(middle):
+        side = 1 if at is None else min(shape[axis], max(4, round(ZOOM_MM / voxel_size[axis])))
+        first = int(centre[axis]) if at is None else int(np.clip(at - side / 2, 0, shape[axis] - side))
         start[axis], stop[axis] = first, first + side
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
