@@ -1,5 +1,6 @@
 """Which file is compared with which."""
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from jaxsr.volume.io import SUFFIXES
 
 _DERIVED = ("desc", "res", "rec", "space", "den")  # BIDS entities in which a derivative differs from its source
 _NOT_IMAGES = ("mask", "dseg", "probseg")
+_MAP = re.compile(r"_desc-[0-9A-Za-z]*(?:std|consistency|sample[0-9]+)(?=_)")  # of an output: how sure it is, or one sample of several
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,25 @@ def pair_files(references: Path, others: Path, *, masks: bool = False) -> Pairin
 
 
 def volume_files(path: Path, *, masks: bool = False) -> list[Path]:
-    """The volume itself, or every volume below a folder but hidden ones and, unless asked for, masks and segmentations."""
+    """The volume itself, or every volume below a folder but hidden ones, maps that belong to an output (`is_map`) and, unless asked for,
+    masks and segmentations."""
     if path.is_file():
         return [path]
     found = (p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES) and not p.name.startswith(".") and p.is_file())
-    return sorted(p for p in found if masks or not stem(p).endswith(_NOT_IMAGES))
+    return sorted(p for p in found if (masks or not stem(p).endswith(_NOT_IMAGES)) and not is_map(p))
+
+
+def is_map(path: Path) -> bool:
+    """Whether a volume is a standard deviation, a consistency map or a single sample that lies beside an output.
+
+    Its name says so in desc-, or its sidecar does, under JaxSR, Map.
+    """
+    if _MAP.search(stem(path)):
+        return True
+    try:
+        return "Map" in json.loads(sidecar_path(path).read_text("utf-8"))["JaxSR"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def stem(path: Path) -> str:
