@@ -16,7 +16,7 @@ import numpy as np
 from jaxsr.evaluate.files import Pairing, pair_files, sidecar_path
 from jaxsr.evaluate.interpolation import INTERPOLATIONS, interpolate
 from jaxsr.evaluate.montage import save_montage
-from jaxsr.evaluate.scores import Rules, score
+from jaxsr.evaluate.scores import RULES, Rules, score
 from jaxsr.evaluate.tables import Comparison, Files, Row, write_tables
 from jaxsr.files import shown
 from jaxsr.volume.foreground import foreground
@@ -28,7 +28,6 @@ Progress = Callable[[int, int], None]  # subjects done, subjects in all
 
 TOLERANCE = 1e-3  # mm
 AGAINST = "tricubic"  # whom others are tested against: one choice for all studies, made before their numbers are seen
-RULES = Rules()
 
 
 class EvaluationError(ValueError):

@@ -45,7 +45,7 @@ def pair_files(references: Path, others: Path, *, masks: bool = False) -> Pairin
         if len(longer) == 1:
             pairs[reference] = longer[0]
             del left[reference], right[longer[0]]
-    names = _subject_names(sorted(pairs), references)
+    names = subjects_of(sorted(pairs), references)
     return Pairing({names[r]: (r, pairs[r]) for r in sorted(pairs)}, tuple(sorted(left)), tuple(sorted(right)))
 
 
@@ -90,6 +90,15 @@ def subject_name(path: Path) -> str:
     return _bids_subject(path, "") or stem(path)
 
 
+def subjects_of(paths: list[Path], root: Path) -> dict[Path, str]:
+    """A name for each of the volumes below `root`: the shortest of subject, name and path that tells all apart."""
+    for name in (subject_name, stem, lambda p: _relative(p, root)):
+        names = {p: shown(name(p)) for p in paths}
+        if len(set(names.values())) == len(names):
+            return names
+    return {p: shown(p) for p in paths}
+
+
 def _unique_matches(left: dict[Path, str], right: dict[Path, str], key: Callable[[Path, str], str]) -> Iterable[tuple[Path, Path]]:
     mine, theirs = _by_key(left, key), _by_key(right, key)
     return [(mine[k][0], theirs[k][0]) for k in mine if k and len(mine[k]) == 1 and len(theirs.get(k, ())) == 1]
@@ -118,12 +127,3 @@ def _bids_image(path: Path, _: str) -> str:
 def _bids_subject(path: Path, _: str) -> str:
     parts = stem(path).split("_")
     return "_".join(p for p in parts if p.startswith(("sub-", "ses-"))) if parts[0].startswith("sub-") else ""
-
-
-def _subject_names(references: list[Path], root: Path) -> dict[Path, str]:
-    """The shortest of subject, name and path that tells all references apart."""
-    for name in (subject_name, stem, lambda p: _relative(p, root)):
-        names = {p: shown(name(p)) for p in references}
-        if len(set(names.values())) == len(names):
-            return names
-    return {p: shown(p) for p in references}

@@ -38,6 +38,9 @@ class Rules(NamedTuple):
     data_range: DataRange = "robust"
 
 
+RULES = Rules()
+
+
 def check_metrics(names: Sequence[str]) -> tuple[str, ...]:
     """The names, if each is known and there once. Raises ValueError that says which is not."""
     unknown = [name for name in names if name not in KNOWN]
@@ -51,7 +54,7 @@ def check_metrics(names: Sequence[str]) -> tuple[str, ...]:
 def score(
     reference: Volume, candidates: Mapping[str, Volume], region: np.ndarray, region_name: str, subject: str, rules: Rules
 ) -> tuple[list[Row], dict[str, dict[str, list[float]]]]:
-    """A row for each candidate (method → volume) and region, and each one's Fourier shell correlation inside `region`, where resolution is scored.
+    """A row for each candidate (method → volume) and region; and where resolution is scored, method → Fourier shell correlation there.
 
     A metric is NaN where a side is shorter than it needs. Volumes are on the reference's grid, and go to the device once each.
     """
