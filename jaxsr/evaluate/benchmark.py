@@ -120,6 +120,7 @@ def run_protocol(
     if not heads.entered:
         raise EvaluationError(f"no head enters {protocol.name}: {next(iter(heads.left_out.values()))}")
     inside = {} if masks is None else dict(pair_files(heads.source, masks, masks=True).matched.values())
+    known = {name: _known(path, note) for name, path in models.items()}  # a model that cannot be used is not told after an hour
     failures: dict[str, str] = {}
     cases: dict[str, Files] = {}
     made: dict[str, dict[str, Any]] = {}
@@ -135,10 +136,10 @@ def run_protocol(
             cases[subject] = Files(reference, {}, low, inside.get(path))
         except (VolumeError, EvaluationError) as error:
             failures[subject] = str(error)
-    known: dict[str, Any] = {}
     for number, (name, model) in enumerate(models.items(), 1):
         report = lambda done, text: progress(number * len(heads.entered) + done, total, f"{name}: {text}")  # noqa: B023, E731
-        known[name] = _upscale_all(name, model, cases, made, failures, out / "upscaled" / name, protocol, batch_size, report, note)
+        made_by = {subject: {**made[subject], **known[name]["request"], "WeightsSHA256": known[name]["sha256"]} for subject in cases}
+        _upscale_all(name, model, cases, made_by, failures, out / "upscaled" / name, protocol, batch_size, report, note)
     if not cases:
         raise EvaluationError(next(iter(failures.values())))
     facts = {**(provenance or {}), "models": known, "seed": protocol.seed, "heads": {s: made[s]["HeadSHA256"] for s in cases}}
@@ -190,6 +191,21 @@ def _same(output: Path, facts: Mapping[str, Any]) -> bool:
     return output.is_file() and all(block.get(key) == value for key, value in facts.items())
 
 
+def _known(source: Path, note: Note) -> dict[str, Any]:
+    """Of a model, for metrics.json; `request` as its outputs' sidecars say it."""
+    from jaxsr.upscale.model import load_model
+
+    model = load_model(source, note=note)
+    request = model.method.default_request
+    return {
+        "path": str(source),
+        "sha256": model.sha256,
+        "method": model.experiment.method.kind,
+        "step": model.step,
+        "request": {"SamplingSteps": request.steps, "Eta": request.eta},
+    }
+
+
 def _upscale_all(
     name: str,
     source: Path,
@@ -199,24 +215,23 @@ def _upscale_all(
     folder: Path,
     protocol: Protocol,
     batch_size: Any,
-    progress: Callable[[float, str], None],
+    progress: Callable[[int, str], None],
     note: Note,
-) -> dict[str, Any]:
-    """Adds the model's outputs to `cases`, or takes a head out of them into `failures`; what is known of the model."""
+) -> None:
+    """Adds the model's outputs to `cases`, made where `made` is not what is there, or takes a head out of them into `failures`."""
     from jaxsr.upscale.files import make_engine
     from jaxsr.upscale.model import load_model
     from jaxsr.upscale.sidecar import describe
 
-    model = load_model(source, note=note)
-    engine = None
+    model = engine = None
     for done, (subject, case) in enumerate(list(cases.items())):
         progress(done, subject)
         output = folder / f"{subject}.nii.gz"
-        request = model.method.default_request
-        facts = {**made[subject], "WeightsSHA256": model.sha256, "SamplingSteps": request.steps, "Eta": request.eta}
-        if not _same(output, facts):
-            engine = engine or make_engine(model, batch_size=batch_size)
+        if not _same(output, made[subject]):
             assert case.low
+            model = model or load_model(source, note=note)
+            engine = engine or make_engine(model, batch_size=batch_size)
+            request = model.method.default_request
             try:
                 check_sidecar(output)
                 low, grid = read_volume(case.low), read_volume(case.reference).grid
@@ -224,11 +239,9 @@ def _upscale_all(
                 if not np.isfinite(result.volume.data).all():
                     raise VolumeError(f"{name} made NaN or Inf of {subject}")
             except VolumeError as error:
-                failures[subject] = str(error)
+                failures[subject] = f"{name}: {error}"
                 del cases[subject]
                 continue
             said = describe(model, case.low, output, result, request, Seed=protocol.seed, BatchSize=engine.batch_size, **made[subject])
             write_volume(output, result.volume, description="jaxsr: synthetic", before={sidecar_path(output): json_writer(said)})
         cases[subject] = case._replace(outputs={**case.outputs, name: output})
-    kind = model.experiment.method.kind
-    return {"path": str(source), "sha256": model.sha256, "method": kind, "step": model.step}
