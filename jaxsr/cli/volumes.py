@@ -319,15 +319,15 @@ def _list_metrics() -> None:
 
 
 def _significant(comparison: "Comparison") -> list[str]:
-    """A sentence for the mask or foreground, where there are tests: each method, and what it differs in."""
-    tests = [t for t in comparison.tests if t.p_holm == t.p_holm]
-    regions = list(dict.fromkeys(t.region for t in tests))
+    """For the mask or foreground, a sentence a method: what it differs in. None where no difference could be significant."""
+    tests = [t for t in comparison.tests if t.region == comparison.tests[0].region and t.p_holm == t.p_holm]
+    if not tests or any(note.startswith(f"{tests[0].region}: ") for note in comparison.all_notes):
+        return []
     said = []
     for method in dict.fromkeys(t.method for t in tests):
-        mine = [t for t in tests if (t.method, t.region) == (method, regions[0])]
-        differs = [t.metric for t in mine if t.p_holm < 0.05]
-        in_what = ", ".join(differs) or "no metric"
-        said.append(f"{method} differs from {mine[0].against} ({regions[0]}, Holm p < 0.05, n = {mine[0].n}) in {in_what}")
+        mine = [t for t in tests if t.method == method]
+        differs = ", ".join(t.metric for t in mine if t.p_holm < 0.05) or "no metric"
+        said.append(f"{method} differs from {mine[0].against} ({mine[0].region}, Holm p < 0.05, n = {mine[0].n}) in {differs}")
     return said
 
 

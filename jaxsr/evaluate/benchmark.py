@@ -229,13 +229,14 @@ def _upscale_all(
         output = folder / f"{subject}.nii.gz"
         if not _same(output, made[subject]):
             assert case.low
-            model = model or load_model(source, note=note)
+            model = model or load_model(source)
             engine = engine or make_engine(model, batch_size=batch_size)
             request = model.method.default_request
             try:
                 check_sidecar(output)
                 low, grid = read_volume(case.low), read_volume(case.reference).grid
-                result = engine.upscale(low, request, to_mm=grid, seed=protocol.seed, note=note)
+                slices = lambda n, of: progress(done, f"{subject}, {n} of {of} slices")  # noqa: B023, E731
+                result = engine.upscale(low, request, to_mm=grid, seed=protocol.seed, progress=slices, note=note)
                 if not np.isfinite(result.volume.data).all():
                     raise VolumeError(f"{name} made NaN or Inf of {subject}")
             except VolumeError as error:

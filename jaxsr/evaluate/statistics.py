@@ -11,6 +11,7 @@ Below LEAST pairs no two-sided p can fall under 0.05 (2 / 2^5 is 0.0625): none i
 """
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from scipy.stats import rankdata, wilcoxon
 
 LEVEL, RESAMPLES, SEED = 0.95, 9999, 0
 LEAST, EXACT = 6, 200  # pairs
+ALPHA = 0.05
 
 _NAN = float("nan")
 _DRAWS = 1 << 22  # held at a time
@@ -102,12 +104,13 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def paired_tests(numbers: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]], against: str) -> tuple[list[Test], list[str]]:
-    """Every other method against `against`, and a sentence where there are too few pairs.
+    """Every other method against `against`, and a sentence where there are too few pairs to tell.
 
     Args:
       numbers: region → metric → method → subject → value.
     """
     tests: list[Test] = []
+    notes: list[str] = []
     for region, metrics in numbers.items():
         family = [
             _paired(region, metric, method, against, mine, methods[against])
@@ -120,14 +123,31 @@ def paired_tests(numbers: Mapping[str, Mapping[str, Mapping[str, Mapping[str, fl
         for i, p in zip(tested, holm([family[i].p for i in tested]), strict=True):
             family[i] = family[i]._replace(p_holm=p)
         tests += family
+        notes += _powerless(region, [family[i].n for i in tested])
     few = [test.n for test in tests if test.n < LEAST]
-    if not few:
-        return tests, []
-    most = max(few)
-    return tests, [
-        f"no p values where less than {LEAST} subjects have both numbers (here at most {most}): with {most}, a paired two-sided Wilcoxon "
-        f"test cannot reach p < 0.05 whatever the numbers are (its smallest p is {min(1.0, 2.0 ** (1 - most)):.4g})"
+    if few:
+        notes.append(
+            f"no p values where less than {LEAST} subjects have both numbers (here at most {max(few)}): a paired two-sided Wilcoxon test "
+            f"of {max(few)} cannot reach p < {ALPHA} whatever the numbers are (its smallest p is {_smallest(max(few)):.4g})"
+        )
+    return tests, notes
+
+
+def _powerless(region: str, counts: list[int]) -> list[str]:
+    """A sentence where a family is so large that not even its smallest p could be significant."""
+    if not counts or len(counts) * _smallest(max(counts)) < ALPHA:
+        return []
+    enough = math.floor(math.log2(2 * len(counts) / ALPHA)) + 1
+    return [
+        f"{region}: {len(counts)} comparisons of {max(counts)} subjects: after Holm's correction no p can be below "
+        f"{min(1.0, len(counts) * _smallest(max(counts))):.2g}, so no difference can be significant; {enough} subjects, or fewer "
+        "metrics and methods, would do"
     ]
+
+
+def _smallest(n: int) -> float:
+    """The smallest two-sided p of n pairs."""
+    return min(1.0, 2.0 ** (1 - n))
 
 
 def _paired(region: str, metric: str, method: str, against: str, mine: Mapping[str, float], theirs: Mapping[str, float]) -> Test:

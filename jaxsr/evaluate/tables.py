@@ -45,7 +45,18 @@ CONVENTIONS = {
     "median_difference": "median over subjects of method - against",
     "non_finite": "NaN is null, an infinite value is the string 'inf'",
 }
-_SPEC = {"psnr": ".2f", "ssim": ".4f", "ms_ssim": ".4f", "resolution": ".2f", "hfen": ".3f", "nrmse": ".4f", "gmsd": ".4f", "vif": ".4f"}
+_SPEC = {
+    "psnr": ".2f",
+    "ssim": ".4f",
+    "ms_ssim": ".4f",
+    "resolution": ".2f",
+    "hfen": ".3f",
+    "nrmse": ".4f",
+    "gmsd": ".4f",
+    "vif": ".4f",
+    "gradient_error": ".3f",
+}
+_PLAIN = "#.4g"
 _NUMBERS = re.compile(r"\[\n\s+([-+.\deE,\s]+?)\s+\]")
 _NEAR = 2  # folders upwards, up to which a path is written as relative
 
@@ -217,15 +228,17 @@ def _summarise(method: str, region: str, metric: str, values: np.ndarray) -> Sum
 
 
 def _text(s: Summary) -> str:
-    spec = _SPEC.get(s.metric, ".4g")
     if math.isnan(s.mean):
         return "–"
-    return f"{s.mean:{spec}}" + ("" if math.isnan(s.sd) else f" ± {s.sd:{spec}}")
+    return _number(s.metric, s.mean) + ("" if math.isnan(s.sd) else f" ± {_number(s.metric, s.sd)}")
 
 
 def _interval(s: Summary) -> str:
-    spec = _SPEC.get(s.metric, ".4g")
-    return "" if math.isnan(s.low) else f"\n{s.low:{spec}} … {s.high:{spec}}"
+    return "" if math.isnan(s.low) else f"\n{_number(s.metric, s.low)} … {_number(s.metric, s.high)}"
+
+
+def _number(metric: str, value: float) -> str:
+    return f"{value:{_SPEC.get(metric, _PLAIN)}}".rstrip(".")
 
 
 def _json(value: Any) -> Any:

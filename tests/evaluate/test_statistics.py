@@ -86,9 +86,9 @@ def numbers(n, better):
 
 
 def test_a_family_is_every_method_and_metric_of_one_region():
-    tests, notes = paired_tests(numbers(8, {"a": 1.0, "b": 2.0}), "tricubic")
+    tests, notes = paired_tests(numbers(9, {"a": 1.0, "b": 2.0}), "tricubic")
     assert not notes
-    smallest = 2 / 2**8
+    smallest = 2 / 2**9
     assert {(t.region, t.p, t.p_holm) for t in tests} == {("image", smallest, 2 * smallest), ("mask", smallest, 4 * smallest)}
     assert next(t for t in tests if t.method == "b").median_difference == pytest.approx(2, abs=0.1)
 
@@ -104,3 +104,11 @@ def test_few_subjects_get_a_sentence_in_place_of_p():
     tests, notes = paired_tests(numbers(4, {"a": 1.0}), "tricubic")
     assert all(np.isnan(t.p) and np.isnan(t.p_holm) and np.isfinite(t.median_difference) for t in tests)
     assert "0.125" in notes[0]
+
+
+@pytest.mark.parametrize("n, said", [(7, True), (8, False)])
+def test_a_family_too_large_for_its_subjects_gets_a_sentence(n, said):
+    """In the region mask, 4 comparisons: 4 × 2 / 2^7 is 0.0625, of 8 subjects half of that."""
+    notes = paired_tests(numbers(n, {"a": 1.0, "b": 2.0}), "tricubic")[1]
+    assert (len(notes) == 1 and "mask: 4 comparisons of 7" in notes[0] and "0.062" in notes[0] and "8 subjects" in notes[0]) == said
+    assert bool(notes) == said
