@@ -292,7 +292,7 @@ def _benchmark(
     from jaxsr.evaluate.protocol import load_protocol
 
     file = load_protocol(path)
-    heads = find_heads(source, file.protocol)
+    heads = find_heads(source, file.protocol, out)
     if dry_run:
         for subject in heads.entered:
             terminal.print(f"{subject} enters")

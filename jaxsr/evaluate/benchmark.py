@@ -50,15 +50,18 @@ class Heads(NamedTuple):
     left_out: dict[str, str]
 
 
-def find_heads(source: Path, protocol: Protocol) -> Heads:
+def find_heads(source: Path, protocol: Protocol, out: Path | None = None) -> Heads:
     """The head in a file, or those in a folder and its subfolders (no masks, segmentations or maps), by their headers alone.
+
+    What lies below `out`, where an earlier run put it, is none.
 
     Raises:
       EvaluationError: where there is none.
     """
     paths = volume_files(source) if source.exists() else []
+    paths = [path for path in paths if out is None or not path.resolve().is_relative_to(out.resolve())]
     if not paths:
-        raise EvaluationError(f"{shown(source)}: no heads there (.nii, .nii.gz, .mgz, .mgh): name a volume or a folder of them")
+        raise EvaluationError(f"{shown(source)}: no heads there (.nii, .nii.gz, .mgz, .mgh): name a volume or a folder of them, not in -o")
     heads = Heads(source, {}, {})
     for path, subject in subjects_of(paths, source).items():
         try:
@@ -157,32 +160,36 @@ def _made_of(path: Path, protocol: Protocol) -> dict[str, Any]:
 
 
 def _degrade(path: Path, reference: Path, low: Path, protocol: Protocol, made: Mapping[str, Any], note: Note) -> None:
-    if reference.is_file() and _same(low, made):
+    if _same(reference, made) and _same(low, made):
         return
     from jaxsr.data.subjects import simulate
 
-    check_sidecar(low)
+    for output in (reference, low):
+        _check_place(output)
     settings = Settings(protocol.acquisition, protocol.seed)
     truth = read_truth(path, settings, note)
     planned = plan(Job(path, low), truth, settings)
     acquired = simulate(truth, protocol.acquisition, key_of(path, protocol.seed))
     if not np.isfinite(acquired.data).all():
         raise VolumeError(f"{shown(path)}: the simulated volume is not finite; scale the intensities to a scanner's, below a million")
+    sources = [os.path.relpath(path.resolve(), low.resolve().parent)]  # one folder up and down: the same from the reference's
+    block = {**made, "Notes": list(truth.notes), "Made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+    whole = {"Description": "The head as it was degraded for a benchmark; nothing else was done to it.", "Sources": sources, "JaxSR": block}
     facts = {
         "Description": SIMULATED,
-        "Sources": [os.path.relpath(path.resolve(), low.resolve().parent)],
-        "JaxSR": {
-            **made,
-            "Simulated": True,
-            "Drawn": planned["Drawn"],
-            "AcquiredShape": planned["Shape"],
-            "Notes": list(truth.notes),
-            "Made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        },
+        "Sources": sources,
+        "JaxSR": {**block, "Simulated": True, "Drawn": planned["Drawn"], "AcquiredShape": planned["Shape"]},
     }
-    write_volume(reference, truth, description="jaxsr: reference")
+    write_volume(reference, truth, description="jaxsr: reference", before={sidecar_path(reference): json_writer(whole)})
     result = replace(truth, data=acquired.data, affine=acquired.affine)
     write_volume(low, result, description="jaxsr: simulated", before={sidecar_path(low): json_writer(facts)})
+
+
+def _check_place(output: Path) -> None:
+    """Raises VolumeError where a volume or a sidecar would be replaced that is not ours."""
+    check_sidecar(output)
+    if output.exists() and read_sidecar(output) is None:
+        raise VolumeError(f"{shown(output)} exists and was not written by jaxsr: choose another -o")
 
 
 def _same(output: Path, facts: Mapping[str, Any]) -> bool:
@@ -233,7 +240,7 @@ def _upscale_all(
             engine = engine or make_engine(model, batch_size=batch_size)
             request = model.method.default_request
             try:
-                check_sidecar(output)
+                _check_place(output)
                 low, grid = read_volume(case.low), read_volume(case.reference).grid
                 slices = lambda n, of: progress(done, f"{subject}, {n} of {of} slices")  # noqa: B023, E731
                 result = engine.upscale(low, request, to_mm=grid, seed=protocol.seed, progress=slices, note=note)

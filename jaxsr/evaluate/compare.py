@@ -164,6 +164,7 @@ def compare_subjects(
         failed,
         tuple(pictures),
         against=against,
+        data_range=means.rules.data_range,
         left_out=left_out or {},
         sources=sources,
         curves=curves,

@@ -24,7 +24,7 @@ from jaxsr.files import write_together
 
 CONVENTIONS = {
     "intensities": "compared as they are, in the reference's unit",
-    "data_range": "99.9 % minus 0.1 % percentile of the reference inside the mask, or inside its foreground where no mask is given",
+    "data_range": "{range} of the reference inside the mask, or inside its foreground where no mask is given",
     "foreground": "largest piece above half of Otsu's threshold of the reference, slightly smoothed, holes filled",
     "regions": "'image': every voxel; 'foreground' or 'mask': the voxels inside",
     "mse": "mean squared error",
@@ -57,6 +57,7 @@ _SPEC = {
     "gradient_error": ".3f",
 }
 _PLAIN = "#.4g"
+_RANGES = {"robust": "99.9 % minus 0.1 % percentile", "full": "largest minus smallest value"}
 _NUMBERS = re.compile(r"\[\n\s+([-+.\deE,\s]+?)\s+\]")
 _NEAR = 2  # folders upwards, up to which a path is written as relative
 
@@ -101,7 +102,7 @@ class Comparison:
 
     Attributes:
       failures: subject → why it could not be compared; `left_out`: subject → why it was not meant to be.
-      against: the method that others are tested against.
+      against: the method that others are tested against. data_range: of `jaxsr.evaluate.scores.Rules`.
       sources: subject → its volumes. curves: subject → method → Fourier shell correlation.
       protocol, provenance: as they are to stand in metrics.json.
     """
@@ -112,6 +113,7 @@ class Comparison:
     montages: tuple[Path, ...] = ()
     files: tuple[Path, ...] = ()
     against: str | None = None
+    data_range: str = "robust"
     left_out: Mapping[str, str] = field(default_factory=dict)
     sources: Mapping[str, Files] = field(default_factory=dict)
     curves: Mapping[str, Mapping[str, Mapping[str, list[float]]]] = field(default_factory=dict)
@@ -188,11 +190,11 @@ def write_tables(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
 
 
 def _document(comparison: Comparison, folder: Path) -> dict[str, Any]:
+    scored = {metric for row in comparison.rows for metric in row.values}
+    told = {key: text for key, text in CONVENTIONS.items() if key not in METRICS or key in scored}
     rows = [{**row._asdict(), "values": {m: _json(v) for m, v in row.values.items()}} for row in comparison.rows]
     return {
-        "conventions": {
-            key: text for key, text in CONVENTIONS.items() if key not in METRICS or any(key in r.values for r in comparison.rows)
-        },
+        "conventions": {**told, "data_range": told["data_range"].format(range=_RANGES[comparison.data_range])},
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in ("jaxsr", "jax", "numpy", "nibabel", "scipy")},

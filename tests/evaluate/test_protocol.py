@@ -13,9 +13,10 @@ import pytest
 from jaxsr.config import ConfigError, dump, load
 from jaxsr.evaluate import benchmark
 from jaxsr.evaluate.benchmark import find_heads, run_protocol
-from jaxsr.evaluate.compare import EvaluationError, compare_files
+from jaxsr.evaluate.compare import EvaluationError, Means, compare_files
 from jaxsr.evaluate.interpolation import INTERPOLATIONS
 from jaxsr.evaluate.protocol import Protocol, load_protocol
+from jaxsr.evaluate.scores import Rules
 from jaxsr.upscale.engine import Engine
 from jaxsr.volume.io import Volume, read_volume, write_volume
 
@@ -24,7 +25,7 @@ TEXT = """\
 name: small
 acquisition: {voxel_size: [2.0, 2.0, 2.0], snr: [20.0, 40.0]}
 seed: 3
-metrics: [psnr, rmse, resolution]
+metrics: [psnr, rmse]
 """
 
 
@@ -65,7 +66,7 @@ def engines(monkeypatch, identity_method):
     data = SimpleNamespace(voxel_size=1.0, acquired=None, acquisition=SimpleNamespace(name="none"))
     experiment = SimpleNamespace(method=SimpleNamespace(kind="identity"), data=data)
 
-    def load_model(path, note):
+    def load_model(path, note=None):
         return SimpleNamespace(name=path.stem, step=1, sha256=f"of {path}", method=identity_method, experiment=experiment)
 
     monkeypatch.setattr("jaxsr.upscale.files.make_engine", make_engine)
@@ -213,7 +214,8 @@ def test_an_interrupted_benchmark_goes_on(tmp_path, heads, protocol, engines, mo
 def test_what_a_benchmark_made_compares_like_any_files(tmp_path, heads, protocol, engines):
     out = tmp_path / "out"
     rows = run_protocol(protocol, find_heads(heads, protocol.protocol), {"same": Path("a")}, out, montage=False).rows
-    again = compare_files({"same": out / "upscaled/same"}, out / "reference", tmp_path / "again", low=out / "low", montage=False)
+    means = Means(Rules(("psnr",)), montage=False)
+    again = compare_files({"same": out / "upscaled/same"}, out / "reference", tmp_path / "again", low=out / "low", means=means)
     ours = {(r.subject, r.method, r.region): r.values["psnr"] for r in rows}
     assert ours == {(r.subject, r.method, r.region): r.values["psnr"] for r in again.rows}
 
@@ -223,6 +225,19 @@ def test_a_head_that_fails_does_not_stop_the_others(tmp_path, heads, protocol, e
     comparison = run_protocol(protocol, find_heads(heads, protocol.protocol), {}, tmp_path / "out", montage=False)
     assert "below zero" in comparison.failures["sub-2"]
     assert {r.subject for r in comparison.rows} == {"sub-0", "sub-1"}
+
+
+def test_a_benchmark_replaces_no_file_of_others_and_takes_none_of_its_own_for_a_head(tmp_path, heads, protocol, engines):
+    out = heads / "out"
+    write_volume(out / "reference" / "sub-0.nii.gz", head(5))
+    before = (out / "reference" / "sub-0.nii.gz").read_bytes()
+    found = find_heads(heads, protocol.protocol, out)
+    assert set(found.entered) == {"sub-0", "sub-1"}
+    comparison = run_protocol(protocol, found, {}, out, montage=False)
+    assert "not written by jaxsr" in comparison.failures["sub-0"]
+    assert (out / "reference" / "sub-0.nii.gz").read_bytes() == before
+    with pytest.raises(EvaluationError, match="no heads"):
+        find_heads(out / "reference", protocol.protocol, out)
 
 
 @pytest.mark.parametrize("name", ["tricubic", "../out", "a b", ""])
@@ -248,7 +263,8 @@ def test_real_heads_come_back_and_zero_filling_resolves_most_among_interpolation
     """Of the four, only zero filling passes all frequencies that were acquired as they are."""
     source = nib.load(mri / "clinical_toolbox" / "T2_1mm.nii")
     nib.save(source.slicer[30:126, 40:136, 40:136], tmp_path / "head.nii.gz")
-    comparison = run_protocol(protocol, find_heads(tmp_path / "head.nii.gz", protocol.protocol), {}, tmp_path / "out", montage=False)
+    resolved = protocol._replace(protocol=protocol.protocol.model_copy(update={"metrics": ("resolution",)}))
+    comparison = run_protocol(resolved, find_heads(tmp_path / "head.nii.gz", protocol.protocol), {}, tmp_path / "out", montage=False)
     sizes = {r.method: r.values["resolution"] for r in comparison.rows if r.region == "image"}
     assert min(sizes, key=sizes.__getitem__) == "zero-filled"
     assert os.listdir(tmp_path / "out" / "low")
