@@ -20,6 +20,7 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata, wilcoxon
 
 LEVEL, RESAMPLES, SEED = 0.95, 9999, 0
+FEWEST = 5  # subjects with an interval: resampled means of 3 have 10 values, and the ends jump between them
 LEAST, EXACT = 6, 200  # pairs
 ALPHA = 0.05
 
@@ -51,13 +52,13 @@ class Test(NamedTuple):
 def bootstrap_interval(
     values: tuple[float, ...], level: float = LEVEL, resamples: int = RESAMPLES, seed: int = SEED
 ) -> tuple[float, float]:
-    """Ends of the interval of the mean; NaN for less than two values or one that is not finite; the value itself where all are equal.
+    """Ends of the interval of the mean; NaN for less than FEWEST values or one that is not finite; the value itself where all are equal.
 
     With ẑ0 = Φ⁻¹(share of resampled means below the mean) and â = Σd³ / 6 (Σd²)^1.5, d the deviations, an end is the quantile
     Φ(ẑ0 + (ẑ0 + z) / (1 − â (ẑ0 + z))) of the resampled means, z = Φ⁻¹ of (1 ∓ level) / 2.
     """
     x = np.asarray(values, np.float64)
-    if len(x) < 2 or not np.isfinite(x).all():
+    if len(x) < FEWEST or not np.isfinite(x).all():
         return _NAN, _NAN
     deviations = x - x.mean()
     if not np.any(np.abs(deviations) > 1e-12 * np.abs(x).max()):

@@ -39,7 +39,7 @@ CONVENTIONS = {
     "hfen": "norm of the Laplacian of Gaussian (sigma 1.5 voxels, 15 taps) of the error over that of the reference",
     "gradient_error": "root of the mean square of the gradient vector's error over that of the reference's gradient",
     "sd": "over subjects, N - 1",
-    "low, high": "95 % BCa bootstrap interval of the mean over subjects, 9999 resamples, seed 0; null for one subject",
+    "low, high": "95 % BCa bootstrap interval of the mean over subjects, 9999 resamples, seed 0; null below 5 subjects",
     "p": "two-sided exact Wilcoxon signed-rank test of paired differences, zeros left out; null below 6 pairs",
     "p_holm": "Holm's correction over all methods and metrics of the region",
     "median_difference": "median over subjects of method - against",

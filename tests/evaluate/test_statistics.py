@@ -65,9 +65,9 @@ def test_intervals_follow_their_values_and_nothing_else():
     assert low < values.mean() < high
     assert interval(10 * values + 100) == pytest.approx((10 * low + 100, 10 * high + 100))
     assert interval(values, level=0.5)[1] < high
-    assert np.isnan(interval([1.0])).all()
-    assert np.isnan(interval([1.0, np.inf])).all()
-    assert interval([0.1, 0.1, 0.1]) == (0.1, 0.1)
+    assert np.isnan(interval([1.0, 2, 3, 4])).all()
+    assert np.isnan(interval([1.0, 2, 3, 4, np.inf])).all()
+    assert interval([0.1] * 5) == (0.1, 0.1)
 
 
 @pytest.mark.slow
