@@ -84,6 +84,7 @@ def compare_files(
       low: the low-resolution input, file or folder, whose interpolations are scored too. By default what the outputs' sidecar JSON
         files name first under Sources, where it can be found.
       mask: file or folder on the references' grids.
+      montage: pictures are drawn; where there are `means`, those say it.
 
     A subject that fails among several is left out and reported in `Comparison.failures`; where all fail, the first error is raised.
 
