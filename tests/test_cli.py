@@ -78,6 +78,28 @@ def test_train_upscale_evaluate_on_one_scan(work):
     assert next(row for row in rows if row["method"] == "output")["SSIM"].startswith("1")
 
 
+def test_a_benchmark_is_one_command(work):
+    """With interpolations alone; models are tests/evaluate/test_protocol.py's."""
+    (work / "bench.yaml").write_text("name: bench\nacquisition: {voxel_size: [12.0, 12.0, 12.0]}\nmetrics: [psnr, nrmse]\n")
+    words = ["evaluate", "--protocol", "bench.yaml", "-r", "scan.nii.gz", "-o", "bench"]
+    plan = jaxsr(*words, "--dry-run", cwd=work)
+    assert plan.returncode == 0, plan.stderr
+    assert "1 of 1 heads enter bench" in plan.stdout
+    assert not (work / "bench").exists()
+    done = jaxsr(*words, "--report", cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert all(word in done.stdout for word in ("PSNR (dB)", "NRMSE", "zero-filled"))
+    document = json.loads((work / "bench" / "metrics.json").read_text())
+    assert document["provenance"]["command"][:3] == ["jaxsr", "evaluate", "--protocol"]
+    assert document["protocol"]["name"] in (work / "bench" / "report.html").read_text()
+
+
+def test_metrics_are_listed_by_name():
+    listed = jaxsr("evaluate", "--metrics", "list")
+    assert listed.returncode == 0
+    assert "effective resolution, mm: lower is better" in listed.stdout
+
+
 def test_a_plan_is_shown_without_running(work):
     plan = jaxsr("upscale", "-i", "scan.nii.gz", "-o", "planned.nii.gz", "--model", "run", "--to-mm", "3", "--dry-run", cwd=work)
     assert plan.returncode == 0
@@ -97,6 +119,9 @@ def test_a_plan_is_shown_without_running(work):
         (["train", "tiny.yaml", "train.stepz=3"], 2, "did you mean"),
         (["train", "tiny.yaml", "train.steps=9", "seed=1", "--run-dir", "run"], 2, "seed: 0 → 1"),
         (["evaluate", "-i", "scan.nii.gz", "-r", "missing.nii.gz"], 2, "missing.nii.gz"),
+        (["evaluate", "-i", "scan.nii.gz", "-r", "scan.nii.gz", "--metrics", "beauty"], 2, "unknown metric 'beauty'"),
+        (["evaluate", "-r", "scan.nii.gz"], 2, "--protocol"),
+        (["evaluate", "--protocol", "tiny.yaml", "-r", "scan.nii.gz"], 2, "unknown key"),
         (["config", "validate", "tiny.yaml", "nowhere.yaml"], 2, "nowhere.yaml"),
         (["nonsense"], 2, "nonsense"),
     ],

@@ -1,54 +1,202 @@
 """Commands that compare volumes: evaluate."""
 
+import datetime
 import json
+import platform
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jaxsr.cli.options import AsJson, bare, select_device
-from jaxsr.cli.output import open_console, print_table
+from jaxsr.cli.options import (
+    AsJson,
+    BatchSize,
+    Device,
+    bare,
+    choice,
+    device_in_use,
+    select_device,
+    slices_at_a_time,
+)
+from jaxsr.cli.output import open_console, print_table, progress
 from jaxsr.cli.status import Exit
+
+if TYPE_CHECKING:
+    from jaxsr.evaluate.tables import Comparison
 
 
 def evaluate(
-    outputs: Annotated[list[str], bare("--input", "-i", help="Output file or folder; NAME=PATH to name a method; repeatable.")],
-    reference: Annotated[Path, bare("--reference", "-r", help="The truth: a file, or a folder with the same names.")],
+    outputs: Annotated[
+        list[str] | None, bare("--input", "-i", help="Output file or folder; NAME=PATH to name a method; repeatable.")
+    ] = None,
+    reference: Annotated[
+        Path | None, bare("--reference", "-r", help="The truth: a file, or a folder with the same names. With --protocol: the heads.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where tables and pictures go.")] = Path("evaluation"),
     low: Annotated[Path | None, bare("--low", "-l", help="The low-resolution input. [default: what the sidecar names]")] = None,
     mask: Annotated[Path | None, bare("--mask", help="Voxels that count. [default: the reference's foreground]")] = None,
+    metrics: Annotated[
+        str | None, bare(help="Names, the most important first, or list. [default: psnr,ssim,rmse,mae,resolution,hfen,gradient_error]")
+    ] = None,
+    against: Annotated[str | None, bare(help="The method that others are tested against. [default: tricubic]")] = None,
+    resampling: Annotated[
+        str | None, bare("--resample", help="linear or cubic: outputs on other grids are brought to the reference's. [default: refused]")
+    ] = None,
+    protocol: Annotated[
+        Path | None,
+        bare("--protocol", help="A benchmark's file, e.g. configs/protocols/2mm-to-native.yaml: heads are degraded, upscaled, scored."),
+    ] = None,
+    models: Annotated[
+        list[str] | None, bare("--models", "--model", "-m", help="With --protocol: NAME=RUN or an exported file; repeatable.")
+    ] = None,
+    batch_size: BatchSize = "auto",
+    device: Device = "auto",
+    picture: Annotated[bool, typer.Option("--montage/--no-montage", help="Write a PNG for each subject.")] = True,
+    report: Annotated[bool, typer.Option("--report", help="Write report.html, too, as `jaxsr report` does.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --protocol: say which heads enter, and why others do not.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare outputs with a reference: RMSE, PSNR, SSIM beside four interpolations, as CSV, JSON and a picture.
+    """Compare outputs with a reference beside four interpolations, or run a benchmark: tables, intervals, paired tests, pictures.
+
+    Per-subject numbers are kept in metrics.csv and metrics.json. With --protocol, heads are degraded and upscaled by each model first;
+    what an interrupted run has made is kept.
 
     Examples:
 
         jaxsr evaluate -i out.nii.gz -r truth.nii.gz
 
         jaxsr evaluate -i sr3=a/ -i student=b/ -r truth/ -l low/ -o comparison
+
+        jaxsr evaluate --protocol configs/protocols/2mm-to-native.yaml -r heads/ --models sr3=runs/sr3 -o benchmark --report
     """
-    select_device("cpu")
-    from jaxsr.evaluate.compare import compare_files
+    if metrics == "list":
+        _list_metrics()
+        return
+    if resampling is not None:
+        choice("--resample", resampling, ("linear", "cubic"))
+    if reference is None:
+        raise typer.BadParameter("name the truth with -r", param_hint="--reference")
+    if protocol is None and not outputs:
+        raise typer.BadParameter("name what is to be compared with -i, or a benchmark with --protocol", param_hint="--input")
+    for option, given in (("--models", bool(models)), ("--dry-run", dry_run)):
+        if protocol is None and given:
+            raise typer.BadParameter("goes with --protocol only", param_hint=option)
+    taken = {"--input": outputs, "--low": low, "--metrics": metrics, "--against": against, "--resample": resampling}
+    for option, value in taken.items():
+        if protocol is not None and value:
+            raise typer.BadParameter("the protocol says it, or makes it: leave it out", param_hint=option)
+    methods = _methods(outputs or [], "--input")
+    size = slices_at_a_time(batch_size)
+    select_device(device)
+    from jaxsr.evaluate.compare import Means, compare_files
+    from jaxsr.evaluate.scores import RULES, check_metrics
     from jaxsr.files import shown
 
-    named = [_named(text) for text in outputs]
-    methods = dict(named)
-    if len(methods) < len(named):
-        raise typer.BadParameter("several inputs of one name: give each its own, as in -i sr3=a/ -i student=b/", param_hint="--input")
-    comparison = compare_files(methods, reference, out, low=low, mask=mask)
+    terminal = open_console(quiet=as_json)
+    provenance = {
+        "command": ["jaxsr", *sys.argv[1:]],
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": device_in_use(),
+        "platform": platform.platform(),
+    }
+    if protocol is not None:
+        comparison = _benchmark(
+            protocol, reference, _methods(models or [], "--models"), out, mask, size, picture, dry_run, provenance, terminal
+        )
+        if comparison is None:
+            return
+    else:
+        try:
+            rules = RULES if metrics is None else RULES._replace(metrics=check_metrics([name.strip() for name in metrics.split(",")]))
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--metrics") from None
+        means = Means(rules, resampling, against, picture, provenance=provenance)  # type: ignore[arg-type]
+        with progress(terminal, "scored", None) as (advance, _):
+            told = lambda done, total: advance(done, "subjects", total) if total > 1 else None  # noqa: E731
+            comparison = compare_files(methods, reference, out, low=low, mask=mask, means=means, progress=told)
+    files = list(comparison.files)
+    if report:
+        from jaxsr.evaluate.report import write_report
+
+        done = write_report(out, out / "report.html")
+        files.append(done.path)
     if as_json:
         print(json.dumps(comparison.table(), indent=2, ensure_ascii=False))
     else:
-        terminal = open_console()
-        print_table(terminal, comparison.table())
-        for sentence in comparison.notes:
+        print_table(terminal, comparison.table(interval=True))
+        for sentence in (*comparison.all_notes, *_significant(comparison)):
             terminal.print(f"note: {sentence}")
-        terminal.print(f"wrote {', '.join(shown(path) for path in comparison.files)}")
+        for subject, why in comparison.left_out.items():
+            terminal.print(f"{subject} {why}")
+        terminal.print(f"wrote {', '.join(shown(path) for path in files)}")
     if comparison.failures:
         raise Exit(1, "\n".join(["some subjects failed:", *(f"  {name}: {why}" for name, why in comparison.failures.items())]))
 
 
-def _named(text: str) -> tuple[str, Path]:
-    """`NAME=PATH`, or a path that goes by the name 'output'."""
-    name, equals, path = text.partition("=")
-    return (name, Path(path)) if equals and not Path(text).exists() else ("output", Path(text))
+def _benchmark(
+    path: Path,
+    source: Path,
+    models: dict[str, Path],
+    out: Path,
+    masks: Path | None,
+    batch_size: Any,
+    picture: bool,
+    dry_run: bool,
+    provenance: dict[str, Any],
+    terminal: Any,
+) -> "Comparison | None":
+    from jaxsr.evaluate.benchmark import find_heads, run_protocol
+    from jaxsr.evaluate.protocol import load_protocol
+
+    file = load_protocol(path)
+    heads = find_heads(source, file.protocol, out)
+    if dry_run:
+        for subject in heads.entered:
+            terminal.print(f"{subject} enters")
+        for subject, why in heads.left_out.items():
+            terminal.print(f"{subject} {why}")
+        terminal.print(f"{len(heads.entered)} of {len(heads.entered) + len(heads.left_out)} heads enter {file.protocol.name}")
+        return None
+    with progress(terminal, file.protocol.name, None) as (advance, note):
+        told = lambda done, total, text: advance(done, text, total)  # noqa: E731
+        how: dict[str, Any] = {"masks": masks, "batch_size": batch_size, "montage": picture, "provenance": provenance}
+        return run_protocol(file, heads, models, out, progress=told, note=note, **how)
+
+
+def _list_metrics() -> None:
+    from jaxsr.evaluate.metrics.registry import METRICS
+    from jaxsr.evaluate.scores import DEFAULT, KNOWN
+
+    better = {"higher": "higher is better", "lower": "lower is better", "zero": "nearer to zero is better"}
+    for name in KNOWN:
+        metric = METRICS[name]
+        unit = f", {metric.unit}" if metric.unit else ""
+        least = f", {metric.least} voxels a side or more" if metric.least > 1 else ""
+        print(f"{name:<22}{metric.title}{unit}: {better[metric.better]}{least}{' (default)' if name in DEFAULT else ''}")
+
+
+def _significant(comparison: "Comparison") -> list[str]:
+    """For the mask or foreground, a sentence a method: what it differs in. None where no difference could be significant."""
+    tests = [t for t in comparison.tests if t.region == comparison.tests[0].region and t.p_holm == t.p_holm]
+    if not tests or any(note.startswith(f"{tests[0].region}: ") for note in comparison.all_notes):
+        return []
+    said = []
+    for method in dict.fromkeys(t.method for t in tests):
+        mine = [t for t in tests if t.method == method]
+        differs = ", ".join(t.metric for t in mine if t.p_holm < 0.05) or "no metric"
+        said.append(f"{method} differs from {mine[0].against} ({mine[0].region}, Holm p < 0.05, n = {mine[0].n}) in {differs}")
+    return said
+
+
+def _methods(texts: list[str], option: str) -> dict[str, Path]:
+    """Name → path of `NAME=PATH`, or of a path, which goes by the name 'output' or, if a model, its own."""
+    methods: dict[str, Path] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or Path(text).exists():
+            name, path = "output" if option == "--input" else Path(text).stem, text
+        if name in methods:
+            raise typer.BadParameter(f"several of the name {name}: give each its own, as in sr3=a/ student=b/", param_hint=option)
+        methods[name] = Path(path)
+    return methods

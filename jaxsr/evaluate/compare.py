@@ -1,49 +1,68 @@
 """`jaxsr evaluate`: outputs against references, every interpolation of the same input beside them.
 
 Before a number is formed, the grids are compared in scanner space, so the orientation a file was stored in does not matter and a shifted or
-rescaled output is refused rather than scored. Intensities are compared as they are: nothing is rescaled, matched or clipped.
-
-The data range R of PSNR and SSIM is that of the reference, robustly: its 99.9 % minus its 0.1 % percentile inside the mask or, without
-one, inside the foreground of the reference (`jaxsr.volume.foreground`). Each method has two rows, over the whole 'image' and over the
-mask or 'foreground', both with the same R, which stands in every row.
+rescaled output is refused rather than scored, or resampled where that is asked for. How volumes become numbers stands in scores.py, what
+numbers of several subjects say in statistics.py.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxsr.evaluate.files import Pairing, named_source, pair_files, sidecar_path
 from jaxsr.evaluate.interpolation import INTERPOLATIONS, interpolate
-from jaxsr.evaluate.metrics.pixel import mae, psnr, rmse
-from jaxsr.evaluate.metrics.ssim import WINDOW, ssim_map
 from jaxsr.evaluate.montage import save_montage
-from jaxsr.evaluate.tables import Comparison, Row, write_tables
+from jaxsr.evaluate.scores import RULES, Rules, score
+from jaxsr.evaluate.tables import Comparison, Files, Row, write_tables
 from jaxsr.files import shown
 from jaxsr.volume.foreground import foreground
-from jaxsr.volume.geometry import Grid
-from jaxsr.volume.intensity import fit_window
+from jaxsr.volume.geometry import Grid, resample, resample_oblique
 from jaxsr.volume.io import Volume, VolumeError, read_volume
 
+Resampling = Literal["linear", "cubic"]
+Progress = Callable[[int, int], None]  # subjects done, subjects in all
+
 TOLERANCE = 1e-3  # mm
+AGAINST = "tricubic"  # whom others are tested against: one choice for all studies, made before their numbers are seen
 
 
 class EvaluationError(ValueError):
     """Volumes that cannot be compared: one sentence that says what differs and the way out."""
 
 
-def compare_volumes(reference: Volume, candidates: Mapping[str, Volume], mask: np.ndarray | None = None, *, subject: str = "") -> list[Row]:
-    """Two rows for each of `candidates` (method → volume): over the whole image, and over `mask` (by default the reference's foreground).
+class Means(NamedTuple):
+    """What `compare_subjects` is told beside the files.
+
+    Attributes:
+      resampling: how an output, mask or grid that differs from the reference's is brought to it; None: it is refused.
+      against: the method that others are tested against; None: AGAINST, or the first method where that is not scored.
+      montage: pictures are drawn.
+      protocol, provenance: for metrics.json, as they are.
+    """
+
+    rules: Rules = RULES
+    resampling: Resampling | None = None
+    against: str | None = None
+    montage: bool = True
+    protocol: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] = {}
+
+
+def compare_volumes(
+    reference: Volume, candidates: Mapping[str, Volume], mask: np.ndarray | None = None, *, subject: str = "", rules: Rules = RULES
+) -> list[Row]:
+    """Rows for each of `candidates` (method → volume): over the whole image, and over `mask` (by default the reference's foreground).
 
     Raises:
       EvaluationError: where a candidate does not lie on the reference's grid, or the mask is empty or of another shape.
     """
     for method, candidate in candidates.items():
         check_same_grid(reference.grid, candidate.grid, f"{method} {candidate.path or ''}".strip())
-    return _rows(reference, candidates, _region(reference, mask), _named(mask), subject)
+    return score(reference, candidates, _region(reference, mask), _named(mask), subject, rules)[0]
 
 
 def compare_files(
@@ -54,6 +73,8 @@ def compare_files(
     low: Path | None = None,
     mask: Path | None = None,
     montage: bool = True,
+    means: Means | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Comparison:
     """Compares files, or folders matched by name (`jaxsr.evaluate.files.pair_files`), and writes metrics.csv, metrics.json and montages.
 
@@ -63,6 +84,7 @@ def compare_files(
       low: the low-resolution input, file or folder, whose interpolations are scored too. By default what the outputs' sidecar JSON
         files name first under Sources, where it can be found.
       mask: file or folder on the references' grids.
+      montage: pictures are drawn; where there are `means`, those say it.
 
     A subject that fails among several is left out and reported in `Comparison.failures`; where all fail, the first error is raised.
 
@@ -74,30 +96,82 @@ def compare_files(
     masks = {} if mask is None else _paired(reference, mask, "the mask", masks=True).matched
     subjects = list(dict.fromkeys(s for pairing in pairings.values() for s in pairing.matched))
     notes = [note for method, pairing in pairings.items() for note in _pairing_notes(method, pairing)]
-    rows: list[Row] = []
-    pictures: list[Path] = []
+    cases: dict[str, Files] = {}
     failures: dict[str, str] = {}
     for subject in subjects:
-        files = {method: pairing.matched[subject] for method, pairing in pairings.items() if subject in pairing.matched}
-        single = len(subjects) == 1
-        picture = None if not montage else out_dir / ("montage.png" if single else f"montages/{subject.replace('/', '_')}.png")
+        found = {method: pairing.matched[subject] for method, pairing in pairings.items() if subject in pairing.matched}
+        if low is not None and subject not in inputs:
+            failures[subject] = f"{subject}: no input for it in {low}: add it, or leave --low out"
+        elif mask is not None and subject not in masks:
+            failures[subject] = f"{subject}: no mask for it in {mask}: add it, or leave --mask out"
+        else:
+            files = {method: output for method, (_, output) in found.items()}
+            at = next(iter(found.values()))[0]
+            cases[subject] = Files(at, files, inputs[subject][1] if low else None, masks[subject][1] if mask else None)
+    if not cases:
+        raise EvaluationError(next(iter(failures.values())))
+    means = means or Means(montage=montage)
+    return compare_subjects(cases, out_dir, means, notes=notes, failures=failures, progress=progress)
+
+
+def compare_subjects(
+    cases: Mapping[str, Files],
+    out_dir: Path,
+    means: Means = Means(),
+    *,
+    notes: Sequence[str] = (),
+    failures: Mapping[str, str] | None = None,
+    left_out: Mapping[str, str] | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Comparison:
+    """Scores subject → files, one subject in memory at a time, and writes the tables; `notes`, `failures` and `left_out` join its own.
+
+    Raises: as `compare_files`; EvaluationError also where no method goes by the name `means.against`.
+    """
+    known = dict.fromkeys(method for case in cases.values() for method in case.outputs)
+    if means.against and means.against not in (*INTERPOLATIONS, *known):
+        raise EvaluationError(f"--against {means.against}: no such method; there are {', '.join((*INTERPOLATIONS, *known))}")
+    single = len(cases) + len(failures or {}) == 1
+    rows: list[Row] = []
+    said, failed = list(notes), dict(failures or {})
+    sources: dict[str, Files] = {}
+    curves: dict[str, Any] = {}
+    pictures: list[Path] = []
+    for done, (subject, case) in enumerate(cases.items()):
+        progress(done, len(cases))
+        picture = out_dir / ("montage.png" if single else f"montages/{subject.replace('/', '_')}.png") if means.montage else None
         try:
-            if low is not None and subject not in inputs:
-                raise EvaluationError(f"{subject}: no input for it in {low}: add it, or leave --low out")
-            if mask is not None and subject not in masks:
-                raise EvaluationError(f"{subject}: no mask for it in {mask}: add it, or leave --mask out")
-            done = _compare_subject(subject, files, inputs.get(subject), masks.get(subject), picture)
+            scored = _compare_subject(subject, case, means, picture)
         except (EvaluationError, VolumeError) as error:
             if single:
                 raise
-            failures[subject] = str(error)
+            failed[subject] = str(error)
             continue
-        rows += done[0]
-        notes += done[1]
+        rows += scored.rows
+        said += [f"{subject}: {note}" for note in scored.notes]
+        sources[subject] = case._replace(low=scored.low)
+        if scored.curves:
+            curves[subject] = scored.curves
         pictures += [] if picture is None else [picture]
+    progress(len(cases), len(cases))
     if not rows:
-        raise EvaluationError(next(iter(failures.values())))
-    comparison = Comparison(tuple(rows), tuple(notes), failures, tuple(pictures))
+        raise EvaluationError(next(iter(failed.values())))
+    methods = dict.fromkeys(row.method for row in rows)
+    against = means.against or (AGAINST if AGAINST in methods else next(iter(methods)))
+    provenance = {**means.provenance, **({"resampling": means.resampling} if means.resampling else {}), "against": against}
+    comparison = Comparison(
+        tuple(rows),
+        tuple(said),
+        failed,
+        tuple(pictures),
+        against=against,
+        data_range=means.rules.data_range,
+        left_out=left_out or {},
+        sources=sources,
+        curves=curves,
+        protocol=means.protocol,
+        provenance=provenance,
+    )
     return replace(comparison, files=(*write_tables(comparison, out_dir), *pictures))
 
 
@@ -106,7 +180,7 @@ def check_same_grid(reference: Grid, candidate: Grid, name: str) -> None:
     if candidate.shape != reference.shape:
         raise EvaluationError(
             f"{name}: {_described(candidate)} is compared with a reference of {_described(reference)}: "
-            "bring both to one grid first, for instance by upscaling with --to-mm set to the reference's voxel size"
+            "bring both to one grid first, for instance by upscaling with --to-mm set to the reference's voxel size, or ask for --resample"
         )
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(reference.shape) - 1)
     index = np.concatenate([corners, np.ones((8, 1))], axis=1)
@@ -115,55 +189,65 @@ def check_same_grid(reference: Grid, candidate: Grid, name: str) -> None:
         raise EvaluationError(
             f"{name}: its voxels lie up to {apart:.3g} mm from the reference's ({_described(candidate)}; "
             f"reference {_described(reference)}): shifted, turned or scaled against each other; "
-            "register or resample one to the other's grid first"
+            "register one to the other first, or ask for --resample where only the grids differ"
         )
 
 
-def _compare_subject(
-    subject: str,
-    files: Mapping[str, tuple[Path, Path]],
-    low: tuple[Path, Path] | None,
-    mask: tuple[Path, Path] | None,
-    picture: Path | None,
-) -> tuple[list[Row], list[str]]:
-    reference = read_volume(next(iter(files.values()))[0])
-    candidates = {method: read_volume(output) for method, (_, output) in files.items()}
-    for method, candidate in candidates.items():
-        check_same_grid(reference.grid, candidate.grid, f"{method} {shown(candidate.path or '')}")
+class _Scored(NamedTuple):
+    rows: list[Row]
+    curves: dict[str, Any]
+    low: Path | None
+    notes: list[str]
+
+
+def _compare_subject(subject: str, case: Files, means: Means, picture: Path | None) -> _Scored:
+    reference = read_volume(case.reference)
+    notes: list[str] = []
+    candidates = {method: _on_grid(reference, path, method, means.resampling, notes) for method, path in case.outputs.items()}
     inside = None
-    if mask is not None:
-        volume = read_volume(mask[1])
-        check_same_grid(reference.grid, volume.grid, f"the mask {mask[1]}")
-        inside = volume.data > 0.5
-    source, notes = (low[1], []) if low is not None else _source_of([output for _, output in files.values()])
-    if low is None and source is not None and source.samefile(next(iter(files.values()))[0]):
-        source, notes = None, ["interpolations are left out, the outputs were made from the reference itself: name a scan of it with --low"]
+    if case.mask is not None:
+        inside = _on_grid(reference, case.mask, "the mask", means.resampling, notes, constant="allow").data > 0.5
+    source = case.low
+    if source is None:
+        source, why = _source_of(list(case.outputs.values()))
+        notes += why
+        if source is not None and source.samefile(case.reference):
+            source = None
+            notes.append("interpolations are left out, the outputs were made from the reference itself: name a scan of it with --low")
     baselines: dict[str, Volume] = {}
     if source is not None:
         try:
             given = read_volume(source)
             baselines = {name: interpolate(given, reference.grid, name) for name in INTERPOLATIONS}
         except ValueError as error:  # VolumeError, or axes that are not parallel
-            if low is not None:
+            if case.low is not None:
                 raise EvaluationError(f"{source} cannot be interpolated to the reference's grid: {error}") from error
-            notes = [f"interpolations are left out, {error}"]
+            source = None
+            notes.append(f"interpolations are left out, {error}")
 
     everything = {**baselines, **candidates}
     region = _region(reference, inside)
-    rows = _rows(reference, everything, region, _named(inside), subject)
+    rows, curves = score(reference, everything, region, _named(inside), subject, means.rules)
     if picture is not None:
         _draw(picture, subject, reference, everything, region, rows)
-    return rows, [f"{subject}: {note}" for note in notes]
+    return _Scored(rows, curves, source, notes)
 
 
-def _rows(reference: Volume, candidates: Mapping[str, Volume], region: np.ndarray, name: str, subject: str) -> list[Row]:
-    window = fit_window(reference.data, mask=region)
-    data_range = window.high - window.low
-    return [
-        Row(subject, method, where, data_range, voxels, scores)
-        for method, candidate in candidates.items()
-        for where, voxels, scores in _scores(candidate.data, reference.data, region, name, data_range)
-    ]
+def _on_grid(reference: Volume, path: Path, name: str, resampling: Resampling | None, notes: list[str], **how: Any) -> Volume:
+    """The volume in `path` on the reference's grid: as it is, or resampled, of which `notes` then tells."""
+    volume = read_volume(path, **how)
+    try:
+        check_same_grid(reference.grid, volume.grid, f"{name} {shown(path)}")
+        return volume
+    except EvaluationError:
+        if resampling is None:
+            raise
+    try:
+        data = resample(volume.data, volume.grid, reference.grid, resampling)
+    except ValueError:  # axes that are not parallel
+        data = resample_oblique(volume.data, volume.grid, reference.grid, resampling)
+    notes.append(f"{name} was resampled ({resampling}) onto the reference's grid, from {_described(volume.grid)}")
+    return replace(volume, data=data, affine=reference.grid.affine)
 
 
 def _named(mask: np.ndarray | None) -> str:
@@ -180,33 +264,10 @@ def _region(reference: Volume, mask: np.ndarray | None) -> np.ndarray:
     return np.asarray(mask, bool)
 
 
-def _scores(x: np.ndarray, y: np.ndarray, region: np.ndarray, name: str, data_range: float) -> list[tuple[str, int, dict[str, float]]]:
-    """(region, voxels, metric → value) for the whole image and for `region`; SSIM is NaN where a side is shorter than its window."""
-    ours, truth = jnp.asarray(x), jnp.asarray(y)  # moved to the device once
-    similarity = np.asarray(ssim_map(ours, truth, data_range=data_range)) if min(x.shape) >= WINDOW else None
-    rows = []
-    for where, mask in (("image", None), (name, region)):
-        scores = {
-            "rmse": float(rmse(ours, truth, mask=mask)),
-            "mae": float(mae(ours, truth, mask=mask)),
-            "psnr": float(psnr(ours, truth, data_range=data_range, mask=mask)),
-            "ssim": _mean_similarity(similarity, mask),
-        }
-        rows.append((where, y.size if mask is None else int(mask.sum()), scores))
-    return rows
-
-
-def _mean_similarity(similarity: np.ndarray | None, mask: np.ndarray | None) -> float:
-    if similarity is None:
-        return float("nan")
-    if mask is not None:
-        valid = slice(WINDOW // 2, -(WINDOW // 2))
-        similarity = similarity[mask[valid, valid, valid]]
-    return float(similarity.mean(dtype=np.float64)) if similarity.size else float("nan")
-
-
 def _draw(picture: Path, subject: str, reference: Volume, volumes: Mapping[str, Volume], region: np.ndarray, rows: list[Row]) -> None:
-    inside = {row.method: row for row in rows if row.region != "image"}
+    places = {row.region: {r.method: r for r in rows if r.region == row.region} for row in rows}
+    place, inside = next((item for item in places.items() if item[0] != "image"), next(iter(places.items())))
+    words = {"psnr": "{:.2f} dB", "ssim": "SSIM {:.4f}"}
     size = " × ".join(f"{mm:.3g}" for mm in reference.voxel_size)
     save_montage(
         picture,
@@ -214,8 +275,11 @@ def _draw(picture: Path, subject: str, reference: Volume, volumes: Mapping[str, 
         reference.data,
         voxel_size=reference.voxel_size,
         foreground=region,
-        captions={method: f"{row.values['psnr']:.2f} dB   SSIM {row.values['ssim']:.4f}" for method, row in inside.items()},
-        title=f"{subject}   {size} mm   PSNR and SSIM inside the {rows[-1].region}",
+        captions={
+            method: "   ".join(text.format(row.values[metric]) for metric, text in words.items() if metric in row.values)
+            for method, row in inside.items()
+        },
+        title=f"{subject}   {size} mm   {'whole image' if place == 'image' else f'inside the {place}'}",
     )
 
 

@@ -12,6 +12,7 @@ from jaxsr.volume.io import SUFFIXES
 
 _DERIVED = ("desc", "res", "rec", "space", "den")  # BIDS entities in which a derivative differs from its source
 _NOT_IMAGES = ("mask", "dseg", "probseg")
+_MAP = re.compile(r"_desc-[0-9A-Za-z]*(?:std|consistency|sample[0-9]+)(?=_)")  # of an output: how sure it is, or one sample of several
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,26 @@ def pair_files(references: Path, others: Path, *, masks: bool = False) -> Pairin
         if len(longer) == 1:
             pairs[reference] = longer[0]
             del left[reference], right[longer[0]]
-    names = _subject_names(sorted(pairs), references)
+    names = subjects_of(sorted(pairs), references)
     return Pairing({names[r]: (r, pairs[r]) for r in sorted(pairs)}, tuple(sorted(left)), tuple(sorted(right)))
 
 
 def volume_files(path: Path, *, masks: bool = False) -> list[Path]:
-    """The volume itself, or every volume below a folder but hidden ones, maps of outputs (`upscale --samples`) and, unless asked for,
+    """The volume itself, or every volume below a folder but hidden ones, maps that belong to an output (`is_map`) and, unless asked for,
     masks and segmentations."""
     if path.is_file():
         return [path]
     found = (p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES) and not p.name.startswith(".") and p.is_file())
-    return sorted(p for p in found if (masks or not stem(p).endswith(_NOT_IMAGES)) and not _is_map(p))
+    return sorted(p for p in found if (masks or not stem(p).endswith(_NOT_IMAGES)) and not is_map(p))
+
+
+def is_map(path: Path) -> bool:
+    """Whether a volume is a standard deviation, a consistency map or a single sample that lies beside an output.
+
+    Its name says so in desc-, or its sidecar does, under JaxSR, Map.
+    """
+    ours = _json(sidecar_path(path)).get("JaxSR")
+    return bool(_MAP.search(stem(path))) or (isinstance(ours, dict) and "Map" in ours)
 
 
 def stem(path: Path) -> str:
@@ -88,10 +98,13 @@ def subject_name(path: Path) -> str:
     return _bids_subject(path, "") or stem(path)
 
 
-def _is_map(path: Path) -> bool:
-    """What lies beside an output to say how far to trust it: its standard deviation, a single sample, a consistency map."""
-    ours = _json(sidecar_path(path)).get("JaxSR")
-    return isinstance(ours, dict) and "Map" in ours
+def subjects_of(paths: list[Path], root: Path) -> dict[Path, str]:
+    """A name for each of the volumes below `root`: the shortest of subject, name and path that tells all apart."""
+    for name in (subject_name, stem, lambda p: _relative(p, root)):
+        names = {p: shown(name(p)) for p in paths}
+        if len(set(names.values())) == len(names):
+            return names
+    return {p: shown(p) for p in paths}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -130,12 +143,3 @@ def _bids_image(path: Path, _: str) -> str:
 def _bids_subject(path: Path, _: str) -> str:
     parts = stem(path).split("_")
     return "_".join(p for p in parts if p.startswith(("sub-", "ses-"))) if parts[0].startswith("sub-") else ""
-
-
-def _subject_names(references: list[Path], root: Path) -> dict[Path, str]:
-    """The shortest of subject, name and path that tells all references apart."""
-    for name in (subject_name, stem, lambda p: _relative(p, root)):
-        names = {p: shown(name(p)) for p in references}
-        if len(set(names.values())) == len(names):
-            return names
-    return {p: shown(p) for p in references}

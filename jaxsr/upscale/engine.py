@@ -22,7 +22,7 @@ from jaxsr.methods.base import Condition, Method, Request, UpscaleOutput, Variab
 from jaxsr.runtime.memory import OutOfMemory, free_memory, is_out_of_memory, program_memory
 from jaxsr.runtime.mesh import MeshError, batch_sharding, replicated
 from jaxsr.upscale.plan import Plan, make_plan, map_of
-from jaxsr.volume.geometry import Kind, resample
+from jaxsr.volume.geometry import Grid, Kind, resample
 from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.io import Volume
 from jaxsr.volume.slices import AXES, SliceMap, SliceMapKind, take_slices
@@ -95,7 +95,7 @@ class Engine:
         self._variables = jax.device_put(variables, self._everywhere)
         self._programs: dict[tuple[tuple[int, int], Request], Compiled] = {}  # of the present batch size
 
-    def plan(self, volume: Volume, to_mm: float | None, axes: Sequence[str]) -> Plan:
+    def plan(self, volume: Volume, to_mm: float | Grid | None, axes: Sequence[str]) -> Plan:
         """What `upscale` would do, without doing it. Raises VolumeError where no axis of `axes` serves."""
         return make_plan(self._method, volume.grid, to_mm, axes, self._slice_map)
 
@@ -104,7 +104,7 @@ class Engine:
         volume: Volume,
         request: Request,
         *,
-        to_mm: float | None = None,
+        to_mm: float | Grid | None = None,
         axes: Sequence[str] = tuple(AXES),
         seed: int = 0,
         sample: int = 0,
@@ -112,6 +112,8 @@ class Engine:
         note: Note = silent,
     ) -> Upscaled:
         """`volume` at `to_mm` (None: on its own grid), in its own units and orientation; its field of view keeps its centre.
+
+        A grid in place of `to_mm` is the output's, its axes parallel to those of the volume.
 
         Raises:
           VolumeError: where no axis of `axes` serves.

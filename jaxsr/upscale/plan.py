@@ -45,9 +45,9 @@ class Plan(NamedTuple):
         return sum(-(-count // batch_size) for count in self.counts)
 
 
-def make_plan(method: Method, grid: Grid, to_mm: float | None, axes: Sequence[str], slice_map: SliceMapKind = "pad") -> Plan:
-    """For a volume on `grid`, at `to_mm` (None: on its own grid) along `axes`. Raises VolumeError where none of them serves."""
-    target = target_grid(grid, to_mm) if to_mm else grid
+def make_plan(method: Method, grid: Grid, to: float | Grid | None, axes: Sequence[str], slice_map: SliceMapKind = "pad") -> Plan:
+    """For a volume on `grid`, at `to` mm or on that grid (None: its own) along `axes`. Raises VolumeError where none of them serves."""
+    target = to if isinstance(to, Grid) else target_grid(grid, to) if to else grid
     serving, left_out = serving_axes(grid.shape, axes)
     shapes = tuple(map_of(method, target.shape, AXES[name], slice_map).shape for name in serving)
     return Plan(target, serving, shapes, tuple(target.shape[AXES[name]] for name in serving), left_out)

@@ -8,11 +8,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from jaxsr.evaluate.compare import EvaluationError, compare_files, compare_volumes
+from jaxsr.evaluate.compare import EvaluationError, Means, compare_files, compare_volumes
 from jaxsr.evaluate.interpolation import INTERPOLATIONS
-from jaxsr.volume.geometry import resample, target_grid
+from jaxsr.evaluate.metrics.registry import METRICS
+from jaxsr.evaluate.scores import CURVE, Rules, check_metrics
+from jaxsr.volume.geometry import Grid, resample, resample_oblique, target_grid
 from jaxsr.volume.intensity import fit_window
-from jaxsr.volume.io import Volume, write_volume
+from jaxsr.volume.io import Volume, read_volume, write_volume
 
 
 def head(seed=0, shape=(22, 24, 20)):
@@ -193,3 +195,93 @@ def test_a_mask_file_names_its_region_and_the_montage_is_written(study):
     assert {r.region for r in comparison.rows} == {"image", "mask"}
     assert sorted(p.name for p in comparison.files) == ["metrics.csv", "metrics.json", "montage.png"]
     assert all(p.is_file() for p in comparison.files)
+
+
+def rescaled(high, kind):
+    grid = target_grid(high.grid, 1.25)
+    return Volume(resample(high.data, high.grid, grid, kind), grid.affine)
+
+
+def test_another_grid_is_resampled_only_where_that_is_asked_for(study):
+    write_volume(study / "coarse.nii.gz", rescaled(head(), "linear"))
+    paths = {"sr3": study / "coarse.nii.gz"}, study / "ref" / "sub-01_T1w.nii.gz", study / "e"
+    with pytest.raises(EvaluationError, match="--resample"):
+        compare_files(*paths, montage=False)
+    comparison = compare_files(*paths, means=Means(resampling="linear", montage=False))
+    assert "resampled (linear)" in comparison.notes[0]
+    document = json.loads((study / "e" / "metrics.json").read_text())
+    assert document["provenance"]["resampling"] == "linear"
+    assert comparison.rows[0].voxels == head().data.size
+
+
+def test_an_output_at_an_angle_is_resampled_too(study):
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]]
+    high = head()
+    grid = Grid(high.data.shape, turn @ high.affine)
+    write_volume(study / "turned.nii.gz", Volume(resample_oblique(high.data, high.grid, grid, "linear"), grid.affine))
+    paths = {"sr3": study / "turned.nii.gz"}, study / "ref" / "sub-01_T1w.nii.gz", study / "e"
+    values = compare_files(*paths, means=Means(resampling="linear", montage=False)).rows[1].values
+    assert values["psnr"] > 12  # a texture of noise, interpolated twice; unturned it is below
+    assert (
+        values["psnr"] > compare_volumes(head(), {"a": replace(read_volume(study / "turned.nii.gz"), affine=high.affine)})[1].values["psnr"]
+    )
+
+
+@pytest.mark.parametrize("names", [("rmse",), ("vif", "gmsd"), ("ms_ssim", "psnr")])
+def test_metrics_are_those_asked_for_and_nan_where_the_image_is_too_small(names):
+    reference = head()
+    rows = compare_volumes(reference, {"a": noisy(reference)}, rules=Rules(names))
+    for row in rows:
+        assert tuple(row.values) == names
+        small = {name for name in names if METRICS[name].least > 20}
+        assert {name for name, value in row.values.items() if np.isnan(value)} == small
+
+
+@pytest.mark.parametrize("names, message", [(["psnr", "beauty"], "beauty"), (["psnr", "psnr"], "twice"), ([], "none"), (["dice"], "dice")])
+def test_metrics_that_cannot_be_taken_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        check_metrics(names)
+
+
+def test_volumes_of_each_subject_and_their_curves_stand_in_the_json(study):
+    compare_files({"sr3": study / "out"}, study / "ref", study / "e", low=study / "low", montage=False)
+    document = json.loads((study / "e" / "metrics.json").read_text())
+    assert document["files"]["sub-01"] == {
+        "reference": "../ref/sub-01_T1w.nii.gz",
+        "low": "../low/sub-01_T1w.nii.gz",
+        "mask": None,
+        "outputs": {"sr3": "../out/sub-01_desc-sr_T1w.nii.gz"},
+    }
+    curve = document["curves"]["sub-02"]["sr3"]
+    assert len(curve["frequency"]) == len(curve["correlation"]) <= CURVE
+    assert curve["frequency"][-1] == pytest.approx(0.5)  # Nyquist's of 1 mm
+    assert max(curve["correlation"]) > 0.95
+    assert document["summary"][0]["low"] is None  # of two subjects
+
+
+def test_methods_are_tested_against_tricubic_or_whom_one_names(study):
+    for seed in range(2, 7):
+        write_volume(study / "ref" / f"sub-0{seed + 1}_T1w.nii.gz", head(seed))
+        write_volume(study / "out" / f"sub-0{seed + 1}_desc-sr_T1w.nii.gz", noisy(head(seed)))
+        write_volume(study / "low" / f"sub-0{seed + 1}_T1w.nii.gz", lowered(head(seed)))
+    how = {"low": study / "low", "montage": False}
+    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", **how)
+    found = next(t for t in comparison.tests if (t.region, t.metric, t.method) == ("foreground", "psnr", "sr3"))
+    assert (found.against, found.n, found.p) == ("tricubic", 7, 2 / 2**7)
+    assert found.median_difference > 0
+    summary = comparison.summary[0]
+    assert summary.low < summary.mean < summary.high
+    assert f"{summary.low:.2f} … {summary.high:.2f}" in comparison.table("image", interval=True)[0]["PSNR (dB)"]
+    family = [t for t in comparison.tests if t.region == "foreground"]
+    assert len(family) == 4 * 7  # three interpolations and a method in seven metrics
+    other = compare_files({"sr3": study / "out"}, study / "ref", study / "e", low=study / "low", means=Means(against="sr3", montage=False))
+    assert {t.against for t in other.tests} == {"sr3"}
+    with pytest.raises(EvaluationError, match="--against student"):
+        compare_files({"sr3": study / "out"}, study / "ref", study / "e", means=Means(against="student"))
+
+
+def test_two_subjects_are_too_few_for_a_test_and_a_note_says_so(study):
+    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", low=study / "low", montage=False)
+    assert all(np.isnan(t.p) for t in comparison.tests)
+    assert "cannot reach p < 0.05" in comparison.all_notes[-1]

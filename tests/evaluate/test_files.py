@@ -1,5 +1,6 @@
 """Files find their partners by name, and say so when they do not."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,27 @@ def test_masks_are_no_outputs_but_find_their_reference(tmp_path):
     references = folder(tmp_path / "r", "sub-1_T1w.nii")
     assert not pair_files(references, root).matched
     assert names(pair_files(references, root, masks=True)) == {"sub-1": ("sub-1_T1w.nii", "sub-1_desc-brain_mask.nii")}
+
+
+def test_sessions_of_a_derivative_find_their_references_and_maps_are_no_outputs(tmp_path):
+    at = [f"sub-{s}/ses-{v}/anat/sub-{s}_ses-{v}" for s in (1, 2) for v in ("a", "b")]
+    references = folder(tmp_path / "raw", *[f"{where}_{suffix}.nii.gz" for where in at for suffix in ("T1w", "T2w")])
+    maps = ("srstd", "srconsistency", "srsample0", "std", "consistency")
+    outputs = [f"{where}_res-1mm_desc-{desc}_T1w.nii.gz" for where in at for desc in ("sr", *maps)]
+    pairing = pair_files(references, folder(tmp_path / "derivative", *outputs))
+    assert not pairing.extra
+    assert {p.name for p in pairing.missing} == {f"{Path(where).name}_T2w.nii.gz" for where in at}
+    assert names(pairing) == {
+        Path(where).name: (f"{Path(where).name}_T1w.nii.gz", f"{Path(where).name}_res-1mm_desc-sr_T1w.nii.gz") for where in at
+    }
+
+
+def test_a_sidecar_tells_a_map_where_the_name_does_not(tmp_path):
+    root = folder(tmp_path / "o", "head_sr.nii.gz", "head_sr_std.nii.gz")
+    references = folder(tmp_path / "r", "head.nii.gz")
+    assert not pair_files(references, root).matched  # which of the two is not guessed
+    (root / "head_sr_std.json").write_text(json.dumps({"JaxSR": {"Map": "std"}}))
+    assert names(pair_files(references, root)) == {"head": ("head.nii.gz", "head_sr.nii.gz")}
 
 
 def test_a_stem_has_no_format():
