@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxsr.evaluate.metrics import registry
+
 LEVEL = 0.05  # of p after Holm's correction, below which a difference is called significant
 
 
@@ -24,26 +26,14 @@ class Shown(NamedTuple):
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
-METRICS = {
-    "psnr": Shown("PSNR", "dB", "higher", ".2f"),
-    "ssim": Shown("SSIM", "", "higher", ".4f"),
-    "ms_ssim": Shown("MS-SSIM", "", "higher", ".4f"),
-    "lpips": Shown("LPIPS", "", "lower", ".4f"),
-    "vif": Shown("VIFp", "", "higher", ".4f"),
-    "resolution": Shown("effective resolution", "mm", "lower", ".2f"),
-    "rmse": Shown("RMSE", "", "lower", "#.4g"),
-    "nrmse": Shown("NRMSE", "", "lower", ".4f"),
-    "mae": Shown("MAE", "", "lower", "#.4g"),
-    "mse": Shown("MSE", "", "lower", "#.4g"),
-    "gmsd": Shown("GMSD", "", "lower", ".4f"),
-    "hfen": Shown("HFEN", "", "lower", ".4f"),
-    "gradient_error": Shown("gradient error", "", "lower", "#.4g"),
-    "histogram_match": Shown("histogram match", "", "higher", ".4f"),
-    "local_contrast_error": Shown("local contrast error", "", "lower", "#.4g"),
-    "cnr": Shown("CNR", "", "higher", "#.3g"),
-    "dice": Shown("Dice", "", "higher", ".4f"),
-    "volume_error": Shown("volume error", "ml", "zero", "#.3g"),
-    "relative_volume_error": Shown("relative volume error", "", "zero", "#.3g"),
+_SPECS = {"psnr": ".2f", "resolution": ".2f"} | dict.fromkeys(
+    ("ssim", "ms_ssim", "lpips", "vif", "nrmse", "gmsd", "hfen", "histogram_match", "dice"), ".4f"
+)
+_ANY = "#.4g"
+# How each metric is written. Intensities have the unit of the file, which nobody knows; LPIPS, which needs weights, is in no registry yet.
+METRICS = {"lpips": Shown("LPIPS", "", "lower", _SPECS["lpips"])} | {
+    name: Shown(metric.title, "" if metric.unit.startswith("intensity") else metric.unit, metric.better, _SPECS.get(name, _ANY))
+    for name, metric in registry.METRICS.items()
 }
 SPOKEN = ("psnr", "ssim", "lpips", "resolution")  # metrics that the summary in words speaks of
 
@@ -72,7 +62,7 @@ def number(value: Any) -> float:
 
 
 def shown_as(metric: str) -> Shown:
-    return METRICS.get(metric, Shown(metric, "", "", "#.4g"))
+    return METRICS.get(metric, Shown(metric, "", "", _ANY))
 
 
 def text_of(metric: str, value: Any) -> str:
@@ -91,9 +81,8 @@ def regions(document: Mapping[str, Any]) -> list[str]:
 
 
 def metrics_of(document: Mapping[str, Any]) -> list[str]:
-    """Known metrics in the order of METRICS, then the others."""
-    present = list(dict.fromkeys(metric for row in document["rows"] for metric in row["values"]))
-    return [m for m in METRICS if m in present] + [m for m in present if m not in METRICS]
+    """In the order of the rows: whoever asked for them named the most important first."""
+    return list(dict.fromkeys(metric for row in document["rows"] for metric in row["values"]))
 
 
 def ranking(document: Mapping[str, Any], region: str, metric: str) -> list[Mapping[str, Any]]:
