@@ -22,6 +22,15 @@ class Pairing:
     missing: tuple[Path, ...]
     extra: tuple[Path, ...]
 
+    def notes(self, method: str) -> list[str]:
+        """At most two sentences, whatever the number of files."""
+
+        def listed(paths: tuple[Path, ...]) -> str:
+            return ", ".join(shown(p.name) for p in paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+
+        said = [f"{method}: no output for {listed(self.missing)}"] if self.missing else []
+        return said + ([f"{method}: no reference for {listed(self.extra)}"] if self.extra else [])
+
 
 def pair_files(references: Path, others: Path, *, masks: bool = False) -> Pairing:
     """Partners of `references` among `others`. Two files are a pair whatever they are called; in folders, searched with all their
@@ -83,6 +92,46 @@ def stem(path: Path) -> str:
 def sidecar_path(path: Path) -> Path:
     """The JSON file that belongs to a volume: `scan.nii.gz` → `scan.json`."""
     return path.with_name(stem(path) + ".json")
+
+
+def source_of(outputs: list[Path]) -> tuple[Path | None, list[str]]:
+    """The input that the first sidecar to name one names, and what is to be said where there is none.
+
+    Sources[0] is a path from the sidecar's folder, an absolute one, or a BIDS URI, bids:SET:PATH, whose set the derivative's
+    dataset_description.json has under DatasetLinks.
+    """
+    for output in outputs:
+        try:
+            sources = json.loads(sidecar_path(output).read_text("utf-8")).get("Sources", [])
+        except (OSError, ValueError, AttributeError):
+            continue
+        if not sources:
+            continue
+        source = str(sources[0] if isinstance(sources, list) else sources)
+        for path in (*_linked(source, output), output.parent / source, Path(source)):
+            if path.is_file():
+                return path, []
+        return None, [
+            f"interpolations are left out: the input {shown(source)}, named in {shown(sidecar_path(output).name)}, is not there; "
+            "give it with --low"
+        ]
+    return None, ["interpolations are left out: no input is given or named in a sidecar JSON; give it with --low"]
+
+
+def _linked(source: str, output: Path) -> list[Path]:
+    """What a BIDS URI in the sidecar of `output` points to, as far as it says."""
+    scheme, _, rest = source.partition(":")
+    name, colon, path = rest.partition(":")
+    if scheme != "bids" or not colon:
+        return []
+    for root in output.resolve().parents:
+        try:
+            links = json.loads((root / "dataset_description.json").read_text("utf-8")).get("DatasetLinks", {})
+        except (OSError, ValueError, AttributeError):
+            continue
+        link = "." if not name else links.get(name) if isinstance(links, dict) else None
+        return [root / str(link).removeprefix("file://") / path] if link else []
+    return []
 
 
 def subject_name(path: Path) -> str:
