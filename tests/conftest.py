@@ -52,6 +52,7 @@ def identity_method():
     class Identity:
         multiple = 8
         default_request = Request(steps=1)
+        most_steps = 1
 
         def upscale(self, variables, condition, keys, request):
             return UpscaleOutput(condition.low, {})

@@ -227,7 +227,7 @@ def test_an_axis_that_is_coarse_already_stays_and_is_told(tmp_path):
 
 def test_a_volume_that_would_not_fit_in_memory_is_refused_before_it_is_tried(tmp_path, monkeypatch):
     path = written(tmp_path / "a.nii")
-    monkeypatch.setattr("jaxsr.simulate.free_memory", lambda: 100 * 24 * 28 * 26)
+    monkeypatch.setattr("jaxsr.simulate.free_memory", lambda: 60 * 24 * 28 * 26)
     read_truth(path, settings())
     with pytest.raises(VolumeError, match=r"a\.nii: simulating it needs .* GB of memory.*leave out warp or motion"):
         read_truth(path, settings("3T", "warp=2"))

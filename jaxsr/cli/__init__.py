@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from jaxsr import __version__
-from jaxsr.cli import data, inspect, models, report, simulation, volumes
+from jaxsr.cli import data, inspect, models, report, simulation, upscaling, volumes
 from jaxsr.cli.status import run, terminate
 
 app = typer.Typer(
@@ -32,7 +32,7 @@ for command in (
     data.generate,
     models.train,
     models.export,
-    volumes.upscale,
+    upscaling.upscale,
     simulation.simulate,
     volumes.evaluate,
     report.report,

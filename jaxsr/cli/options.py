@@ -159,3 +159,8 @@ def choices(option: str, value: str, known: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(parts)) < len(parts):
         raise typer.BadParameter(f"'{value}' names one of them twice", param_hint=option)
     return parts
+
+
+def words(values: list[str] | None) -> tuple[str, ...]:
+    """What a repeatable option was given, of which each may hold several, parted by commas."""
+    return tuple(word for value in values or () for word in (part.strip() for part in value.split(",")) if word)

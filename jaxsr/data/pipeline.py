@@ -71,7 +71,7 @@ class SliceStream:
       window: subjects that are mixed at a time.
       augment: how slices are varied; True: flipped at random.
       maps: names of the optional maps that samples have.
-      note: told of subjects that cannot be loaded, from another thread.
+      note: told of the first subject, and of those that cannot be loaded, from another thread.
 
     As a context, it waits for no more subjects once left than for the one that is being loaded.
     """
@@ -93,7 +93,7 @@ class SliceStream:
         self._subjects, self._crop, self._draws, self._window = subjects, crop, draws, window
         self._augment, self._maps, self._seed = augmentation_of(augment), maps, seed
         self._cache = _Cache(self._load, window + 2)
-        self._note, self._told = note, set[int]()
+        self._note, self._told, self._began = note, set[int](), False
 
     def __enter__(self) -> "SliceStream":
         return self
@@ -122,6 +122,9 @@ class SliceStream:
     def _load(self, visit: int) -> tuple[int, Pair]:
         """Who came to the `visit`-th place, and their pair."""
         first, count = self.subject(visit), len(self._subjects.ids)
+        if not self._began:  # rendering and compiling may take a minute, in which nothing else is heard
+            self._began = True
+            self._note(f"preparing {self._subjects.ids[first]}, the first of {count} subjects; later ones are prepared meanwhile")
         for subject in ((first + i) % count for i in range(count)):
             try:
                 pair = self._subjects.load(subject, visit)

@@ -228,6 +228,7 @@ def _upscale_all(
 ) -> None:
     """Adds the model's outputs to `cases`, made where `made` is not what is there, or takes a head out of them into `failures`."""
     from jaxsr.upscale.files import make_engine
+    from jaxsr.upscale.inputs import Job
     from jaxsr.upscale.model import load_model
     from jaxsr.upscale.sidecar import describe
 
@@ -251,6 +252,6 @@ def _upscale_all(
                 failures[subject] = f"{name}: {error}"
                 del cases[subject]
                 continue
-            said = describe(model, case.low, output, result, request, Seed=protocol.seed, BatchSize=engine.batch_size, **made[subject])
+            said = describe(model, Job(case.low, output), result, request, Seed=protocol.seed, BatchSize=engine.batch_size, **made[subject])
             write_volume(output, result.volume, description="jaxsr: synthetic", before={sidecar_path(output): json_writer(said)})
         cases[subject] = case._replace(outputs={**case.outputs, name: output})

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxsr.files import shown
 from jaxsr.volume.io import SUFFIXES
@@ -72,12 +73,8 @@ def is_map(path: Path) -> bool:
 
     Its name says so in desc-, or its sidecar does, under JaxSR, Map.
     """
-    if _MAP.search(stem(path)):
-        return True
-    try:
-        return "Map" in json.loads(sidecar_path(path).read_text("utf-8"))["JaxSR"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    ours = _json(sidecar_path(path)).get("JaxSR")
+    return bool(_MAP.search(stem(path))) or (isinstance(ours, dict) and "Map" in ours)
 
 
 def stem(path: Path) -> str:
@@ -94,21 +91,28 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(stem(path) + ".json")
 
 
+def named_source(output: Path, name: str) -> Path:
+    """The file that a sidecar of `output` names under Sources: a path from its folder, an absolute one, or a BIDS URI (`bids:SET:PATH`, SET
+    a key of DatasetLinks, or empty for its own set)."""
+    if not name.startswith("bids:"):
+        return output.parent / name
+    link, _, path = name.removeprefix("bids:").partition(":")
+    root = next((folder for folder in output.resolve().parents if (folder / "dataset_description.json").is_file()), output.parent)
+    linked = _json(root / "dataset_description.json").get("DatasetLinks") if link else None
+    return root / (str(linked.get(link, link)) if isinstance(linked, dict) else "") / path
+
+
 def source_of(outputs: list[Path]) -> tuple[Path | None, list[str]]:
     """The input that the first sidecar to name one names, and what is to be said where there is none.
 
-    Sources[0] is a path from the sidecar's folder, an absolute one, or a BIDS URI, bids:SET:PATH, whose set the derivative's
-    dataset_description.json has under DatasetLinks.
+    Of several Sources the first counts; how it is found says `named_source`.
     """
     for output in outputs:
-        try:
-            sources = json.loads(sidecar_path(output).read_text("utf-8")).get("Sources", [])
-        except (OSError, ValueError, AttributeError):
-            continue
+        sources = _json(sidecar_path(output)).get("Sources")
         if not sources:
             continue
         source = str(sources[0] if isinstance(sources, list) else sources)
-        for path in (*_linked(source, output), output.parent / source, Path(source)):
+        for path in (named_source(output, source), Path(source)):
             if path.is_file():
                 return path, []
         return None, [
@@ -116,22 +120,6 @@ def source_of(outputs: list[Path]) -> tuple[Path | None, list[str]]:
             "give it with --low"
         ]
     return None, ["interpolations are left out: no input is given or named in a sidecar JSON; give it with --low"]
-
-
-def _linked(source: str, output: Path) -> list[Path]:
-    """What a BIDS URI in the sidecar of `output` points to, as far as it says."""
-    scheme, _, rest = source.partition(":")
-    name, colon, path = rest.partition(":")
-    if scheme != "bids" or not colon:
-        return []
-    for root in output.resolve().parents:
-        try:
-            links = json.loads((root / "dataset_description.json").read_text("utf-8")).get("DatasetLinks", {})
-        except (OSError, ValueError, AttributeError):
-            continue
-        link = "." if not name else links.get(name) if isinstance(links, dict) else None
-        return [root / str(link).removeprefix("file://") / path] if link else []
-    return []
 
 
 def subject_name(path: Path) -> str:
@@ -146,6 +134,14 @@ def subjects_of(paths: list[Path], root: Path) -> dict[Path, str]:
         if len(set(names.values())) == len(names):
             return names
     return {p: shown(p) for p in paths}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _unique_matches(left: dict[Path, str], right: dict[Path, str], key: Callable[[Path, str], str]) -> Iterable[tuple[Path, Path]]:

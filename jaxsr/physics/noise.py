@@ -13,7 +13,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from scipy import special
+
+_HIGH = 32  # SNR above which the mean has a simple form
 
 
 def rician(key: Array, image: Array, sigma: Array | float) -> Array:
@@ -51,3 +55,18 @@ def noncentral_chi(key: Array, image: Array, sigma: Array | float, coils: int, p
         return total + real**2 + imaginary**2
 
     return jnp.sqrt(jax.lax.fori_loop(0, coils, add, jnp.zeros(image.shape, image.real.dtype)))
+
+
+def mean_magnitude(image: np.ndarray, sigma: float, coils: int = 1) -> np.ndarray:
+    """E[y] of the equations above for x = `image` ≥ 0, float32 of the same shape: what a noisy magnitude is on average."""
+    known = np.linspace(0, _HIGH, 64 * _HIGH + 1)
+    air = np.sqrt(2) * np.exp(special.gammaln(coils + 0.5) - special.gammaln(coils))
+    means = air * special.hyp1f1(-0.5, coils, -(known**2) / 2)
+    odd = 2 * coils - 1
+    mean = np.empty(image.shape, np.float32)
+    for into, part in zip(mean, image, strict=True):  # a plane at a time: the float64 of a volume is a lot
+        x = part / sigma
+        high = np.maximum(x, _HIGH)
+        series = high + odd / (2 * high) - odd * (odd - 2) / (8 * high**3)  # of large x
+        into[...] = sigma * np.where(x < _HIGH, np.interp(x, known, means), series)
+    return mean

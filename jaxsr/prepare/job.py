@@ -79,8 +79,11 @@ def plan(
         visits = 1 if "low" in scan.files else settings.visits  # what is real has been acquired once
         tasks += [Task(scan, visit, visits, settings, root, out, gradient) for visit in range(visits)]
     before = next((read_manifest(path) for path in (out / MANIFEST, out / BEFORE) if path.exists()), None)
-    people = {scan.person: scan.person for scan in found.scans}
-    check_nobody_moves(before, split_people(people, people_by_own_name(found.scans), settings, splits or {})[0] if before else {})
+    if before:
+        people = {scan.person for scan in found.scans}
+        copies, _ = same_people(shard for shard in before.shards if shard.person in people)  # as far as is known without reading volumes
+        names = {person: copies.get(person, person) for person in people}
+        check_nobody_moves(before, split_people(names, people_by_own_name(found.scans), settings, splits or {})[0])
     return Plan(found, tasks, sum(read_part(task) is not None for task in tasks), splits or {}, before)
 
 

@@ -24,6 +24,7 @@ SIDE = 128  # pixels of a panel
 PLANES = ("axial", "coronal", "sagittal")
 FIELDS = 8  # of a chequer, along a side
 MOST_BIAS, MOST_SHIFT = 0.5, 5.0  # of the colour scales: log units, mm
+SCALES = {"bias": f"log bias ±{MOST_BIAS:g}", "gradient": f"gradient 0–{MOST_SHIFT:g} mm"}  # what heads say of their colours
 WIDEST, ROWS = 1600, 4  # of a contact sheet: pixels, scans below each other
 
 _DPI, _GAP, _HEAD = 100, 12, 36  # pixels between scans, and above one
@@ -53,7 +54,7 @@ def save_strip(prepared: Prepared, path: Path) -> None:
 
 def save_contact_sheet(path: Path, strips: Mapping[str, Path], names: Sequence[str]) -> Path:
     """Writes the strips of several scans, evenly chosen where there are more than fit, side by side and below each other."""
-    heads = columns(names)
+    heads = [SCALES.get(column, column) for column in columns(names)]
     width, height = SIDE * len(heads), SIDE * len(PLANES)
     across = max(1, min(len(strips), (WIDEST + _GAP) // (width + _GAP)))
     count = min(len(strips), across * ROWS)
@@ -98,7 +99,8 @@ def _panel(head: str, views: Mapping[str, np.ndarray], scale: tuple[float, float
                 rows, cols = (np.arange(SIDE) * FIELDS // SIDE for _ in range(2))
                 grey = np.where((rows[:, None] + cols) % 2 == 0, grey, _fit(views[second], scale, -1.0))
             colours = np.repeat((np.clip(grey, -1, 1)[..., None] + 1) / 2, 3, axis=-1)
-    return (colours * 255).round().astype(np.uint8)
+    inside = _fit(np.ones(views[first].shape), scale, 0.0, "nearest") > 0
+    return (np.where(inside[..., None], colours, 0) * 255).round().astype(np.uint8)
 
 
 def _fit(view: np.ndarray, scale: tuple[float, float], fill: float, kind: str = "linear") -> np.ndarray:

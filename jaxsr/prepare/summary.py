@@ -8,7 +8,7 @@ import jinja2
 
 from jaxsr.data.records import Manifest, Shard
 from jaxsr.files import write_text
-from jaxsr.prepare.picture import columns
+from jaxsr.prepare.picture import SCALES, columns
 
 WARNING = "For research only. Simulated acquisitions are synthetic; corrected and resampled volumes are not what the scanner measured."
 
@@ -25,7 +25,7 @@ def write_summary(path: Path, manifest: Manifest) -> Path:
         splits=split_counts(manifest),
         acquired=_common(" × ".join(f"{v:.3g}" for v in shard.acquired) + " mm" for shard in manifest.shards),
         shapes=_common(" × ".join(map(str, shard.shape)) for shard in manifest.shards),
-        columns=columns(manifest.maps),
+        columns=[SCALES.get(column, column) for column in columns(manifest.maps)],
     )
     return write_text(path, page)
 

@@ -11,17 +11,30 @@ import numpy as np
 
 from jaxsr.evaluate.files import sidecar_path
 from jaxsr.experiment import Experiment
-from jaxsr.files import shown
+from jaxsr.files import Writer, shown
 from jaxsr.methods.base import Request
+from jaxsr.physics.protocol import Acquisition
 from jaxsr.runtime.distributed import Place
 from jaxsr.runtime.memory import OutOfMemory
 from jaxsr.runtime.mesh import make_mesh
-from jaxsr.upscale.engine import BatchSize, Engine, Progress
+from jaxsr.upscale.consistency import Consistency, consistency_map
+from jaxsr.upscale.engine import BatchSize, Engine, Progress, Upscaled
 from jaxsr.upscale.inputs import Job, check_target, read_input, scale_notes
-from jaxsr.upscale.model import Model
-from jaxsr.upscale.sidecar import check_sidecar, describe, json_writer
+from jaxsr.upscale.model import Model, ModelError
+from jaxsr.upscale.samples import Samples, draw
+from jaxsr.upscale.sidecar import (
+    check_maps,
+    check_sidecar,
+    describe,
+    describe_map,
+    json_writer,
+    map_names,
+    map_path,
+    sample_name,
+    stale_maps,
+)
 from jaxsr.volume.geometry import Grid
-from jaxsr.volume.io import Volume, write_volume
+from jaxsr.volume.io import Volume, VolumeError, volume_writer, write_volume
 from jaxsr.volume.slices import AXES, SliceMapKind
 
 
@@ -35,6 +48,19 @@ class Settings(NamedTuple):
     volume: int | None = None
     nan: Literal["refuse", "zero"] = "refuse"
     picture: bool = True
+    samples: int = 1
+    keep_samples: bool = False
+    consistency: Consistency | None = None
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Names of what is written beside an output, as `map_path` takes them."""
+        return map_names(self.samples, keep=self.keep_samples, consistency=self.consistency is not None)
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What of it takes memory, as `memory_needed` takes it."""
+        return {"picture": self.picture, "samples": self.samples, "consistency": self.consistency is not None}
 
 
 def share(jobs: list[Job], place: Place) -> list[Job]:
@@ -56,8 +82,9 @@ def make_engine(model: Model, *, batch_size: BatchSize, slice_map: SliceMapKind 
 
 def read_source(path: Path, settings: Settings, note: Callable[[str], None] = lambda text: None) -> Volume:
     """`read_input` with these settings."""
-    how = {"axes": settings.axes, "volume": settings.volume, "nan": settings.nan, "picture": settings.picture}
-    return read_input(path, to_mm=settings.to_mm, note=note, **how)  # type: ignore[arg-type]
+    return read_input(
+        path, to_mm=settings.to_mm, axes=settings.axes, volume=settings.volume, nan=settings.nan, note=note, **settings.memory
+    )
 
 
 def training_scans(experiment: Experiment) -> tuple[float, float, float]:
@@ -68,12 +95,24 @@ def training_scans(experiment: Experiment) -> tuple[float, float, float]:
     return x, y, z
 
 
+def declared_acquisition(experiment: Experiment, named: Acquisition | None = None, sigma: float | None = None) -> Consistency:
+    """What a consistency map compares by: the acquisition that was `named`, else that of the model's training.
+
+    Raises:
+      ModelError: where the model learnt from scans of which nobody says how they were acquired.
+    """
+    if named is None and experiment.data.acquired:
+        raise ModelError("the model was trained on a prepared set, which does not say how scans are acquired: give --acquisition NAME")
+    return Consistency(named or experiment.data.acquisition, sigma)
+
+
 class Written(NamedTuple):
-    """What `upscale_file` did: the input as read, the output as written, and its sidecar."""
+    """What `upscale_file` did: the input as read, the output as written, its sidecar, and where its maps are."""
 
     low: Volume
     output: Volume
     facts: dict[str, Any]
+    maps: tuple[Path, ...] = ()
 
 
 def upscale_file(
@@ -113,33 +152,74 @@ def _upscale_file(
     note: Callable[[str], None],
 ) -> Written:
     check_sidecar(job.output, picture=settings.picture)
+    check_maps([job], settings.maps)
     if volume is None:
         volume = read_source(job.source, settings, note)
     else:
-        check_target(volume, settings.to_mm, picture=settings.picture)
+        check_target(volume, settings.to_mm, **settings.memory)
     odd = scale_notes(volume, settings.to_mm, training_scans(model.experiment))
     for sentence in odd:
         note(f"{shown(job.source.name)}: {sentence}")
     volume = replace(volume, notes=(*volume.notes, *odd))
     started = time.monotonic()
-    result = engine.upscale(
-        volume, settings.request, to_mm=settings.to_mm, axes=settings.axes, seed=settings.seed, progress=progress, note=note
-    )
-    if not np.isfinite(result.volume.data).all():
-        raise FloatingPointError(f"{shown(job.source)}: the model returned NaN or Inf; try --precision f32")
-    facts = describe(
-        model,
-        job.source,
-        job.output,
-        result,
-        settings.request,
-        Seed=settings.seed,
-        BatchSize=engine.batch_size,
-        Compilations=result.compilations,
-        Seconds=round(time.monotonic() - started, 2),
-    )
-    write_volume(job.output, result.volume, description="jaxsr: synthetic", before={sidecar_path(job.output): json_writer(facts)})
-    return Written(volume, result.volume, facts)
+
+    def facts_of(result: Upscaled, **more: Any) -> dict[str, Any]:
+        seconds = round(time.monotonic() - started, 2)
+        own = {"Seed": settings.seed, **more, "BatchSize": engine.batch_size, "Compilations": result.compilations, "Seconds": seconds}
+        return describe(model, job, result, settings.request, **own)
+
+    kept: list[Path] = []
+
+    def look_at(sample: int, result: Upscaled) -> None:
+        if not np.isfinite(result.volume.data).all():
+            raise FloatingPointError(f"{shown(job.source)}: the model returned NaN or Inf; try --precision f32")
+        if settings.keep_samples:
+            path, name = map_path(job.output, sample_name(sample)), sample_name(sample)
+            kept.append(path)
+            own = describe_map(job, facts_of(result), name, result.volume, Sample=sample)
+            write_volume(path, result.volume, description="jaxsr: synthetic", before={sidecar_path(path): json_writer(own)})
+
+    drawn = draw(
+        engine, volume, settings.request, settings.samples, sampling=settings.samples == 1 or model.method.most_steps > 1,
+        to_mm=settings.to_mm, axes=settings.axes, seed=settings.seed, each=look_at, progress=progress, note=note,
+    )  # fmt: skip
+    maps, more = _maps(volume, drawn, settings, lambda sentence: note(f"{shown(job.source.name)}: {sentence}"))
+    facts = facts_of(drawn.mean, **more)
+    before: dict[Path, Writer] = {}
+    for name, (image, own) in maps.items():
+        path = map_path(job.output, name)
+        before[sidecar_path(path)] = json_writer(describe_map(job, facts, name, image, **own))
+        before[path] = volume_writer(path, image, "jaxsr: map of a synthetic volume")
+    before[sidecar_path(job.output)] = json_writer(facts)
+    for path in stale_maps(job.output, [*maps, *(sample_name(sample) for sample in range(len(kept)))]):
+        path.unlink(missing_ok=True)
+    write_volume(job.output, drawn.mean.volume, description="jaxsr: synthetic", before=before)
+    return Written(volume, drawn.mean.volume, facts, (*kept, *(map_path(job.output, name) for name in maps)))
+
+
+def _maps(
+    low: Volume, drawn: Samples, settings: Settings, note: Callable[[str], None]
+) -> tuple[dict[str, tuple[Volume, dict[str, Any]]], dict[str, Any]]:
+    """Maps to be written beside an output, by name, with what is said of each; and what the output's sidecar says of them."""
+    maps: dict[str, tuple[Volume, dict[str, Any]]] = {}
+    facts: dict[str, Any] = {}
+    if drawn.std is not None:
+        said = {"Note": drawn.same} if drawn.same else {}
+        maps["std"] = drawn.std, {"Units": "of the input", **said}
+        facts |= {"Samples": settings.samples, **{f"Samples{key}": value for key, value in said.items()}}
+        for sentence in said.values():
+            note(sentence)
+    if settings.consistency:
+        try:
+            found = consistency_map(low, drawn.mean.volume, settings.consistency)
+        except VolumeError as error:  # the output is worth keeping without it
+            note(f"no consistency map: {error}")
+            facts["Consistency"] = {"LeftOut": str(error)}
+        else:
+            note(found.sentence)
+            facts["Consistency"] = {**found.facts, "Sentence": found.sentence}
+            maps["consistency"] = found.map, found.facts
+    return maps, facts
 
 
 def montage(path: Path, low: Volume, output: Volume, title: str) -> None:

@@ -24,7 +24,7 @@ from jaxsr.upscale.files import Settings, training_scans
 from jaxsr.upscale.inputs import Job, memory_needed, scale_notes
 from jaxsr.upscale.model import Recipe
 from jaxsr.upscale.plan import Plan, make_plan
-from jaxsr.upscale.sidecar import check_sidecar
+from jaxsr.upscale.sidecar import check_maps, check_sidecar, map_path
 from jaxsr.volume.io import Volume
 from jaxsr.volume.orientation import from_ras, turn_from
 from jaxsr.volume.slices import SliceMapKind
@@ -39,16 +39,20 @@ def forecast(
       VolumeError: for what would be refused.
     """
     check_sidecar(job.output, picture=settings.picture)
+    check_maps([job], settings.maps)
     plan = make_plan(recipe.method, volume.grid, settings.to_mm, settings.axes, slice_map)
     devices = jax.local_device_count()
     size = -(-(first_batch_size() if batch_size == "auto" else batch_size) // devices) * devices
     voxels, affine = from_ras(np.broadcast_to(np.float32(0), plan.grid.shape), plan.grid.affine, turn_from(volume.orientation))
     variables = _abstract_variables(recipe)
     traces = trace_batches(recipe.method, variables, plan, settings.request, size)
+    draws = settings.samples if settings.samples == 1 or recipe.method.most_steps > 1 else 1
+    work = volume_multiply_adds(traces, plan, size)
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))
     return {
         "Input": str(job.source),
         "Output": str(job.output),
+        "Maps": [str(map_path(job.output, name)) for name in settings.maps],
         "Shape": list(voxels.shape),
         "VoxelSize": list(plan.grid.voxel_size),
         "Orientation": "".join(volume.orientation),
@@ -62,8 +66,9 @@ def forecast(
         "BatchSizeMayShrink": batch_size == "auto",
         "Batches": plan.batches(size),
         "SamplingSteps": settings.request.steps,
-        "MultiplyAdds": volume_multiply_adds(traces, plan, size),
-        "HostBytes": memory_needed(volume, plan.grid, picture=settings.picture),
+        "Samples": draws,
+        "MultiplyAdds": work if work is None else draws * work,
+        "HostBytes": memory_needed(volume, plan.grid, **settings.memory),
         "DeviceBytes": weights + max(live_bytes(trace) for trace in traces.values()) // devices,
         "Devices": devices,
         "Notes": [*volume.notes, *scale_notes(volume, settings.to_mm, training_scans(recipe.experiment)), *plan.left_out],
@@ -80,7 +85,9 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
     return [
         f"{shown(facts['Input'])} → {shown(facts['Output'])}",
         f"  output      {sides} voxels of {size} mm, {facts['Orientation']}, the first at ({origin}) mm",
-        f"  work        {facts['Slices']} slices, padded ({axes}), in {facts['Batches']} batches of {facts['BatchSize']} ({kept})",
+        *(f"  map         {shown(path)}" for path in facts["Maps"]),
+        f"  work        {facts['Slices']} slices, padded ({axes}), in {facts['Batches']} batches of {facts['BatchSize']} ({kept})"
+        + (f", for each of {facts['Samples']} samples" if facts["Samples"] > 1 else ""),
         f"              sampling steps of each: {facts['SamplingSteps']}; multiply-adds: {quantity(facts['MultiplyAdds'])}; "
         f"programs to compile: {facts['Compilations']}",
         f"  memory      host: {host} for volumes; each of the devices ({facts['Devices']}): about {device}, estimated from shapes",

@@ -5,9 +5,9 @@ Needs no JAX, so that what cannot be used is said within a second.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jaxsr.evaluate.files import sidecar_path
 from jaxsr.files import shown
@@ -20,6 +20,9 @@ from jaxsr.volume.slices import AXES
 
 # Of the output, on the host, beside the input: measured, and held by a test.
 BYTES_A_VOXEL = 18  # the interpolated input and the mean in float32, the sum in float64, and what interpolation holds on its way
+BYTES_A_VOXEL_SAMPLED = 16  # beside those: two sums over samples in float64
+BYTES_A_VOXEL_COMPARED = 28  # while the consistency map is made: the output and its deviation, and on a CPU what degrades it
+BYTES_OF_THE_INPUT_COMPARED = 26  # a voxel of the input, then: where its head is, what is compared
 BYTES_A_VOXEL_PICTURED = 32  # while the picture is made: two interpolations, the output, and what finds the head in it
 IN_PLANE_SIDE = 16  # voxels
 _READ = (*SUFFIXES, ".hdr", ".img", ".hdr.gz", ".img.gz", ".nii.bz2", ".nii.zst")
@@ -29,11 +32,20 @@ COARSER, UNLIKE = 1.01, 1.25  # ratios of voxel sizes above which it is said
 _LONGEST_LIST = 1 << 24  # bytes
 
 
+class Derivative(NamedTuple):
+    """What a sidecar in a BIDS derivative says of its source: the URI, and keys that hold of the output as well."""
+
+    root: Path
+    uri: str
+    keys: Mapping[str, Any]
+
+
 class Job(NamedTuple):
-    """One input and where its output goes."""
+    """One input and where its output goes; `derivative` where that is in a BIDS derivative."""
 
     source: Path
     output: Path
+    derivative: Derivative | None = None
 
 
 def find_jobs(source: Path, output: Path) -> list[Job]:
@@ -85,13 +97,15 @@ def read_input(
     volume: int | None = None,
     nan: Literal["refuse", "zero"] = "refuse",
     picture: bool = True,
+    samples: int = 1,
+    consistency: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> Volume:
     """The volume, on right-angled axes, with everything checked that can be before anything is computed.
 
     Args:
       to_mm: the voxel size wanted; None where it is not known yet.
-      picture: with a montage, which takes memory.
+      picture: with a montage, which takes memory, as do more than one of `samples`, and `consistency`, with that map.
       note: given what is odd but usable.
 
     Raises:
@@ -105,20 +119,21 @@ def read_input(
         _, left_out = serving_axes(read.data.shape, axes)
     except VolumeError as error:
         raise VolumeError(f"{shown(path)}: {error}") from None
-    check_target(read, to_mm, picture=picture)
+    check_target(read, to_mm, picture=picture, samples=samples, consistency=consistency)
     for sentence in left_out:
         note(f"{shown(path.name)}: {sentence}, so that axis is left out")
     return read
 
 
-def check_target(volume: Volume, to_mm: float | None, *, picture: bool = True) -> Grid:
+def check_target(volume: Volume, to_mm: float | None, *, picture: bool = True, samples: int = 1, consistency: bool = False) -> Grid:
     """The grid of the output (its own where `to_mm` is None); VolumeError where it is out of proportion to the head or to this machine."""
     target = target_grid(volume.grid, to_mm) if to_mm else volume.grid
     at = f"{shown(volume.path or 'the volume')}: at {to_mm or min(volume.voxel_size):g} mm the volume would have"
     sides = " × ".join(map(str, target.shape))
     if min(target.shape) < SMALLEST_SIDE:
         raise VolumeError(f"{at} only {sides} voxels: choose a smaller --to-mm")
-    needed, free = memory_needed(volume, target, picture=picture), free_memory()
+    needed = memory_needed(volume, target, picture=picture, samples=samples, consistency=consistency)
+    free = free_memory()
     if free is not None and needed > free:
         raise VolumeError(
             f"{at} {sides} voxels, which needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: "
@@ -140,10 +155,12 @@ def scale_notes(volume: Volume, to_mm: float | None, trained: Sequence[float] | 
     return tuple(notes)
 
 
-def memory_needed(volume: Volume, target: Grid, *, picture: bool = True) -> int:
-    """Bytes of the host's memory that upscaling `volume` to `target` takes, itself among them, beside the model; `picture`: with one."""
-    ours = (BYTES_A_VOXEL_PICTURED if picture else BYTES_A_VOXEL) * math.prod(int(n) for n in target.shape)
-    return max(HOLD * volume.data.nbytes, volume.data.nbytes + ours)
+def memory_needed(volume: Volume, target: Grid, *, picture: bool = True, samples: int = 1, consistency: bool = False) -> int:
+    """Bytes of the host's memory that upscaling `volume` to `target` takes, itself among them, beside the model; the rest: `read_input`."""
+    voxels = math.prod(int(n) for n in target.shape)
+    phases = [(BYTES_A_VOXEL + BYTES_A_VOXEL_SAMPLED * (samples > 1)) * voxels, BYTES_A_VOXEL_PICTURED * voxels * picture]
+    phases.append((BYTES_A_VOXEL_COMPARED * voxels + BYTES_OF_THE_INPUT_COMPARED * volume.data.size) * consistency)
+    return max(HOLD * volume.data.nbytes, volume.data.nbytes + max(phases))
 
 
 def serving_axes(shape: Sequence[int], axes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

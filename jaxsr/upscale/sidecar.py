@@ -1,24 +1,36 @@
 """The sidecar: a JSON file beside every output that says it is synthetic and how it was made."""
 
 import datetime
+import itertools
 import json
 import os
 import platform
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import jaxsr
-from jaxsr.evaluate.files import sidecar_path
+from jaxsr.data.layouts.entities import parse
+from jaxsr.evaluate.files import sidecar_path, stem
 from jaxsr.files import Writer, shown, write_whole
+from jaxsr.upscale.inputs import Job
 from jaxsr.volume.io import VolumeError
 
 if TYPE_CHECKING:  # they need JAX, and where a sidecar lies must be known before it is imported
     from jaxsr.methods.base import Request
     from jaxsr.upscale.engine import Upscaled
     from jaxsr.upscale.model import Model
+    from jaxsr.volume.io import Volume
 
 WARNING = "Synthetic: upscaled by a generative model. Structures may be invented or lost. For research only, not for diagnosis."
+
+_DESCRIPTIONS = {
+    "std": "Standard deviation, voxel by voxel, of samples of a generative model that upscaled a scan; units of the scan. "
+    "A small one is no proof of truth. For research only, not for diagnosis.",
+    "sample": WARNING,
+    "consistency": "How far an upscaled scan, degraded as the scan was acquired, lies from the scan, in units of its noise: "
+    "(H x - y) / sigma. For research only, not for diagnosis.",
+}
 
 
 def read_sidecar(output: Path) -> dict[str, Any] | None:
@@ -35,6 +47,53 @@ def picture_path(output: Path) -> Path:
     return sidecar_path(output).with_suffix(".png")
 
 
+def map_path(output: Path, name: str) -> Path:
+    """Where the map `name` of an output lies: `scan_sr.nii.gz` → `scan_sr_std.nii.gz`; in BIDS names it is told by desc-, so
+    `sub-1_res-1mm_desc-sr_T1w.nii.gz` → `sub-1_res-1mm_desc-srstd_T1w.nii.gz`. The map 'consistency' is on the input's grid: no res-."""
+    base = stem(output)
+    named = parse(PurePosixPath(base))
+    if named:
+        entities = {key: value for key, value in named.entities.items() if key != "desc" and (key, name) != ("res", "consistency")}
+        words = [f"{key}-{value}" for key, value in entities.items()]
+        mapped = "_".join([*words, f"desc-{named.entities.get('desc', '')}{name.replace('-', '')}", named.suffix])
+    else:
+        mapped = f"{base}_{name}"
+    return output.with_name(mapped + output.name[len(base) :])
+
+
+def sample_name(sample: int) -> str:
+    """What `map_path` calls sample `sample`, from 0."""
+    return f"sample-{sample}"
+
+
+def map_names(samples: int, *, keep: bool = False, consistency: bool = False) -> tuple[str, ...]:
+    """Of what is written beside an output, as `map_path` takes them."""
+    kept = [sample_name(sample) for sample in range(samples)] if keep else []
+    return (*kept, *["std"] * (samples > 1), *["consistency"] * consistency)
+
+
+def check_maps(jobs: Iterable[Job], names: Iterable[str]) -> None:
+    """Raises VolumeError where a map would lie where another job's input or output does, or replace a volume that is not ours."""
+    jobs, names = list(jobs), list(names)
+    taken = {_resolved(path) for job in jobs for path in (job.source, job.output)}
+    for job in jobs:
+        for path in (map_path(job.output, name) for name in names):
+            if _resolved(path) in taken:
+                raise VolumeError(f"{shown(path)}, a map of {shown(job.output)}, is another volume's place: choose another -o")
+            taken.add(_resolved(path))
+            check_sidecar(path)
+            if path.exists() and read_sidecar(path) is None:
+                raise VolumeError(f"{shown(path)} exists and was not written by jaxsr: choose another -o, whose maps do not replace it")
+
+
+def stale_maps(output: Path, names: Iterable[str]) -> list[Path]:
+    """Maps of an earlier output in the place of `output`, with their sidecars, that `names` do not replace."""
+    beside = itertools.takewhile(lambda name: map_path(output, name).exists(), map(sample_name, itertools.count()))
+    paths = [map_path(output, name) for name in ("std", "consistency", *beside) if name not in names]
+    ours = [path for path in paths if ((read_sidecar(path) or {}).get("JaxSR") or {}).get("Of") == output.name]
+    return [lies for path in ours for lies in (path, sidecar_path(path))]
+
+
 def check_sidecar(output: Path, *, picture: bool = False) -> None:
     """Raises VolumeError where the sidecar, or the picture, would replace a file that is not ours; a picture is where our sidecar is."""
     if read_sidecar(output) is not None:
@@ -48,10 +107,13 @@ def check_sidecar(output: Path, *, picture: bool = False) -> None:
         )
 
 
-def check_record(path: Path, jobs: Iterable[tuple[Path, Path]]) -> None:
+def check_record(path: Path, jobs: Iterable[Job], maps: Iterable[str] = ()) -> None:
     """Raises VolumeError where a record of a run at `path` would replace what is read or written for `jobs`, or a file that is not ours."""
     taken: dict[Path, str] = {}
-    for source, output in jobs:
+    names = list(maps)
+    for source, output, _ in jobs:
+        for lies in (map_path(output, name) for name in names):
+            taken |= {_resolved(lies): "a map", _resolved(sidecar_path(lies)): "a sidecar"}
         taken |= {
             _resolved(output.parent): "the outputs' folder",
             _resolved(source): "an input",
@@ -78,15 +140,14 @@ def _resolved(path: Path) -> Path:
         return path.absolute()
 
 
-def describe(model: "Model", source: Path, output: Path, result: "Upscaled", request: "Request", **settings: Any) -> dict[str, Any]:
+def describe(model: "Model", job: Job, result: "Upscaled", request: "Request", **settings: Any) -> dict[str, Any]:
     """BIDS-derivatives keys where BIDS has them, ours under `JaxSR`."""
     import jax
 
-    size = result.volume.voxel_size
     return {
         "Description": WARNING,
-        "Sources": [os.path.relpath(source.resolve(), output.resolve().parent)],
-        "Resolution": _millimetres(size),
+        **_bids_keys(job),
+        "Resolution": _millimetres(result.volume.voxel_size),
         "JaxSR": {
             "Version": jaxsr.__version__,
             "Model": model.name,
@@ -109,6 +170,28 @@ def describe(model: "Model", source: Path, output: Path, result: "Upscaled", req
             "Platform": platform.platform(),
         },
     }
+
+
+def describe_map(job: Job, main: dict[str, Any], name: str, volume: "Volume", **own: Any) -> dict[str, Any]:
+    """The sidecar of the map `name`, of which `main` is the output's; `own` goes under `JaxSR`."""
+    keys = _bids_keys(job)
+    kind = name.partition("-")[0]
+    if kind == "consistency":  # which is made of both
+        root = job.derivative.root if job.derivative else None
+        keys["Sources"].append(f"bids::{job.output.relative_to(root).as_posix()}" if root else job.output.name)
+    same = ("Version", "Model", "Method", "Checkpoint", "WeightsSHA256", "SamplingSteps", "Eta", "Seed", "Samples", "Made")
+    return {
+        "Description": _DESCRIPTIONS[kind],
+        **keys,
+        "Resolution": _millimetres(volume.voxel_size),
+        "JaxSR": {"Map": name, "Of": job.output.name, **{key: main["JaxSR"][key] for key in same if key in main["JaxSR"]}, **own},
+    }
+
+
+def _bids_keys(job: Job) -> dict[str, Any]:
+    if job.derivative:
+        return {"Sources": [job.derivative.uri], **job.derivative.keys}
+    return {"Sources": [os.path.relpath(job.source.resolve(), job.output.resolve().parent)]}
 
 
 def write_json(path: Path, content: Any) -> None:

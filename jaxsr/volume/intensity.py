@@ -67,10 +67,15 @@ def background_share(data: np.ndarray) -> float:
     return 1 - _foreground(data.ravel()).size / data.size
 
 
+def filling(data: np.ndarray) -> float | None:
+    """The one value that more than 5 % of the voxels share, or None."""
+    common = _most_common(data.ravel())
+    return common if (data == common).mean() > FILLING else None
+
+
 def _foreground(values: np.ndarray) -> np.ndarray:
-    common = _most_common(values)
-    filling = values == common
-    rest = values[~filling] if filling.mean() > FILLING else values
+    filled = filling(values)
+    rest = values if filled is None else values[values != filled]
     if rest.size == 0:
         return values
     low, high = np.percentile(rest, (0.1, 99.9))
@@ -81,4 +86,4 @@ def _foreground(values: np.ndarray) -> np.ndarray:
 def _most_common(values: np.ndarray) -> float:
     """The most common value of an even sample: a value that 5 % share cannot be missed."""
     found, counts = np.unique(values[:: max(1, values.size // _SAMPLE)], return_counts=True)
-    return found[np.argmax(counts)]
+    return float(found[np.argmax(counts)])

@@ -22,7 +22,7 @@ from jaxsr.volume.geometry import Grid, resample_oblique, straight_grid
 from jaxsr.volume.header import check_affine, is_sheared, place
 from jaxsr.volume.orientation import codes_of, from_ras, to_ras, turn_from, turn_of
 
-__all__ = ["Volume", "VolumeError", "read_volume", "straighten", "write_volume"]
+__all__ = ["Volume", "VolumeError", "read_volume", "straighten", "volume_writer", "write_volume"]
 
 SMALLEST_SIDE = 4  # voxels
 LARGEST = 1e15  # intensity; its square is a float32 too
@@ -106,6 +106,11 @@ def write_volume(path: str | Path, volume: Volume, *, description: str = "", bef
     elsewhere than programs that read the sform. `straighten` it first.
     """
     path = Path(path)
+    write_together({**(before or {}), path: volume_writer(path, volume, description)})
+
+
+def volume_writer(path: Path, volume: Volume, description: str = "") -> Writer:
+    """What writes `volume` as `write_volume` does, to be written together with others. Raises as that does."""
     suffix = _suffix(path)
     try:
         if volume.data.ndim != 3:
@@ -118,7 +123,7 @@ def write_volume(path: str | Path, volume: Volume, *, description: str = "", bef
 
     data, affine = from_ras(np.asarray(volume.data, np.float32), volume.affine, turn_from(volume.orientation))
     image = nib.MGHImage(data, affine) if suffix in (".mgh", ".mgz") else _nifti(data, affine, volume.codes, description)
-    write_together({**(before or {}), path: functools.partial(nib.save, image)})
+    return functools.partial(nib.save, image)
 
 
 def straighten(volume: Volume) -> Volume:

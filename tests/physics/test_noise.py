@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from scipy.special import gamma, hyp1f1, ive
 
-from jaxsr.physics.noise import noncentral_chi, rician
+from jaxsr.physics.noise import mean_magnitude, noncentral_chi, rician
 
 SIGMA = 0.7
 COUNT = 400_000
@@ -92,3 +92,21 @@ def test_a_batch_of_slices_is_a_vmap_over_keys():
 def test_no_coil_is_refused():
     with pytest.raises(ValueError, match="at least one coil, got 0"):
         noncentral_chi(jax.random.key(0), jnp.ones(3), 0.1, 0)
+
+
+@pytest.mark.parametrize("coils", [1, 4])
+@pytest.mark.parametrize("signal", [0.0, 3.0, 40.0, 300.0])
+def test_the_mean_of_a_magnitude_is_that_of_its_draws(coils, signal):
+    """E[y] of the module's equations; 40 and 300 lie where the series of large x is used."""
+    sigma, image = 2.0, np.full((40, 100, 100), signal, np.float32)
+    drawn = np.asarray(noncentral_chi(jax.random.key(0), jnp.asarray(image), sigma, coils), np.float64)
+    expected = mean_magnitude(image, sigma, coils)
+    assert np.ptp(expected) <= 1e-6 * expected.max()
+    assert drawn.mean() == pytest.approx(float(expected[0, 0, 0]), abs=5 * drawn.std() / np.sqrt(drawn.size))
+
+
+def test_the_mean_of_a_magnitude_has_no_step_where_its_formula_changes():
+    image = np.linspace(31.9, 32.1, 201, dtype=np.float32).reshape(-1, 1, 1)
+    for coils in (1, 8, 32):
+        steps = np.diff(mean_magnitude(image, 1.0, coils).ravel().astype(np.float64))
+        np.testing.assert_allclose(steps, steps.mean(), atol=1e-3)

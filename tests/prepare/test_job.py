@@ -186,6 +186,21 @@ def test_people_who_share_a_truth_byte_for_byte_are_one_whichever_scan_ended_fir
         assert [note.what for note in said] == ["b", "c", "e"]
 
 
+def test_a_copy_whose_own_split_would_be_another_stays_where_it_is_in_the_next_run(heads, tmp_path):
+    people = [f"sub-{i:02d}" for i in range(200)]
+    own, _ = split_people({person: person for person in people}, {}, SETTINGS, {})
+    other = next(person for person in people[10:] if own[person] != own["sub-00"])
+    for person in ("sub-00", other):
+        shutil.copy(heads / "sub-00_T1w.nii.gz", tmp_path / f"{person}_T1w.nii.gz")
+    out = tmp_path.parent / f"{tmp_path.name}-set"
+    job.prepare(job.plan(tmp_path, out, SETTINGS), workers=1)
+    assert {shard.split for shard in read_manifest(out).shards} == {own["sub-00"]}
+    before = tree(out)
+    assert job.plan(tmp_path, out, SETTINGS).done == 2
+    job.prepare(job.plan(tmp_path, out, SETTINGS), workers=1)
+    assert tree(out) == before
+
+
 def test_a_given_split_holds_for_relatives_and_for_copies():
     names = {"family-1": "family-1", "b": "b", "c": "b", "d": "d"}
     own = {"sub-00": "family-1", "sub-01": "family-1", "b": "b", "c": "c", "d": "d"}

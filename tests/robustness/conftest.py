@@ -91,7 +91,8 @@ def identity(monkeypatch, tiny, identity_method):
     """A --model that changes nothing and is there at once, for `call`; its target is 6 mm."""
     model = Model("identity", 1, load(tiny, (), Experiment), identity_method, {}, "0" * 64)
     monkeypatch.setattr("jaxsr.upscale.model.load_model", lambda *_, **__: model)
-    monkeypatch.setattr("jaxsr.cli.volumes.select_device", lambda device, **_: None)
+    for module in ("upscaling", "volumes"):
+        monkeypatch.setattr(f"jaxsr.cli.{module}.select_device", lambda device, **_: None)
     return "identity"
 
 

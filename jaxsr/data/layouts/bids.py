@@ -46,7 +46,7 @@ class Bids:
 
     def find(self, root: Path, wanted: Wanted) -> Found:
         account = Account(look(root))
-        ignored = _bidsignore(root)
+        ignored = bidsignore(root)
         derivative = _description(root, account)
         files = []
         for path in account.files:
@@ -56,7 +56,7 @@ class Bids:
             elif ignored(path):
                 account.refuse(path, "ignored", ".bidsignore names it")
             elif named.datatype in ("anat", "") and named.section not in OUTSIDE:
-                if why := _never(named):
+                if why := never(named):
                     account.refuse(path, "unused", why)
                 else:
                     files.append(named)
@@ -191,7 +191,7 @@ class Bids:
             account.note(person, "participants.tsv does not list it")
 
 
-def _never(file: Named) -> str:
+def never(file: Named) -> str:
     part = file.entities.get("part", "mag")
     if part != "mag":
         return f"part-{part} is no magnitude"
@@ -260,7 +260,7 @@ def _description(root: Path, account: Account) -> bool:
     return False
 
 
-def _bidsignore(root: Path) -> Callable[[PurePosixPath], bool]:
+def bidsignore(root: Path) -> Callable[[PurePosixPath], bool]:
     """Whether .bidsignore names a path: patterns as in .gitignore (`*`, `**`, `?`, leading and trailing `/`), without `!`."""
     try:
         lines = (root / ".bidsignore").read_text(encoding="utf-8-sig").splitlines()

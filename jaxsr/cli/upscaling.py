@@ -1,0 +1,265 @@
+"""The command that upscales volumes: upscale."""
+
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jaxsr.cli.options import (
+    BatchSize,
+    Device,
+    bare,
+    check_sampling,
+    check_voxel_size,
+    choice,
+    choices,
+    device_in_use,
+    failed,
+    select_device,
+    slices_at_a_time,
+    words,
+)
+from jaxsr.cli.output import open_console, progress
+from jaxsr.cli.status import Exit, status_of
+
+if TYPE_CHECKING:
+    from jaxsr.physics.protocol import Acquisition
+    from jaxsr.upscale.inputs import Job
+
+
+def upscale(
+    source: Annotated[Path | None, bare("--input", "-i", help="A volume (.nii, .nii.gz, .mgz), a folder of them, or a .txt list.")] = None,
+    output: Annotated[Path | None, bare("--output", "-o", help="A file for a file, a folder for several.")] = None,
+    bids: Annotated[
+        tuple[Path, Path, str] | None,
+        bare("--bids", metavar="IN OUT participant", help="A BIDS set and a folder for its derivative, in place of -i and -o."),
+    ] = None,
+    participants: Annotated[
+        list[str] | None, bare("--participant-label", help="With --bids: these participants only; repeatable, or 01,02.")
+    ] = None,
+    sessions: Annotated[list[str] | None, bare("--session-label", help="With --bids: these sessions only; repeatable, or 1,2.")] = None,
+    suffixes: Annotated[str, typer.Option("--suffix", help="With --bids: which images, as in T1w or T1w,T2w.")] = "T1w",
+    model: Annotated[Path | None, bare("--model", "-m", help="A run directory, or a file made by `jaxsr export`.")] = None,
+    to_mm: Annotated[float | None, bare(help="Voxel size of the output. [default: what the model was trained for]")] = None,
+    steps: Annotated[int | None, bare(min=1, help="Sampling steps. [default: the model's]")] = None,
+    eta: Annotated[float | None, bare(min=0, max=1, help="0 deterministic … 1 ancestral. [default: the model's]")] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, max=1000, help="Posterior samples: the output is their mean, a std map lies beside it.")
+    ] = 1,
+    keep_samples: Annotated[bool, typer.Option("--keep-samples", help="Write each sample too.")] = False,
+    consistency: Annotated[
+        bool, typer.Option("--consistency", help="Write a map beside each output: degraded again, less the input, in units of noise.")
+    ] = False,
+    acquisition: Annotated[
+        str | None, bare(help="For --consistency: 1.5T, 3T, 64mT, thick-slice or a .yaml file. [default: what the model was trained on]")
+    ] = None,
+    noise: Annotated[
+        float | None, bare(help="For --consistency: the input's noise σ, in its units. [default: estimated from its air or tissue]")
+    ] = None,
+    axes: Annotated[str, typer.Option(help="all, or some of sagittal,coronal,axial: results are averaged.")] = "all",
+    slice_map: Annotated[
+        str, typer.Option("--slices", help="pad keeps voxels; resize brings slices to 256 × 256, as the papers do.")
+    ] = "pad",
+    volume: Annotated[int | None, bare(help="Which volume of a 4-D file, from 0.")] = None,
+    nan: Annotated[str, typer.Option(help="refuse, or zero: what to do with NaN and Inf.")] = "refuse",
+    batch_size: BatchSize = "auto",
+    precision: Annotated[str | None, bare(help="f32 or bf16. [default: the model's]")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    device: Device = "auto",
+    picture: Annotated[bool, typer.Option("--montage/--no-montage", help="Write a PNG beside each output.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo what is done already.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and what it takes; weights are not read.")] = False,
+    run_json: Annotated[Path | None, bare("--run-json", help="A JSON file for what was done, or with --dry-run planned.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More to read.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
+) -> None:
+    """Upscale volumes. Each output gets a JSON sidecar that says it is synthetic and how it was made.
+
+    Outputs that exist are skipped. Orientation, units of intensity and the place in the scanner stay as they were. How far to trust an
+    output, --samples and --consistency help to tell (docs/trust.md).
+
+    Examples:
+
+        jaxsr upscale -i scan.nii.gz -o scan_sr.nii.gz --model demo/run
+
+        jaxsr upscale -i scan.nii.gz -o scan_sr.nii.gz --model demo/run --samples 8 --consistency
+
+        jaxsr upscale -i scans/ -o upscaled/ --model runs/sr3 --to-mm 0.7 --steps 50 --device gpu
+
+        jaxsr upscale --bids study study/derivatives/jaxsr participant --participant-label 01,02 --model runs/sr3
+    """
+    axis_names = choices("--axes", axes, ("sagittal", "coronal", "axial"))
+    choice("--slices", slice_map, ("pad", "resize"))
+    choice("--nan", nan, ("refuse", "zero"))
+    if precision is not None:
+        choice("--precision", precision, ("f32", "bf16"))
+    size = slices_at_a_time(batch_size)
+    check_voxel_size(to_mm)
+    _check_places(source, output, bids, participants, sessions)
+    declared = _declared(acquisition, noise, consistency)
+    if model is None:
+        raise Exit(4, "no model named: pass --model RUN, a run directory made by `jaxsr demo` (demo/run) or `jaxsr train`")
+
+    from jaxsr.files import shown
+    from jaxsr.upscale.inputs import find_jobs, is_done, read_input
+    from jaxsr.upscale.sidecar import check_maps, check_record, check_sidecar, map_names, picture_path, write_json
+
+    terminal = open_console(quiet=quiet)
+    maps = map_names(samples, keep=keep_samples, consistency=consistency)
+    if bids:
+        jobs = _bids_jobs(bids, words(participants), words(sessions), words([suffixes]), model, to_mm, device)
+    else:
+        assert source
+        assert output
+        jobs = find_jobs(source, output)
+    if not jobs:
+        raise Exit(
+            3, f"{shown(bids[0] if bids else source or '')}: no volumes to upscale ({suffixes if bids else '.nii, .nii.gz, .mgz, .mgh'})"
+        )
+    if run_json:
+        check_record(run_json, jobs, maps)
+    check_maps(jobs, maps)
+    single = None
+    # What cannot be used is said before JAX and the model are loaded; but with --run-json where failures are recorded.
+    if len(jobs) == 1 and not run_json and (overwrite or not is_done(jobs[0])):
+        check_sidecar(jobs[0].output, picture=picture)
+        how = {"axes": axis_names, "volume": volume, "nan": nan, "picture": picture, "samples": samples, "consistency": consistency}
+        single = read_input(jobs[0].source, to_mm=to_mm, note=terminal.print, **how)  # type: ignore[arg-type]
+
+    if not bids:
+        select_device(device, apart=True)
+    from jaxsr.runtime.distributed import place
+    from jaxsr.upscale.files import Settings, declared_acquisition, make_engine, montage, read_source, share, upscale_file
+
+    here = place()
+    mine = share(jobs, here)
+    if here.processes > 1:
+        if run_json:
+            run_json = run_json if here.process == 0 else run_json.with_stem(f"{run_json.stem}.{here.process}")
+            check_record(run_json, jobs, maps)
+        terminal.print(f"process {here.process} of {here.processes}: {len(mine)} of {len(jobs)} volumes")
+    todo = mine if overwrite else [job for job in mine if not is_done(job)]
+    if len(todo) < len(mine):
+        terminal.print(f"{len(mine) - len(todo)} done already, whatever made them (redo with --overwrite)")
+    if not todo:
+        return
+
+    from jaxsr.upscale.forecast import forecast, lines
+    from jaxsr.upscale.model import load_model, read_recipe
+
+    loaded = None if dry_run else load_model(model, precision=precision, note=terminal.print)
+    recipe = read_recipe(model, precision=precision, note=terminal.print) if loaded is None else loaded.recipe
+    check_sampling(recipe.method, recipe.experiment.method.kind, steps, eta)
+    default, trained = recipe.method.default_request, recipe.experiment.data.voxel_size
+    target = to_mm or trained
+    if abs(target - trained) > 1e-6:
+        terminal.print(f"note: the model was trained for {trained:g} mm, not {target:g} mm")
+    request = default._replace(steps=steps or default.steps, eta=default.eta if eta is None else eta, to_mm=target)
+    if samples > 1 and request.steps == 1 < recipe.method.most_steps:
+        terminal.print("note: one sampling step estimates the middle of what is plausible, so samples differ too little: give --steps")
+    compared = declared_acquisition(recipe.experiment, declared, noise) if consistency else None
+    settings = Settings(target, request, axis_names, seed, volume, nan, picture, samples, keep_samples, compared)  # type: ignore[arg-type]
+    engine = make_engine(loaded, batch_size=size, slice_map=slice_map) if loaded else None  # type: ignore[arg-type]
+    if verbose:
+        terminal.print(f"{recipe.name}, step {recipe.step}, on {device_in_use()}, {request.steps} sampling steps")
+    if bids and not dry_run:
+        from jaxsr.upscale.derivatives import start_derivative
+
+        start_derivative(bids[0], bids[1])
+
+    def plan(job: "Job") -> dict[str, Any]:
+        low = single or read_source(job.source, settings)
+        facts = forecast(recipe, job, low, settings, batch_size=size, slice_map=slice_map)  # type: ignore[arg-type]
+        terminal.print("\n".join(lines(facts)))
+        return facts
+
+    def do(job: "Job") -> dict[str, Any]:
+        assert engine
+        assert loaded
+        with progress(terminal, shown(job.source.name), None) as (advance, note):
+            report = lambda n, total: advance(n, "slices", total)  # noqa: E731
+            done = upscale_file(engine, loaded, job, settings, volume=single, progress=report, note=note)
+        if picture:
+            title = f"{shown(job.source.name)} at {target:g} mm (synthetic)"
+            montage(picture_path(job.output), done.low, done.output, title)
+        for path in (*done.maps, job.output):
+            terminal.print(f"wrote {shown(path)}")
+        return done.facts
+
+    records: list[dict[str, Any]] = []
+    failures: list[tuple[Path, str]] = []
+    try:
+        for job in todo:
+            record: dict[str, Any] = {"Input": str(job.source), "Output": str(job.output)}
+            records.append(record)
+            try:
+                record |= (plan if dry_run else do)(job)
+            except Exception as error:
+                status = status_of(error)
+                why = str(error) if status else f"{type(error).__name__}: {error}"
+                record |= {"Error": why, "Status": status or 1}
+                failures.append((job.source, why))
+                if len(todo) == here.processes == 1:
+                    raise
+                if status is None:  # a mistake of ours: that the other volumes go on is no reason to hide it
+                    traceback.print_exception(error)
+    finally:
+        if run_json:
+            write_json(run_json, {"DryRun": dry_run, "Process": here.process, "Processes": here.processes, "Volumes": records})
+    if failures:
+        raise Exit(5 if all(record.get("Status") == 5 for record in records) else 1, failed(failures, len(todo)))
+
+
+def _check_places(
+    source: Path | None,
+    output: Path | None,
+    bids: tuple[Path, Path, str] | None,
+    participants: list[str] | None,
+    sessions: list[str] | None,
+) -> None:
+    """Either -i and -o, or --bids."""
+    if bids:
+        if source or output:
+            raise typer.BadParameter("names the input and the output itself: leave out -i and -o", param_hint="--bids")
+        choice("--bids", bids[2], ("participant",))
+        return
+    for option, value in (("--input", source), ("--output", output)):
+        if value is None:
+            raise typer.BadParameter("is needed, or --bids IN OUT participant", param_hint=option)
+    for option, labels in (("--participant-label", participants), ("--session-label", sessions)):
+        if labels:
+            raise typer.BadParameter("is for --bids: name the volumes by -i", param_hint=option)
+
+
+def _declared(acquisition: str | None, noise: float | None, consistency: bool) -> "Acquisition | None":
+    for option, value in (("--acquisition", acquisition), ("--noise", noise)):
+        if value is not None and not consistency:
+            raise typer.BadParameter("is for --consistency: ask for that, or leave it out", param_hint=option)
+    if noise is not None and not noise > 0:
+        raise typer.BadParameter(f"{noise:g} is no standard deviation above 0", param_hint="--noise")
+    if acquisition is None:
+        return None
+    from jaxsr.physics.protocol import load_acquisition
+
+    return load_acquisition(acquisition)
+
+
+def _bids_jobs(
+    bids: tuple[Path, Path, str],
+    participants: Sequence[str],
+    sessions: Sequence[str],
+    suffixes: Sequence[str],
+    model: Path,
+    to_mm: float | None,
+    device: str,
+) -> "list[Job]":
+    """Names hold the voxel size, which the model may have to say."""
+    from jaxsr.upscale.derivatives import derivative_jobs, find_scans
+
+    scans = find_scans(bids[0], bids[1], participants, sessions, suffixes)
+    select_device(device, apart=True)
+    from jaxsr.upscale.model import read_experiment
+
+    return derivative_jobs(bids[0], bids[1], scans, to_mm or read_experiment(model).data.voxel_size)
