@@ -121,7 +121,8 @@ def run_protocol(
             f"the protocol tests against {protocol.against!r}, which is no interpolation and no name of a model given here"
         )
     if not heads.entered:
-        raise EvaluationError(f"no head enters {protocol.name}: {next(iter(heads.left_out.values()))}")
+        subject, why = next(iter(heads.left_out.items()))
+        raise EvaluationError(f"no head enters {protocol.name}: {subject} {why}; --dry-run lists all")
     inside = {} if masks is None else dict(pair_files(heads.source, masks, masks=True).matched.values())
     known = {name: _known(path, note) for name, path in models.items()}  # a model that cannot be used is not told after an hour
     failures: dict[str, str] = {}

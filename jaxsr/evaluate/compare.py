@@ -5,7 +5,6 @@ rescaled output is refused rather than scored, or resampled where that is asked 
 numbers of several subjects say in statistics.py.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxsr.evaluate.files import Pairing, named_source, pair_files, sidecar_path
+from jaxsr.evaluate.files import Pairing, pair_files, source_of
 from jaxsr.evaluate.interpolation import INTERPOLATIONS, interpolate
 from jaxsr.evaluate.montage import save_montage
 from jaxsr.evaluate.scores import RULES, Rules, score
@@ -95,7 +94,7 @@ def compare_files(
     inputs = {} if low is None else _paired(reference, low, "the input").matched
     masks = {} if mask is None else _paired(reference, mask, "the mask", masks=True).matched
     subjects = list(dict.fromkeys(s for pairing in pairings.values() for s in pairing.matched))
-    notes = [note for method, pairing in pairings.items() for note in _pairing_notes(method, pairing)]
+    notes = [note for method, pairing in pairings.items() for note in pairing.notes(method)]
     cases: dict[str, Files] = {}
     failures: dict[str, str] = {}
     for subject in subjects:
@@ -209,7 +208,7 @@ def _compare_subject(subject: str, case: Files, means: Means, picture: Path | No
         inside = _on_grid(reference, case.mask, "the mask", means.resampling, notes, constant="allow").data > 0.5
     source = case.low
     if source is None:
-        source, why = _source_of(list(case.outputs.values()))
+        source, why = source_of(list(case.outputs.values()))
         notes += why
         if source is not None and source.samefile(case.reference):
             source = None
@@ -294,35 +293,6 @@ def _paired(reference: Path, other: Path, name: str, *, masks: bool = False) -> 
             f"({len(pairing.extra)} and {len(pairing.missing)} volumes found): name them alike, or give two files"
         )
     return pairing
-
-
-def _pairing_notes(method: str, pairing: Pairing) -> list[str]:
-    """At most two sentences, whatever the number of files."""
-
-    def listed(paths: tuple[Path, ...]) -> str:
-        return ", ".join(shown(p.name) for p in paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
-
-    notes = [f"{method}: no output for {listed(pairing.missing)}"] if pairing.missing else []
-    return notes + ([f"{method}: no reference for {listed(pairing.extra)}"] if pairing.extra else [])
-
-
-def _source_of(outputs: list[Path]) -> tuple[Path | None, list[str]]:
-    """The input that the first sidecar to name one names: Sources[0], a path from the sidecar's folder or an absolute one."""
-    for output in outputs:
-        try:
-            sources = json.loads(sidecar_path(output).read_text("utf-8")).get("Sources", [])
-        except (OSError, ValueError, AttributeError):
-            continue
-        if not sources:
-            continue
-        source = str(sources[0] if isinstance(sources, list) else sources)
-        for path in (named_source(output, source), Path(source)):
-            if path.is_file():
-                return path, []
-        return None, [
-            f"interpolations are left out: the input {source}, named in {sidecar_path(output).name}, is not there; give it with --low"
-        ]
-    return None, ["interpolations are left out: no input is given or named in a sidecar JSON; give it with --low"]
 
 
 def _described(grid: Grid) -> str:

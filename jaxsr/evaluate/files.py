@@ -23,6 +23,15 @@ class Pairing:
     missing: tuple[Path, ...]
     extra: tuple[Path, ...]
 
+    def notes(self, method: str) -> list[str]:
+        """At most two sentences, whatever the number of files."""
+
+        def listed(paths: tuple[Path, ...]) -> str:
+            return ", ".join(shown(p.name) for p in paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+
+        said = [f"{method}: no output for {listed(self.missing)}"] if self.missing else []
+        return said + ([f"{method}: no reference for {listed(self.extra)}"] if self.extra else [])
+
 
 def pair_files(references: Path, others: Path, *, masks: bool = False) -> Pairing:
     """Partners of `references` among `others`. Two files are a pair whatever they are called; in folders, searched with all their
@@ -91,6 +100,26 @@ def named_source(output: Path, name: str) -> Path:
     root = next((folder for folder in output.resolve().parents if (folder / "dataset_description.json").is_file()), output.parent)
     linked = _json(root / "dataset_description.json").get("DatasetLinks") if link else None
     return root / (str(linked.get(link, link)) if isinstance(linked, dict) else "") / path
+
+
+def source_of(outputs: list[Path]) -> tuple[Path | None, list[str]]:
+    """The input that the first sidecar to name one names, and what is to be said where there is none.
+
+    Of several Sources the first counts; how it is found says `named_source`.
+    """
+    for output in outputs:
+        sources = _json(sidecar_path(output)).get("Sources")
+        if not sources:
+            continue
+        source = str(sources[0] if isinstance(sources, list) else sources)
+        for path in (named_source(output, source), Path(source)):
+            if path.is_file():
+                return path, []
+        return None, [
+            f"interpolations are left out: the input {shown(source)}, named in {shown(sidecar_path(output).name)}, is not there; "
+            "give it with --low"
+        ]
+    return None, ["interpolations are left out: no input is given or named in a sidecar JSON; give it with --low"]
 
 
 def subject_name(path: Path) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxsr.evaluate.files import pair_files, stem
+from jaxsr.evaluate.files import pair_files, source_of, stem
 
 
 def folder(root: Path, *names: str) -> Path:
@@ -90,3 +90,13 @@ def test_a_sidecar_tells_a_map_where_the_name_does_not(tmp_path):
 
 def test_a_stem_has_no_format():
     assert [stem(Path(p)) for p in ("a.nii.gz", "b.c.MGZ", "d.nii")] == ["a", "b.c", "d"]
+
+
+def test_a_bids_uri_leads_to_the_input_through_the_derivatives_description(tmp_path):
+    raw = folder(tmp_path / "raw", "sub-1/anat/sub-1_T1w.nii.gz")
+    out = folder(tmp_path / "derivatives" / "sr", "sub-1/anat/sub-1_desc-sr_T1w.nii.gz")
+    output = out / "sub-1" / "anat" / "sub-1_desc-sr_T1w.nii.gz"
+    (output.parent / "sub-1_desc-sr_T1w.json").write_text(json.dumps({"Sources": ["bids:raw:sub-1/anat/sub-1_T1w.nii.gz"]}))
+    assert source_of([output])[0] is None
+    (out / "dataset_description.json").write_text(json.dumps({"DatasetLinks": {"raw": "../../raw"}}))
+    assert source_of([output])[0].samefile(raw / "sub-1" / "anat" / "sub-1_T1w.nii.gz")

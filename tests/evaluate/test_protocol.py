@@ -134,6 +134,8 @@ def test_voxel_sizes_are_told_along_the_heads_axes_not_the_files(tmp_path, proto
     assert not heads.entered
     assert "1.8 × 1 × 1 mm" in heads.left_out["a"]
     assert "not a volume" in heads.left_out["b"]
+    with pytest.raises(EvaluationError, match=r"no head enters small: a does not enter: its voxels are 1\.8"):
+        run_protocol(protocol, heads, {}, tmp_path / "out")
 
 
 def test_a_benchmark_degrades_upscales_scores_and_keeps_what_it_made(tmp_path, heads, protocol, engines):
