@@ -292,4 +292,4 @@ def test_several_images_of_one_person_are_told(study):
     for session in ("a", "b"):
         write_volume(study / "two" / f"sub-01_ses-{session}_T1w.nii.gz", head(1))
     comparison = compare_files({"same": study / "two"}, study / "two", study / "e", low=study / "two", montage=False)
-    assert "2 images are of 1 person" in comparison.notes[-1]
+    assert "2 images are of one person" in comparison.notes[-1]
