@@ -155,6 +155,7 @@ def compare_subjects(
     progress(len(cases), len(cases))
     if not rows:
         raise EvaluationError(next(iter(failed.values())))
+    said += _several_of_one(list(sources))
     methods = dict.fromkeys(row.method for row in rows)
     against = means.against or (AGAINST if AGAINST in methods else next(iter(methods)))
     provenance = {**means.provenance, **({"resampling": means.resampling} if means.resampling else {}), "against": against}
@@ -190,6 +191,18 @@ def check_same_grid(reference: Grid, candidate: Grid, name: str) -> None:
             f"reference {_described(reference)}): shifted, turned or scaled against each other; "
             "register one to the other first, or ask for --resample where only the grids differ"
         )
+
+
+def _several_of_one(subjects: list[str]) -> list[str]:
+    """A sentence where names, by BIDS, say that several images are of one person."""
+    people = {subject.split("_")[0] for subject in subjects}
+    if len(people) == len(subjects) or not all(person.startswith("sub-") for person in people):
+        return []
+    said = "one person" if len(people) == 1 else f"{len(people)} people"
+    return [
+        f"{len(subjects)} images are of {said}: intervals and tests take images for independent, which those of one person are not, "
+        "so they look surer than they are; give one image of each"
+    ]
 
 
 class _Scored(NamedTuple):

@@ -285,3 +285,11 @@ def test_two_subjects_are_too_few_for_a_test_and_a_note_says_so(study):
     comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", low=study / "low", montage=False)
     assert all(np.isnan(t.p) for t in comparison.tests)
     assert "cannot reach p < 0.05" in comparison.all_notes[-1]
+
+
+def test_several_images_of_one_person_are_told(study):
+    assert not compare_files({"sr3": study / "out"}, study / "ref", study / "e", low=study / "low", montage=False).notes
+    for session in ("a", "b"):
+        write_volume(study / "two" / f"sub-01_ses-{session}_T1w.nii.gz", head(1))
+    comparison = compare_files({"same": study / "two"}, study / "two", study / "e", low=study / "two", montage=False)
+    assert "2 images are of one person" in comparison.notes[-1]
