@@ -23,7 +23,7 @@ from jaxsr.evaluate.montage import DPI
 from jaxsr.evaluate.report_tables import number, shown_as, text_of
 
 COLOURS = 8  # of curves, --c0 … --c7 in the page
-ONE_SEVENTH = 1 / 7  # the Fourier shell correlation at which an image is called resolved
+RESOLVED = 0.5  # the Fourier shell correlation down to which a size is called resolved
 
 _INK, _FAINT, _ACCENT = "#010203", "#040506", "#070809"
 _CURVE = "#0a0b0{}"
@@ -101,7 +101,7 @@ def shell_curves(curves: Mapping[str, Mapping[str, Mapping[str, Sequence[Any]]]]
             axes.plot(lines[0][0], np.mean([c for _, c in lines], axis=0), linewidth=2.2, label=method, **style)
         for j, (f, c) in enumerate(lines):
             axes.plot(f, c, linewidth=0.8, alpha=0.4, label=None if same or j else method, **style)
-    axes.axhline(ONE_SEVENTH, color=_INK, linewidth=1, linestyle=":")
+    axes.axhline(RESOLVED, color=_INK, linewidth=1, linestyle=":")
     axes.set_xlabel("spatial frequency (cycles per mm)")
     axes.set_ylabel("correlation with the target")
     axes.set_ylim(min(-0.05, axes.get_ylim()[0]), 1.02)
@@ -109,7 +109,7 @@ def shell_curves(curves: Mapping[str, Mapping[str, Mapping[str, Sequence[Any]]]]
     legend = axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), labelcolor=_INK, fontsize=10)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    return _svg(figure, "Fourier shell correlation of each method with the target; dotted: one seventh", "fsc", {})
+    return _svg(figure, "Fourier shell correlation of each method with the target; dotted: one half", "fsc", {})
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:

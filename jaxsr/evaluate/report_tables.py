@@ -26,13 +26,9 @@ class Shown(NamedTuple):
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
-_SPECS = {"psnr": ".2f", "resolution": ".2f"} | dict.fromkeys(
-    ("ssim", "ms_ssim", "lpips", "vif", "nrmse", "gmsd", "hfen", "histogram_match", "dice"), ".4f"
-)
-_ANY = "#.4g"
 # How each metric is written. Intensities have the unit of the file, which nobody knows; LPIPS, which needs weights, is in no registry yet.
-METRICS = {"lpips": Shown("LPIPS", "", "lower", _SPECS["lpips"])} | {
-    name: Shown(metric.title, "" if metric.unit.startswith("intensity") else metric.unit, metric.better, _SPECS.get(name, _ANY))
+METRICS = {"lpips": Shown("LPIPS", "", "lower", ".4f")} | {
+    name: Shown(metric.title, "" if metric.unit.startswith("intensity") else metric.unit, metric.better, metric.spec)
     for name, metric in registry.METRICS.items()
 }
 SPOKEN = ("psnr", "ssim", "lpips", "resolution")  # metrics that the summary in words speaks of
@@ -62,7 +58,7 @@ def number(value: Any) -> float:
 
 
 def shown_as(metric: str) -> Shown:
-    return METRICS.get(metric, Shown(metric, "", "", _ANY))
+    return METRICS.get(metric, Shown(metric, "", "", registry.PLAIN))
 
 
 def text_of(metric: str, value: Any) -> str:

@@ -5,7 +5,8 @@
     test       Wilcoxon's signed ranks of paired differences, two-sided [Wilcoxon, Biometrics Bulletin 1:80, 1945]. Differences of zero
                are left out, equal ones share their mean rank; up to EXACT pairs p is exact, given those ties, above it the normal
                approximation with its correction for ties.
-    family     Holm's step-down correction [Scand J Stat 6:65, 1979] over all methods and metrics of one region.
+    family     Holm's step-down correction [Scand J Stat 6:65, 1979] over all methods, in one metric and region: each metric asks a
+               question of its own.
 
 Below LEAST pairs no two-sided p can fall under 0.05 (2 / 2^5 is 0.0625): none is given.
 """
@@ -113,18 +114,16 @@ def paired_tests(numbers: Mapping[str, Mapping[str, Mapping[str, Mapping[str, fl
     tests: list[Test] = []
     notes: list[str] = []
     for region, metrics in numbers.items():
-        family = [
-            _paired(region, metric, method, against, mine, methods[against])
-            for metric, methods in metrics.items()
-            if against in methods
-            for method, mine in methods.items()
-            if method != against
-        ]
-        tested = [i for i, test in enumerate(family) if np.isfinite(test.p)]
-        for i, p in zip(tested, holm([family[i].p for i in tested]), strict=True):
-            family[i] = family[i]._replace(p_holm=p)
-        tests += family
-        notes += _powerless(region, [family[i].n for i in tested])
+        counts: list[list[int]] = []  # of the pairs of each family
+        for metric, methods in metrics.items():
+            others = [method for method in methods if method != against and against in methods]
+            family = [_paired(region, metric, method, against, methods[method], methods[against]) for method in others]
+            tested = [i for i, test in enumerate(family) if np.isfinite(test.p)]
+            for i, p in zip(tested, holm([family[i].p for i in tested]), strict=True):
+                family[i] = family[i]._replace(p_holm=p)
+            tests += family
+            counts.append([family[i].n for i in tested])
+        notes += _powerless(region, max(counts, key=len, default=[]))
     few = [test.n for test in tests if test.n < LEAST]
     if few:
         notes.append(
@@ -140,9 +139,9 @@ def _powerless(region: str, counts: list[int]) -> list[str]:
         return []
     enough = math.floor(math.log2(2 * len(counts) / ALPHA)) + 1
     return [
-        f"{region}: {len(counts)} comparisons of {max(counts)} subjects: after Holm's correction no p can be below "
+        f"{region}: {len(counts)} methods on {max(counts)} subjects: after Holm's correction no p can be below "
         f"{min(1.0, len(counts) * _smallest(max(counts))):.2g}, so no difference can be significant; {enough} subjects, or fewer "
-        "metrics and methods, would do"
+        "methods, would do"
     ]
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsr.evaluate.metrics.registry import METRICS
+from jaxsr.evaluate.metrics.registry import METRICS, PLAIN
 from jaxsr.evaluate.statistics import Test, bootstrap_interval, paired_tests
 from jaxsr.files import write_together
 
@@ -34,29 +34,17 @@ CONVENTIONS = {
     "psnr": "10 log10(data_range^2 / mean squared error), dB",
     "ssim": "three-dimensional, Gaussian window of 11 voxels and sigma 1.5, population covariance, K1 0.01, K2 0.03; mean over the centres "
     "(of the region) whose window lies inside the volume; null where a side is shorter than 11 voxels",
-    "resolution": "1 / frequency in mm where the Fourier shell correlation with the reference first falls under 1/7; inside a region, "
+    "resolution": "1 / frequency in mm where the Fourier shell correlation with the reference first falls under 1/2; inside a region, "
     "both images fade out over nine voxels at its edge",
     "hfen": "norm of the Laplacian of Gaussian (sigma 1.5 voxels, 15 taps) of the error over that of the reference",
     "gradient_error": "root of the mean square of the gradient vector's error over that of the reference's gradient",
     "sd": "over subjects, N - 1",
     "low, high": "95 % BCa bootstrap interval of the mean over subjects, 9999 resamples, seed 0; null below 5 subjects",
     "p": "two-sided exact Wilcoxon signed-rank test of paired differences, zeros left out; null below 6 pairs",
-    "p_holm": "Holm's correction over all methods and metrics of the region",
+    "p_holm": "Holm's correction over all methods, in one metric and region",
     "median_difference": "median over subjects of method - against",
     "non_finite": "NaN is null, an infinite value is the string 'inf'",
 }
-_SPEC = {
-    "psnr": ".2f",
-    "ssim": ".4f",
-    "ms_ssim": ".4f",
-    "resolution": ".2f",
-    "hfen": ".3f",
-    "nrmse": ".4f",
-    "gmsd": ".4f",
-    "vif": ".4f",
-    "gradient_error": ".3f",
-}
-_PLAIN = "#.4g"
 _RANGES = {"robust": "99.9 % minus 0.1 % percentile", "full": "largest minus smallest value"}
 _NUMBERS = re.compile(r"\[\n\s+([-+.\deE,\s]+?)\s+\]")
 _NEAR = 2  # folders upwards, up to which a path is written as relative
@@ -240,7 +228,7 @@ def _interval(s: Summary) -> str:
 
 
 def _number(metric: str, value: float) -> str:
-    return f"{value:{_SPEC.get(metric, _PLAIN)}}".rstrip(".")
+    return f"{value:{METRICS[metric].spec if metric in METRICS else PLAIN}}".rstrip(".")
 
 
 def _json(value: Any) -> Any:

@@ -5,6 +5,8 @@ from typing import Literal, NamedTuple
 
 from jaxsr.evaluate.metrics import contrast, edges, pixel, resolution, ssim, tissue, vif
 
+PLAIN = "#.4g"
+
 
 class Metric(NamedTuple):
     """A metric as tables and protocols see it."""
@@ -17,25 +19,28 @@ class Metric(NamedTuple):
     operands: Literal["images", "image", "labels"] = "images"  # image and reference, the image alone, or two label maps
     masked: bool = True  # takes `mask`
     least: int = 1  # voxels on every side
+    spec: str = PLAIN  # how tables write it
 
 
 METRICS = {
     "mse": Metric(pixel.mse, "MSE", "intensity²", "lower"),
     "rmse": Metric(pixel.rmse, "RMSE", "intensity", "lower"),
-    "nrmse": Metric(pixel.nrmse, "NRMSE", "", "lower"),
+    "nrmse": Metric(pixel.nrmse, "NRMSE", "", "lower", spec=".4f"),
     "mae": Metric(pixel.mae, "MAE", "intensity", "lower"),
-    "psnr": Metric(pixel.psnr, "PSNR", "dB", "higher", ("data_range",)),
-    "ssim": Metric(ssim.ssim, "SSIM", "", "higher", ("data_range",), least=ssim.WINDOW),
-    "ms_ssim": Metric(ssim.ms_ssim, "MS-SSIM", "", "higher", ("data_range",), least=ssim.LEAST),
-    "vif": Metric(vif.vif, "VIFp", "", "higher", ("data_range",), least=vif.LEAST),
-    "gmsd": Metric(edges.gmsd, "GMSD", "", "lower", ("data_range",), least=2),
-    "hfen": Metric(edges.hfen, "HFEN", "", "lower", least=edges.LOG_TAPS),
-    "gradient_error": Metric(edges.gradient_error, "gradient error", "", "lower", ("voxel_size",), least=3),
-    "resolution": Metric(resolution.effective_resolution, "effective resolution", "mm", "lower", ("voxel_size",), least=resolution.LEAST),
-    "histogram_match": Metric(contrast.histogram_match, "histogram match", "", "higher", ("data_range",)),
+    "psnr": Metric(pixel.psnr, "PSNR", "dB", "higher", ("data_range",), spec=".2f"),
+    "ssim": Metric(ssim.ssim, "SSIM", "", "higher", ("data_range",), least=ssim.WINDOW, spec=".4f"),
+    "ms_ssim": Metric(ssim.ms_ssim, "MS-SSIM", "", "higher", ("data_range",), least=ssim.LEAST, spec=".4f"),
+    "vif": Metric(vif.vif, "VIFp", "", "higher", ("data_range",), least=vif.LEAST, spec=".4f"),
+    "gmsd": Metric(edges.gmsd, "GMSD", "", "lower", ("data_range",), least=2, spec=".4f"),
+    "hfen": Metric(edges.hfen, "HFEN", "", "lower", least=edges.LOG_TAPS, spec=".4f"),
+    "gradient_error": Metric(edges.gradient_error, "gradient error", "", "lower", ("voxel_size",), least=3, spec=".4f"),
+    "resolution": Metric(
+        resolution.effective_resolution, "effective resolution", "mm", "lower", ("voxel_size",), least=resolution.LEAST, spec=".2f"
+    ),
+    "histogram_match": Metric(contrast.histogram_match, "histogram match", "", "higher", ("data_range",), spec=".4f"),
     "local_contrast_error": Metric(contrast.local_contrast_error, "local contrast error", "", "lower", least=contrast.WINDOW),
     "cnr": Metric(contrast.cnr, "CNR", "", "higher", ("roi", "background"), "image", masked=False),
-    "dice": Metric(tissue.dice, "Dice", "", "higher", ("labels",), "labels", masked=False),
+    "dice": Metric(tissue.dice, "Dice", "", "higher", ("labels",), "labels", masked=False, spec=".4f"),
     "volume_error": Metric(tissue.volume_error, "volume error", "ml", "zero", ("labels", "voxel_size"), "labels", masked=False),
     "relative_volume_error": Metric(tissue.relative_volume_error, "relative volume error", "", "zero", ("labels",), "labels", masked=False),
 }

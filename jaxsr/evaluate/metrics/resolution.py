@@ -10,8 +10,8 @@ nothing scores 0.
 
 The effective resolution is 1 / f in mm, f being where the curve, linear between shells, first falls under the threshold:
 
-    "1/7"        fixed, for two noisy images of one object [Rosenthal & Henderson, J Mol Biol 333:721, 2003: 0.143]
-    "1/2"        fixed, the same criterion against a reference without noise [ibid.]
+    "1/2"        fixed, against a reference without noise, which a target is taken for [Rosenthal & Henderson, J Mol Biol 333:721, 2003]
+    "1/7"        fixed, the same criterion between two equally noisy images of one object [ibid.: 0.143]
     "half-bit"   (0.2071 + 1.9102/√n) / (1.2071 + 0.9102/√n): half a bit of information a sample, n being the shell's
                  samples, both of each conjugate pair [van Heel & Schatz, J Struct Biol 151:250, 2005, Eq. 17]
 
@@ -35,7 +35,7 @@ from jax.typing import ArrayLike
 from jaxsr.evaluate.metrics.images import check_sides, checked, expanded, sides, spacing
 from jaxsr.evaluate.metrics.windows import correlate
 
-Threshold = Literal["1/7", "1/2", "half-bit"]
+Threshold = Literal["1/2", "1/7", "half-bit"]
 
 FADE = 9  # voxels
 LEAST = 4  # voxels a side: two shells
@@ -52,7 +52,7 @@ class ShellCorrelation(NamedTuple):
 
 
 def fourier_shell_correlation(
-    x: ArrayLike, y: ArrayLike, *, voxel_size: ArrayLike, threshold: Threshold = "1/7", mask: ArrayLike | None = None
+    x: ArrayLike, y: ArrayLike, *, voxel_size: ArrayLike, threshold: Threshold = "1/2", mask: ArrayLike | None = None
 ) -> ShellCorrelation:
     """The correlation of `x` and `y` at each spatial frequency; conventions above. Symmetric; neither scale nor offset matters.
 
@@ -73,7 +73,7 @@ def fourier_shell_correlation(
 
 
 def effective_resolution(
-    x: ArrayLike, y: ArrayLike, *, voxel_size: ArrayLike, threshold: Threshold = "1/7", mask: ArrayLike | None = None
+    x: ArrayLike, y: ArrayLike, *, voxel_size: ArrayLike, threshold: Threshold = "1/2", mask: ArrayLike | None = None
 ) -> Array:
     """The size in mm down to which `x` and `y` agree: `fourier_shell_correlation` under its threshold."""
     return fourier_shell_correlation(x, y, voxel_size=voxel_size, threshold=threshold, mask=mask).resolution

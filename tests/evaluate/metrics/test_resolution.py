@@ -126,7 +126,7 @@ def test_a_mask_lends_unrelated_images_no_correlation():
 @pytest.mark.parametrize(
     "more, message",
     [
-        ({"threshold": "0.143"}, "one of 1/7, 1/2, half-bit, got '0.143'"),
+        ({"threshold": "0.143"}, "one of 1/2, 1/7, half-bit, got '0.143'"),
         ({"voxel_size": (1.0, 1.0)}, r"one voxel size or 3, in mm, got the shape \(2,\)"),
         ({"voxel_size": (1.0, 1.0, -1.0)}, "voxel sizes are positive"),
     ],
