@@ -37,7 +37,7 @@ def evaluate(
     low: Annotated[Path | None, bare("--low", "-l", help="The low-resolution input. [default: what the sidecar names]")] = None,
     mask: Annotated[Path | None, bare("--mask", help="Voxels that count. [default: the reference's foreground]")] = None,
     metrics: Annotated[
-        str | None, bare(help="Names, the most important first, or list. [default: psnr,ssim,rmse,mae,resolution,hfen,gradient_error]")
+        str | None, bare(help="Names, the most important first, or list. [default: psnr,ssim,rmse,mae,resolution,coarsest_resolution,hfen]")
     ] = None,
     against: Annotated[str | None, bare(help="The method that others are tested against. [default: tricubic]")] = None,
     resampling: Annotated[

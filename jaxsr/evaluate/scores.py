@@ -21,7 +21,7 @@ from jaxsr.volume.io import Volume
 DataRange = Literal["robust", "full"]
 
 KNOWN = tuple(name for name, metric in METRICS.items() if metric.operands == "images")  # of two images; others need more than a reference
-DEFAULT = ("psnr", "ssim", "rmse", "mae", "resolution", "hfen", "gradient_error")
+DEFAULT = ("psnr", "ssim", "rmse", "mae", "resolution", "coarsest_resolution", "hfen")
 CURVE = 128  # values of a stored curve, at most
 
 

@@ -36,6 +36,7 @@ CONVENTIONS = {
     "(of the region) whose window lies inside the volume; null where a side is shorter than 11 voxels",
     "resolution": "1 / frequency in mm where the Fourier shell correlation with the reference first falls under 1/2; inside a region, "
     "both images fade out over nine voxels at its edge",
+    "coarsest_resolution": "the same of what lies within 25 degrees of an axis, for the worst of the three axes",
     "hfen": "norm of the Laplacian of Gaussian (sigma 1.5 voxels, 15 taps) of the error over that of the reference",
     "gradient_error": "root of the mean square of the gradient vector's error over that of the reference's gradient",
     "sd": "over subjects, N - 1",

@@ -37,6 +37,9 @@ METRICS = {
     "resolution": Metric(
         resolution.effective_resolution, "effective resolution", "mm", "lower", ("voxel_size",), least=resolution.LEAST, spec=".2f"
     ),
+    "coarsest_resolution": Metric(
+        resolution.coarsest_resolution, "resolution of the worst axis", "mm", "lower", ("voxel_size",), least=resolution.LEAST, spec=".2f"
+    ),
     "histogram_match": Metric(contrast.histogram_match, "histogram match", "", "higher", ("data_range",), spec=".4f"),
     "local_contrast_error": Metric(contrast.local_contrast_error, "local contrast error", "", "lower", least=contrast.WINDOW),
     "cnr": Metric(contrast.cnr, "CNR", "", "higher", ("roi", "background"), "image", masked=False),

@@ -18,6 +18,9 @@ The effective resolution is 1 / f in mm, f being where the curve, linear between
 Where it never falls, the resolution is the grid's own, two voxels of the finest axis; where it lies under it from the first shell,
 infinite.
 
+A shell is the mean of all directions: what is lost along one axis only (thick slices) hardly shows in it. `axis_resolutions` takes of every
+shell what lies within 25° of an axis, up to that axis' own highest frequency, and `coarsest_resolution` is the worst of the axes.
+
 Without a mask the field of view is taken as periodic, as k-space is. With one, means are taken inside, and both images fade out over nine
 voxels around the mask's edge (a Hann window, convolved with the mask): a sharp edge common to both images would correlate at all
 frequencies.
@@ -39,6 +42,7 @@ Threshold = Literal["1/2", "1/7", "half-bit"]
 
 FADE = 9  # voxels
 LEAST = 4  # voxels a side: two shells
+CONE = 25.0  # degrees
 
 
 class ShellCorrelation(NamedTuple):
@@ -79,6 +83,37 @@ def effective_resolution(
     return fourier_shell_correlation(x, y, voxel_size=voxel_size, threshold=threshold, mask=mask).resolution
 
 
+def axis_resolutions(
+    x: ArrayLike, y: ArrayLike, *, voxel_size: ArrayLike, threshold: Threshold = "1/2", mask: ArrayLike | None = None
+) -> Array:
+    """Effective resolution along each spatial axis, `[B, axes]`, or `[axes]` for a volume; mm. Arguments: `fourier_shell_correlation`."""
+    if threshold not in get_args(Threshold):
+        raise ValueError(f"the threshold is one of {', '.join(get_args(Threshold))}, got {threshold!r}")
+    x, y, mask, like_input = checked(x, y, mask)
+    check_sides(x, LEAST, "the Fourier shell correlation")
+    sizes = spacing(voxel_size, len(sides(x)))
+    field = (np.asarray(sides(x)) * sizes).min()
+    shells = tuple(int(field / (2 * size) + 1e-3) for size in sizes)
+    return like_input(_along_axes(x, y, jnp.asarray(sizes, jnp.float32), mask, shells, threshold))
+
+
+def coarsest_resolution(
+    x: ArrayLike, y: ArrayLike, *, voxel_size: ArrayLike, threshold: Threshold = "1/2", mask: ArrayLike | None = None
+) -> Array:
+    """The effective resolution in mm along the axis where it is worst: `axis_resolutions`."""
+    return axis_resolutions(x, y, voxel_size=voxel_size, threshold=threshold, mask=mask).max(-1)
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def _along_axes(x: Array, y: Array, sizes: Array, mask: Array | None, shells: tuple[int, ...], threshold: Threshold) -> Array:
+    x, y, mask = expanded(x, y, mask)
+    found = []
+    for axis, count in enumerate(shells):  # the transforms are the same, and computed once
+        frequency, correlation, samples = _shells(x, y, sizes, mask, count, axis)
+        found.append(_resolution(frequency, correlation, _level(threshold, samples)))
+    return jnp.stack(found, -1)
+
+
 @partial(jax.jit, static_argnums=(4, 5))
 def _correlate(x: Array, y: Array, sizes: Array, mask: Array | None, shells: int, threshold: Threshold) -> ShellCorrelation:
     x, y, mask = expanded(x, y, mask)
@@ -87,8 +122,8 @@ def _correlate(x: Array, y: Array, sizes: Array, mask: Array | None, shells: int
     return ShellCorrelation(frequency, correlation, samples, level, _resolution(frequency, correlation, level))
 
 
-def _shells(x: Array, y: Array, sizes: Array, mask: Array | None, shells: int) -> tuple[Array, Array, Array]:
-    """Frequencies `[S]`, correlations `[B, S]` and samples `[S]`."""
+def _shells(x: Array, y: Array, sizes: Array, mask: Array | None, shells: int, axis: int | None = None) -> tuple[Array, Array, Array]:
+    """Frequencies `[S]`, correlations `[B, S]` and samples `[S]`, of all directions or near one axis."""
     rank = x.ndim - 2
     axes = tuple(range(1, rank + 1))
     weights = None if mask is None else _faded(mask, x.shape)
@@ -103,15 +138,19 @@ def _shells(x: Array, y: Array, sizes: Array, mask: Array | None, shells: int) -
         pairs[-1] = 1
     counts = jnp.broadcast_to(pairs, (1, 1, *lengths[:-1], len(pairs)))
     terms = terms * pairs
-    for axis in range(2, rank + 1):
-        terms, counts = _folded(terms, axis), _folded(counts, axis)
+    for folded in range(2, rank + 1):
+        terms, counts = _folded(terms, folded), _folded(counts, folded)
 
     field = sizes * np.asarray(lengths, np.float32)  # mm
     step = 1 / field.min()
-    squares = jnp.zeros(())
-    for axis, n in enumerate(lengths):
-        cycles = np.arange(n // 2 + 1, dtype=np.float32) / (field[axis] * step)  # in units of Δf
-        squares = squares + (cycles**2).reshape([-1 if a == axis else 1 for a in range(rank)])
+    squares, along = jnp.zeros(()), jnp.zeros(())
+    for other, n in enumerate(lengths):
+        cycles = np.arange(n // 2 + 1, dtype=np.float32) / (field[other] * step)  # in units of Δf
+        own = (cycles**2).reshape([-1 if a == other else 1 for a in range(rank)])
+        squares, along = squares + own, jnp.asarray(own) if other == axis else along
+    if axis is not None:
+        near = along >= np.cos(np.deg2rad(CONE)) ** 2 * squares
+        terms, counts = jnp.where(near, terms, 0), jnp.where(near, counts, 0)
     shell = jnp.minimum(jnp.round(jnp.sqrt(squares)), shells + 1).astype(jnp.int32)
     # Plane by plane first: float32 sums of few terms are exact enough.
     planes = terms.shape[2]

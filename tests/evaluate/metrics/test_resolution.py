@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxsr.evaluate.metrics.resolution import FADE, effective_resolution, fourier_shell_correlation
+from jaxsr.evaluate.metrics.resolution import FADE, axis_resolutions, coarsest_resolution, effective_resolution, fourier_shell_correlation
 
 
 def noise(shape, seed=0):
@@ -134,3 +134,27 @@ def test_a_mask_lends_unrelated_images_no_correlation():
 def test_what_makes_no_sense_is_refused(more, message):
     with pytest.raises(ValueError, match=message):
         fourier_shell_correlation(noise((8, 8, 8)), noise((8, 8, 8)), **{"voxel_size": 1.0, **more})
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_what_is_lost_along_one_axis_only_is_that_axis_resolution(axis):
+    """As of thick slices: the mean over all directions hardly sees it."""
+    shape, size, limit = (40, 48, 44), (1.0, 0.8, 1.0), 0.125
+    y = noise(shape)
+    frequency = np.abs(np.fft.fftfreq(shape[axis], size[axis])).reshape([-1 if a == axis else 1 for a in range(3)])
+    x = np.fft.ifftn(np.fft.fftn(y) * (frequency <= limit)).real
+    found = np.asarray(axis_resolutions(x, y, voxel_size=size))
+    step = 1 / min(n * d for n, d in zip(shape, size, strict=True))
+    assert abs(1 / found[axis] - limit) <= 1.5 * step
+    others = [a for a in range(3) if a != axis]
+    np.testing.assert_allclose(found[others], [2 * size[a] for a in others], rtol=0.1)
+    assert coarsest_resolution(x, y, voxel_size=size) == found[axis]
+    assert effective_resolution(x, y, voxel_size=size) < found[axis] / 2
+
+
+def test_a_slice_has_a_resolution_along_each_of_its_sides():
+    y = noise((2, 64, 48, 1))
+    x = np.fft.ifft(np.fft.fft(y, axis=1) * (np.abs(np.fft.fftfreq(64)) <= 0.2).reshape(1, -1, 1, 1), axis=1).real
+    rows, columns = np.asarray(axis_resolutions(x, y, voxel_size=1.0)).T
+    np.testing.assert_allclose(rows, 5, rtol=0.15)
+    np.testing.assert_allclose(columns, 2, rtol=0.05)
