@@ -28,7 +28,7 @@ FEWEST = 1000  # voxels, or coefficients
 _QUANTILES = (0.25, 0.5, 0.75)
 _BESIDE = 3  # voxels about the head that are not looked at: ringing and skin
 _FLATTEST = 0.05  # share of the head's bright coefficients that is looked at, those among the least structure
-_BRIGHT = 0.5  # of the head's median: an SNR where magnitudes are not narrower than σ
+_BRIGHT = 0.5  # of the head's median, over the darkest: an SNR where magnitudes are not narrower than σ
 _LOOKED_AT = 200_000  # voxels that show whether a volume holds integers
 _FLOOR = 1.5  # ratio of the air's median to that of noise within which it is noise
 _MODE = 3  # a value that so many times as many voxels have as the next has no distribution of noise
@@ -101,13 +101,12 @@ def _in_tissue(data: np.ndarray, head: np.ndarray) -> float:
         detail = (detail[first] - detail[second]) / np.sqrt(np.float32(2))
         coarse = (coarse[first] + coarse[second]) / np.sqrt(np.float32(2))
         inside = inside[first] & inside[second]
-    if not inside.any():
-        return 0.0
-    inside &= coarse >= _BRIGHT * np.median(coarse[inside])
     if inside.sum() < FEWEST:
         return 0.0
+    dark = coarse.min()
+    inside &= coarse - dark >= _BRIGHT * (np.median(coarse[inside]) - dark)
     varies = ndimage.uniform_filter((coarse - ndimage.uniform_filter(coarse, 3)) ** 2, 3)[inside]
-    looked_at = max(FEWEST, int(_FLATTEST * varies.size))
+    looked_at = min(varies.size, max(FEWEST, int(_FLATTEST * varies.size)))
     flattest = np.argpartition(varies, looked_at - 1)[:looked_at]
     values = detail[inside][flattest]
     if not np.median(np.abs(values)) > 0:

@@ -29,7 +29,7 @@ def test_noise_is_found_in_air(coils):
 
 
 def test_noise_is_found_in_tissue_where_the_air_was_cleared():
-    """The tissue's own structure is smooth here; whatever it has adds to σ, and never takes from it. A median of 1000 has an error of 4 %."""
+    """The tissue's own structure is smooth here; whatever it has adds to σ. A median of 1000 has an error of 4 %."""
     noisy, head = magnitude(ball()), ball() > 0
     found = estimate_noise(np.where(head, noisy, 0))
     assert found.source == "tissue"
