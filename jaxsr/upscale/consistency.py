@@ -67,7 +67,8 @@ def consistency_map(low: Volume, output: Volume, asked: Consistency) -> Consiste
     if not head.any():
         raise VolumeError("no head is found in the input to compare the output with")
     magnitude = bool(measured.data.min() >= 0)
-    own_head = head if measured is low else foreground(low.data)  # truncation colours noise, so σ is looked for in the scan itself
+    # Magnitudes that were averaged have lost Rayleigh's distribution in air, so σ is looked for in the scan itself.
+    own_head = head if measured is low else foreground(low.data) & ~cleared(low.data)
     if asked.sigma is not None:
         sigma, source = asked.sigma, "given"
     else:
