@@ -3,10 +3,11 @@
     z = (E|b H x̂ + n| − y) / σ        on the grid of the input y, of the output x̂
 
 H is the linear part of the declared acquisition (point spread, slice profile, sampling), its voxels those of y; |· + n| has the mean of
-a noisy magnitude, which in air is not zero; σ is the noise of y, as told or estimated. Where only tissue shows it, air was cleared, and
-|b H x̂| takes the place of the mean. Where the acquisition has a bias field, b is the one of its kind, log b = Σ_k c_k φ_k(r) with cosines
-of degree 1 … 3, that fits best (least squares in the head); else b = 1. What differs from scan to scan and cannot be known from y (motion,
-ghosts, the warp of gradients, contrast) is left out.
+a noisy magnitude, which in air is not zero; σ is the noise of y, as told or estimated. Where the air of y is not that of such noise it
+was cleared, and |b H x̂| takes the place of the mean. Where the output is the coarser one, y is truncated in k-space to its voxels v', which
+leaves σ √(Π v / v') of white noise, while the mean stays that of σ. Where the acquisition has a bias field, b is the one of its kind,
+log b = Σ_k c_k φ_k(r) with cosines of degree 1 … 3, that fits best (least squares in the head); else b = 1. What differs from scan to scan
+and cannot be known from y (motion, ghosts, the warp of gradients, contrast) is left out.
 
 An output that is the truth leaves noise: z of mean 0 and standard deviation 1 in the head. Structure that is in x̂ but not in y stands out
 as far as H lets it through; what H removes, the scan says nothing of, and neither does the map.
@@ -26,9 +27,8 @@ from jaxsr.physics.noise import mean_magnitude
 from jaxsr.physics.protocol import Acquisition
 from jaxsr.volume.foreground import foreground
 from jaxsr.volume.geometry import Grid, resample, target_grid
-from jaxsr.volume.intensity import filling
 from jaxsr.volume.io import Volume, VolumeError
-from jaxsr.volume.noise import estimate_noise
+from jaxsr.volume.noise import air_is_noise, cleared, estimate_noise
 
 FAR = 3.0  # σ; of normal noise alone 0.27 % of the voxels lie further out
 _DEGREE = 3  # of the bias field, as physics/fields.py draws it
@@ -61,19 +61,21 @@ def consistency_map(low: Volume, output: Volume, asked: Consistency) -> Consiste
     Raises:
       VolumeError: where the grids do not fit, or no noise is found in the input.
     """
-    measured, unmeasured, notes = _comparable(low, output)
+    measured, unmeasured, shrunk, notes = _comparable(low, output)
     acquisition = as_scanned(asked.acquisition, measured.voxel_size)
     head = foreground(measured.data) & ~unmeasured
     if not head.any():
         raise VolumeError("no head is found in the input to compare the output with")
     magnitude = bool(measured.data.min() >= 0)
+    # Magnitudes that were averaged have lost Rayleigh's distribution in air, so σ is looked for in the scan itself.
+    own_head = head if measured is low else foreground(low.data) & ~cleared(low.data)
     if asked.sigma is not None:
         sigma, source = asked.sigma, "given"
     else:
-        sigma, source = estimate_noise(measured.data, head=head, coils=acquisition.coils)
+        sigma, source = estimate_noise(low.data, head=own_head, coils=acquisition.coils)
+    noisy_air = magnitude and air_is_noise(low.data, sigma, head=own_head, coils=acquisition.coils)
 
     model = _degrade(output, measured.grid, acquisition, magnitude)
-    noisy_air = magnitude and source != "tissue"  # where air is no noise, the magnitude's mean is not to be seen in it
     bias = None
     if asked.acquisition.bias[1] > 0:
         floor = mean_magnitude(model, sigma, acquisition.coils) - model if noisy_air else 0.0
@@ -82,7 +84,7 @@ def consistency_map(low: Volume, output: Volume, asked: Consistency) -> Consiste
     if noisy_air:
         model = mean_magnitude(model, sigma, acquisition.coils)
     model -= measured.data
-    model /= np.float32(sigma)
+    model /= np.float32(sigma * shrunk)
     model[unmeasured] = 0  # somebody's filling, no measurement
     z = model[head].astype(np.float64)
     rms, far = float(np.sqrt((z**2).mean())), float((np.abs(z) > FAR).mean())
@@ -92,6 +94,7 @@ def consistency_map(low: Volume, output: Volume, asked: Consistency) -> Consiste
         "Acquisition": to_dict(acquisition),
         "Sigma": float(f"{sigma:.6g}"),
         "SigmaFrom": source,
+        "SigmaIs": {"given": "given", "air": "estimate", "tissue": "upper bound"}[source],
         "RmsInHead": round(rms, 4),
         "ShareBeyond3InHead": round(far, 6),
         "BiasFitted": None if bias is None else [round(float(v), 4) for v in (bias[head].min(), bias[head].max())],
@@ -100,8 +103,11 @@ def consistency_map(low: Volume, output: Volume, asked: Consistency) -> Consiste
     }
     sentence = (
         f"degraded as by {acquisition.name}, the output differs from the input by {rms:.2f} times its noise "
-        f"(rms in the head; 1 is noise alone), and by more than {FAR:g} times in {far:.2%} of the voxels (noise alone: 0.27 %)"
+        f"(rms in the head; 1 is noise alone, well below 1: the output repeats the scan's own noise), "
+        f"and by more than {FAR:g} times in {far:.2%} of the voxels (noise alone: 0.27 %)"
     )
+    if source == "tissue":
+        sentence += "; the noise was found in tissue, which gives an upper bound: both numbers are lower bounds, --noise sets it"
     return ConsistencyMap(Volume(model, measured.affine, low.orientation, codes=low.codes), facts, sentence)
 
 
@@ -128,22 +134,23 @@ def as_scanned(declared: Acquisition, voxel_size: Sequence[float]) -> Acquisitio
     return typical.model_copy(update=changes)
 
 
-def _comparable(low: Volume, output: Volume) -> tuple[Volume, np.ndarray, list[str]]:
-    """The input, at the output's voxel size along axes where that is larger; where it is filling; and what to say of it."""
-    filled = filling(low.data)
-    unmeasured = np.zeros(low.data.shape, bool) if filled is None else low.data == filled
+def _comparable(low: Volume, output: Volume) -> tuple[Volume, np.ndarray, float, list[str]]:
+    """The input, at the output's voxel size along axes where that is larger; where it is filling; its noise there, in units of its own
+    (white noise keeps its density in k-space, and a share of k-space is kept); and what to say of it."""
+    unmeasured = cleared(low.data)
     pairs = zip(low.voxel_size, output.voxel_size, strict=True)
     sizes = tuple(own if other * _FINER <= own else other for own, other in pairs)
     if sizes == low.voxel_size:
-        return low, unmeasured, []
+        return low, unmeasured, 1.0, []
     grid = target_grid(low.grid, sizes)  # type: ignore[arg-type]
     said = " × ".join(f"{v:.3g}" for v in sizes)
     data = resample(low.data, low.grid, grid, "kspace")
     if low.data.min() >= 0:
         data = np.maximum(data, 0)
     unmeasured = resample(unmeasured.astype(np.float32), low.grid, grid, "linear") > 0.5
-    sentence = f"the output is coarser than the input along some axis: both were compared at {said} mm"
-    return Volume(data, grid.affine), unmeasured, [sentence]
+    shrunk = float(np.sqrt(np.prod(low.voxel_size) / np.prod(grid.voxel_size)))
+    sentence = f"the output is coarser than the input along some axis: both were compared at {said} mm, where the noise is {shrunk:.3g} σ"
+    return Volume(data, grid.affine), unmeasured, shrunk, [sentence]
 
 
 def _degrade(output: Volume, grid: Grid, acquisition: Acquisition, magnitude: bool) -> np.ndarray:

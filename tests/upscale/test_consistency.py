@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 
 from jaxsr.data.subjects import simulate
-from jaxsr.physics.protocol import load_acquisition
+from jaxsr.physics.protocol import Acquisition, load_acquisition
 from jaxsr.upscale.consistency import FAR, Consistency, as_scanned, consistency_map
 from jaxsr.volume.foreground import foreground
 from jaxsr.volume.geometry import Grid, resample, target_grid
+from jaxsr.volume.intensity import filling
 from jaxsr.volume.io import Volume, VolumeError
+from jaxsr.volume.noise import estimate_noise
 
 TURNED = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0.2, -0.1), [-30.0, 12.0, 7.0])
+SIGMA = 10.0
+PLAIN = Acquisition(name="plain", voxel_size=(1.0, 1.0, 1.0))  # sampling alone
 LESION = np.array([40, 30, 31])  # voxels of the truth
 
 ACQUISITIONS = {
@@ -90,14 +94,22 @@ def test_the_noise_that_is_told_is_the_one_that_counts():
     assert given.facts["RmsInHead"] < 0.5
 
 
-def test_an_output_coarser_than_the_input_is_compared_at_its_own_voxel_size():
+@pytest.mark.parametrize("sigma", [None, SIGMA])
+@pytest.mark.parametrize("size", [(2.0, 2.0, 2.0), (1.5, 2.0, 1.0), (0.5, 2.0, 2.0)])
+def test_an_output_coarser_than_the_input_is_compared_at_its_own_voxel_size_in_units_of_the_noise_that_is_left(size, sigma):
+    """The truth leaves z of standard deviation 1, σ told or found: what truncation keeps of white noise is σ √(Π v / v')."""
     fine = head()
-    noisy = np.abs(fine.data + 10 * np.random.default_rng(0).normal(size=fine.data.shape)).astype(np.float32)
-    grid = target_grid(fine.grid, 2.0)
+    channels = SIGMA * np.random.default_rng(0).normal(size=(2, *fine.data.shape))
+    noisy = np.hypot(fine.data + channels[0], channels[1]).astype(np.float32)
+    grid = target_grid(fine.grid, size)
     output = Volume(resample(fine.data, fine.grid, grid, "kspace"), grid.affine)
-    found = consistency_map(Volume(noisy, fine.affine), output, Consistency(load_acquisition("1.5T")))
-    assert found.map.data.shape == grid.shape
-    assert "compared at 2 × 2 × 2 mm" in found.facts["Notes"][0]
+    found = consistency_map(Volume(noisy, fine.affine), output, Consistency(PLAIN, sigma))
+    compared = np.maximum(size, 1.0)
+    np.testing.assert_allclose(found.map.voxel_size, compared, rtol=0.05)
+    assert found.facts["Notes"][0].startswith("the output is coarser than the input along some axis: both were compared at ")
+    assert found.facts["Sigma"] == pytest.approx(SIGMA, rel=0.02)
+    assert found.facts["RmsInHead"] == pytest.approx(1, abs=0.05)
+    assert abs(found.map.data.mean()) < 0.1  # with the air: truncation keeps the mean of magnitudes
 
 
 def test_grids_that_do_not_fit_are_refused_in_a_sentence():
@@ -123,14 +135,49 @@ def test_filling_is_no_measurement(coarser):
     assert found.map.data[~cleared].any()
 
 
-def test_where_air_was_cleared_but_not_to_one_value_the_truth_still_leaves_noise():
-    """σ comes from the tissue then, and no floor of noise is looked for in the air."""
+@pytest.mark.parametrize("told", [False, True])
+def test_where_air_was_cleared_but_not_to_one_value_the_truth_still_leaves_noise(told):
+    """No floor of noise is looked for in such air, whether σ comes from the tissue or is told."""
     low, acquisition = scan("1.5T")
+    sigma = estimate_noise(low.data).sigma if told else None
     faint = 1e-3 * np.random.default_rng(0).normal(size=low.data.shape) ** 2
     cleared = Volume(np.where(foreground(low.data), low.data, faint).astype(np.float32), low.affine)
-    z = consistency_map(cleared, head(), Consistency(acquisition, sigma=None))
-    assert z.facts["SigmaFrom"] == "tissue"
+    z = consistency_map(cleared, head(), Consistency(acquisition, sigma))
+    assert z.facts["SigmaFrom"] == ("given" if told else "tissue")
     assert abs(z.map.data[~foreground(low.data)].mean()) < 0.2
+
+
+def test_sigma_of_tissue_is_told_to_be_an_upper_bound():
+    """What anatomy is left in its coefficients adds to σ and takes from z."""
+    low, acquisition = scan("1.5T")
+    stripped = Volume(np.where(foreground(low.data), low.data, 0), low.affine)
+    one, other = (consistency_map(volume, head(), Consistency(acquisition)) for volume in (stripped, low))
+    assert (one.facts["SigmaIs"], other.facts["SigmaIs"]) == ("upper bound", "estimate")
+    assert "both numbers are lower bounds" in one.sentence
+    assert "lower bounds" not in other.sentence
+    assert one.facts["Sigma"] > 0.95 * other.facts["Sigma"]
+
+
+def test_an_output_that_repeats_the_scan_lies_well_below_the_truth_and_that_is_said():
+    low, acquisition = scan("1.5T")
+    copied = Volume(resample(low.data, low.grid, head().grid, "kspace"), head().affine)
+    found = consistency_map(low, copied, Consistency(acquisition))
+    assert found.facts["RmsInHead"] < 0.5
+    assert "well below 1: the output repeats the scan's own noise" in found.sentence
+
+
+def test_the_common_value_of_an_integer_scans_air_is_measured():
+    """More than 5 % of the voxels hold it, and it is no filling: the map is not 0 there, and z as large as before rounding."""
+    low, acquisition = scan("1.5T")
+    scale = 3 / estimate_noise(low.data).sigma
+    smooth = Volume(low.data * np.float32(scale), low.affine)
+    rounded = Volume(np.rint(smooth.data), low.affine)
+    assert filling(rounded.data) is not None
+    output = Volume(head().data * np.float32(scale), head().affine)
+    one, other = (consistency_map(volume, output, Consistency(acquisition)) for volume in (rounded, smooth))
+    assert one.facts["SigmaFrom"] == "air"
+    assert one.facts["RmsInHead"] == pytest.approx(other.facts["RmsInHead"], rel=0.03)
+    assert (one.map.data == 0).mean() < 0.01
 
 
 def test_the_acquisition_takes_the_voxels_of_the_scan_and_its_slices_lie_across_the_coarsest():

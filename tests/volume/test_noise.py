@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jaxsr.volume.errors import VolumeError
-from jaxsr.volume.noise import estimate_noise
+from jaxsr.volume.intensity import filling
+from jaxsr.volume.noise import air_is_noise, cleared, estimate_noise
 
 SIGMA = 13.0
 
@@ -28,11 +29,47 @@ def test_noise_is_found_in_air(coils):
 
 
 def test_noise_is_found_in_tissue_where_the_air_was_cleared():
-    """The tissue's own structure is smooth here; whatever it has adds to σ, and never takes from it."""
+    """The tissue's own structure is smooth here; whatever it has adds to σ. A median of 1000 has an error of 4 %."""
     noisy, head = magnitude(ball()), ball() > 0
     found = estimate_noise(np.where(head, noisy, 0))
     assert found.source == "tissue"
-    assert found.sigma == pytest.approx(SIGMA, rel=0.05)
+    assert found.sigma == pytest.approx(SIGMA, rel=0.1)
+
+
+@pytest.mark.parametrize("steps", [1.5, 2.75, 3.12, 5.26])
+def test_noise_of_few_integer_steps_is_found_in_air_all_the_same(steps):
+    """Of whole numbers quantiles are whole, and disagree; the most common value of the air is no filling."""
+    scan, head = np.rint(magnitude(ball(), sigma=steps)), ball() > 0
+    found = estimate_noise(scan, head=head)
+    assert found.source == "air"
+    assert found.sigma == pytest.approx(np.hypot(steps, 12**-0.5), rel=0.05)  # rounding is noise too
+    assert estimate_noise(0.1 * scan, head=head).sigma == pytest.approx(0.1 * found.sigma, rel=0.01)
+
+
+def test_the_common_value_of_integer_air_is_not_cleared_and_a_filling_is():
+    noisy = np.rint(magnitude(ball(), sigma=3))
+    assert filling(noisy) is not None
+    assert not cleared(noisy).any()
+    for value in (0.0, -1.0, 2.0):
+        np.testing.assert_array_equal(cleared(np.where(ball() > 0, noisy, value)) & (ball() == 0), ball() == 0)
+
+
+def test_folds_of_tissue_add_little_to_its_noise():
+    """Half of the head is folded: its coefficients are left out for what varies about them."""
+    z = np.arange(60)[None, None, :]
+    folds = 150 * np.where(z < 30, np.prod(np.meshgrid(*[np.sin(np.arange(60.0))] * 3, indexing="ij"), axis=0), 0)
+    noisy = magnitude(ball() + folds * (ball() > 0))
+    found = estimate_noise(np.where(ball() > 0, noisy, 0))
+    assert found.source == "tissue"
+    assert found.sigma == pytest.approx(SIGMA, rel=0.12)
+
+
+def test_air_is_noise_where_its_median_is_that_of_sigma():
+    noisy, head = magnitude(ball()), ball() > 0
+    assert air_is_noise(noisy, SIGMA, head=head)
+    assert not air_is_noise(noisy, 3 * SIGMA, head=head)
+    assert not air_is_noise(np.where(head, noisy, 1e-3 * noisy), SIGMA, head=head)
+    assert air_is_noise(np.where(head, noisy, 0), SIGMA, head=head)  # nothing there says otherwise
 
 
 def test_air_with_ghosts_is_not_taken_for_noise():
