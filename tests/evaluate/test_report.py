@@ -188,6 +188,7 @@ def test_only_the_scripts_that_the_page_was_written_with_may_run(page):
     hashes = [hashlib.sha256(text.encode()).digest() for text in re.findall(r"<script>(.*?)</script>", page, re.DOTALL)]
     assert allowed == [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in hashes]
     assert policy.startswith("default-src 'none'; img-src data:;")
+    assert policy.endswith("; base-uri 'none'; form-action 'none'")  # default-src does not stand in for these
 
 
 def test_every_picture_has_words_for_who_cannot_see_it(page):
