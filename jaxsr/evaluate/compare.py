@@ -218,7 +218,7 @@ def _compare_subject(subject: str, case: Files, means: Means, picture: Path | No
     candidates = {method: _on_grid(reference, path, method, means.resampling, notes) for method, path in case.outputs.items()}
     inside = None
     if case.mask is not None:
-        inside = _on_grid(reference, case.mask, "the mask", means.resampling, notes, constant="allow").data > 0.5
+        inside = _mask(case.mask, case.reference, reference, means.resampling, notes)
     source = case.low
     if source is None:
         source, why = source_of(list(case.outputs.values()))
@@ -243,6 +243,19 @@ def _compare_subject(subject: str, case: Files, means: Means, picture: Path | No
     if picture is not None:
         _draw(picture, subject, reference, everything, region, rows)
     return _Scored(rows, curves, source, notes)
+
+
+def _mask(path: Path, of: Path, reference: Volume, resampling: Resampling | None, notes: list[str]) -> np.ndarray:
+    """Where `path` is above 0.5; refused where it is an image: a head above 0.5 is nearly everything, and nobody would notice."""
+    if path.samefile(of):
+        raise EvaluationError(f"the mask {shown(path)} is the reference itself: name masks with --mask, or leave it out")
+    data = read_volume(path, constant="allow").data
+    if np.any((data != data.min()) & (data != data.max())):
+        raise EvaluationError(
+            f"the mask {shown(path)} has more than two values, so it is an image, labels or probabilities: "
+            "name a file of zeros and ones with --mask (in a folder, one called …_mask), or leave it out"
+        )
+    return _on_grid(reference, path, "the mask", resampling, notes, constant="allow").data > 0.5
 
 
 def _on_grid(reference: Volume, path: Path, name: str, resampling: Resampling | None, notes: list[str], **how: Any) -> Volume:

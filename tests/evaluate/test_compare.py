@@ -188,6 +188,15 @@ def test_a_mask_file_must_lie_on_the_reference(study):
         compare_files(*files, mask=study / "mask.nii.gz")
 
 
+def test_an_image_is_no_mask(study):
+    at = study / "ref" / "sub-01_T1w.nii.gz"
+    files = {"sr3": study / "out" / "sub-01_desc-sr_T1w.nii.gz"}, at, study / "e"
+    with pytest.raises(EvaluationError, match="the reference itself"):
+        compare_files(*files, mask=at)
+    with pytest.raises(EvaluationError, match="more than two values"):
+        compare_files(*files, mask=study / "out" / "sub-01_desc-sr_T1w.nii.gz")
+
+
 def test_a_mask_file_names_its_region_and_the_montage_is_written(study):
     write_volume(study / "mask.nii.gz", replace(head(), data=(head().data > 105).astype(np.float32)))
     files = {"sr3": study / "out" / "sub-01_desc-sr_T1w.nii.gz"}, study / "ref" / "sub-01_T1w.nii.gz", study / "e"
