@@ -240,6 +240,23 @@ def test_a_benchmark_replaces_no_file_of_others_and_takes_none_of_its_own_for_a_
         find_heads(out / "reference", protocol.protocol, out)
 
 
+def test_heads_that_differ_by_format_alone_stay_apart_and_as_they_are(tmp_path, heads, protocol, engines):
+    write_volume(heads / "sub-0_T1w.nii", head(5))
+    before = {path: path.read_bytes() for path in heads.iterdir()}
+    comparison = run_protocol(protocol, find_heads(heads, protocol.protocol), {}, tmp_path / "out", montage=False)
+    assert {r.subject for r in comparison.rows} == {path.name for path in before}
+    assert {path: path.read_bytes() for path in heads.iterdir()} == before
+
+
+@pytest.mark.parametrize("subject", ["/elsewhere/a", "../../a", "sub-1/../sub-0"])
+def test_no_volume_of_a_benchmark_lies_outside_its_folder_or_on_another(tmp_path, heads, protocol, subject):
+    found = find_heads(heads, protocol.protocol)
+    found.entered[subject] = found.entered["sub-1"]
+    with pytest.raises(EvaluationError, match=r"lies outside|is that of sub-0, too"):
+        run_protocol(protocol, found, {}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["tricubic", "../out", "a b", ""])
 def test_a_model_needs_a_name_that_a_folder_can_have(tmp_path, heads, protocol, name):
     with pytest.raises(EvaluationError, match="name"):
