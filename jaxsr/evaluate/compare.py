@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxsr.evaluate.files import Pairing, pair_files, source_of
+from jaxsr.evaluate.files import Pairing, differing_sources, pair_files, source_of
 from jaxsr.evaluate.interpolation import INTERPOLATIONS, interpolate
 from jaxsr.evaluate.montage import save_montage
 from jaxsr.evaluate.scores import RULES, Rules, score
@@ -236,6 +236,9 @@ def _compare_subject(subject: str, case: Files, means: Means, picture: Path | No
                 raise EvaluationError(f"{source} cannot be interpolated to the reference's grid: {error}") from error
             source = None
             notes.append(f"interpolations are left out, {error}")
+    if made := differing_sources(case.outputs):
+        whose = "" if source is None else f"; the interpolations are of {shown(source)}, so only methods made of that compare with them"
+        notes.append(f"the outputs were made of different inputs, {made}{whose}")
 
     everything = {**baselines, **candidates}
     region = _region(reference, inside)

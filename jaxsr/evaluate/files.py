@@ -1,8 +1,9 @@
 """Which file is compared with which."""
 
 import json
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,18 +116,30 @@ def source_of(outputs: list[Path]) -> tuple[Path | None, list[str]]:
     Of several Sources the first counts; how it is found says `named_source`.
     """
     for output in outputs:
-        sources = _json(sidecar_path(output)).get("Sources")
-        if not sources:
+        source = _first_source(output)
+        if not source:
             continue
-        source = str(sources[0] if isinstance(sources, list) else sources)
-        for path in (named_source(output, source), Path(source)):
-            if path.is_file():
-                return path, []
+        path = _located(output, source)
+        if path.is_file():
+            return path, []
         return None, [
             f"interpolations are left out: the input {shown(source)}, named in {shown(sidecar_path(output).name)}, is not there; "
             "give it with --low"
         ]
     return None, ["interpolations are left out: no input is given or named in a sidecar JSON; give it with --low"]
+
+
+def differing_sources(outputs: Mapping[str, Path]) -> str:
+    """'a of low2/x.nii.gz, b of low4/x.nii.gz' where the sidecars of `outputs` (method → file) name different inputs, otherwise ''."""
+    found: dict[Path, list[str]] = {}
+    for method, output in outputs.items():
+        if source := _first_source(output):
+            path = _located(output, source)
+            found.setdefault(path.resolve() if path.is_file() else Path(os.path.abspath(path)), []).append(method)
+    if len(found) < 2:
+        return ""
+    above = os.path.commonpath([path.parent for path in found])
+    return ", ".join(f"{' and '.join(methods)} of {shown(os.path.relpath(path, above))}" for path, methods in found.items())
 
 
 def subject_name(path: Path) -> str:
@@ -142,6 +155,17 @@ def subjects_of(paths: list[Path], root: Path) -> dict[Path, str]:
         if len(set(names.values())) == len(names):
             return names
     return {p: shown(p.name if p == root else p.relative_to(root).as_posix()) for p in paths}
+
+
+def _first_source(output: Path) -> str:
+    sources = _json(sidecar_path(output)).get("Sources")
+    return str(sources[0] if isinstance(sources, list) else sources) if sources else ""
+
+
+def _located(output: Path, source: str) -> Path:
+    """Where `named_source` is, or the path from here, if that is there instead."""
+    path = named_source(output, source)
+    return Path(source) if not path.is_file() and Path(source).is_file() else path
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -125,6 +125,22 @@ def test_outputs_made_from_the_reference_itself_are_not_compared_with_its_interp
     assert "made from the reference itself" in comparison.notes[0]
 
 
+def test_methods_made_of_different_inputs_are_told_and_whose_the_interpolations_are(study):
+    outputs = {method: study / method / "sub-01_T1w.nii.gz" for method in ("near", "far", "too")}
+    for method, output in outputs.items():
+        write_volume(output, noisy(head()))
+        source = "../low/sub-01_T1w.nii.gz" if method != "far" else "../low/sub-02_T1w.nii.gz"
+        output.with_name("sub-01_T1w.json").write_text(json.dumps({"Sources": [source]}))
+    files = study / "ref" / "sub-01_T1w.nii.gz", study / "e"
+    means = Means(Rules(("psnr",)), montage=False)
+    notes = compare_files(outputs, *files, means=means).notes
+    assert len(notes) == 1
+    assert "near and too of sub-01_T1w.nii.gz, far of sub-02_T1w.nii.gz; the interpolations are of" in notes[0]
+    assert "low/sub-01_T1w.nii.gz" in notes[0].partition(";")[2]
+    del outputs["far"]
+    assert not compare_files(outputs, *files, means=means).notes
+
+
 def test_csv_and_json_hold_every_row_and_do_not_change_when_written_again(study):
     def run(folder):
         compare_files({"sr3": study / "out"}, study / "ref", folder, low=study / "low", montage=False)
