@@ -12,6 +12,7 @@ from jaxsr.evaluate.compare import EvaluationError, Means, compare_files, compar
 from jaxsr.evaluate.interpolation import INTERPOLATIONS
 from jaxsr.evaluate.metrics.registry import METRICS
 from jaxsr.evaluate.scores import CURVE, Rules, check_metrics
+from jaxsr.evaluate.tables import Comparison, Row
 from jaxsr.volume.geometry import Grid, resample, resample_oblique, target_grid
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import Volume, read_volume, write_volume
@@ -161,6 +162,25 @@ def test_the_summary_is_that_of_the_subjects(study):
     found = next(s for s in comparison.summary if (s.region, s.metric) == ("foreground", "psnr"))
     assert (found.n, found.mean, found.sd, found.median) == pytest.approx((2, np.mean(values), np.std(values, ddof=1), np.median(values)))
     assert comparison.table("foreground")[0]["PSNR (dB)"] == f"{found.mean:.2f} ± {found.sd:.2f}"
+
+
+def test_one_subject_without_a_finite_number_is_left_out_of_a_mean_and_told():
+    values = {"ssim": [0.8, 0.9, np.nan, 0.7, 0.85, 0.75], "psnr": [30.0, np.inf, 32.0, 33.0, 34.0, 35.0], "vif": [np.nan] * 6}
+    rows = [Row(f"s{i}", "a", "foreground", 1.0, 9, {m: v[i] for m, v in values.items()}) for i in range(6)]
+    comparison = Comparison(tuple(rows))
+    found = {s.metric: s for s in comparison.summary}
+    assert (found["ssim"].n, found["ssim"].mean, found["ssim"].median) == pytest.approx((5, 0.8, 0.8))
+    assert found["ssim"].sd == pytest.approx(np.std([0.8, 0.9, 0.7, 0.85, 0.75], ddof=1))
+    assert found["ssim"].low < 0.8 < found["ssim"].high
+    assert (found["psnr"].n, found["psnr"].mean, found["psnr"].median) == pytest.approx((5, 32.8, 33.5))  # the median knows of the sixth
+    assert (found["vif"].n, np.isnan(found["vif"].mean)) == (0, True)
+    assert comparison.table()[0]["subjects"] == "6"
+    assert comparison.all_notes == (
+        "values that are not finite are left out of means, deviations and intervals "
+        "(1 of 6 in ssim, foreground: a; 1 of 6 in psnr, foreground: a)",
+    )
+    same = Comparison(tuple(row._replace(values={"psnr": np.inf}) for row in rows))
+    assert (same.summary[0].n, same.summary[0].mean, same.all_notes) == (6, np.inf, ())
 
 
 def test_equal_volumes_make_valid_json(tmp_path):
