@@ -28,6 +28,7 @@ from jaxsr.evaluate.files import pair_files, sidecar_path, subjects_of, volume_f
 from jaxsr.evaluate.interpolation import INTERPOLATIONS
 from jaxsr.evaluate.protocol import Protocol, ProtocolFile
 from jaxsr.evaluate.tables import Comparison, Files
+from jaxsr.evaluate.written import check_folder, picture_paths
 from jaxsr.files import shown
 from jaxsr.simulate import WARNING as SIMULATED
 from jaxsr.simulate import Settings, key_of, plan, read_truth
@@ -124,6 +125,7 @@ def run_protocol(
         subject, why = next(iter(heads.left_out.items()))
         raise EvaluationError(f"no head enters {protocol.name}: {subject} {why}; --dry-run lists all")
     _check_outputs(heads, models, out)
+    check_folder(out, picture_paths(out, heads.entered, len(heads.entered) == 1).values() if montage else ())
     inside = {} if masks is None else dict(pair_files(heads.source, masks, masks=True).matched.values())
     known = {name: _known(path, note) for name, path in models.items()}  # a model that cannot be used is not told after an hour
     failures: dict[str, str] = {}

@@ -17,6 +17,7 @@ from jaxsr.evaluate.interpolation import INTERPOLATIONS, interpolate
 from jaxsr.evaluate.montage import save_montage
 from jaxsr.evaluate.scores import RULES, Rules, score
 from jaxsr.evaluate.tables import Comparison, Files, Row, write_tables
+from jaxsr.evaluate.written import check_folder, picture_paths
 from jaxsr.files import shown
 from jaxsr.volume.foreground import foreground
 from jaxsr.volume.geometry import Grid, resample, resample_oblique
@@ -125,12 +126,15 @@ def compare_subjects(
 ) -> Comparison:
     """Scores subject → files, one subject in memory at a time, and writes the tables; `notes`, `failures` and `left_out` join its own.
 
-    Raises: as `compare_files`; EvaluationError also where no method goes by the name `means.against`.
+    Raises: as `compare_files`; FileError where a file in `out_dir` would be replaced that is no evaluation's;
+    EvaluationError also where no method goes by the name `means.against`.
     """
     known = dict.fromkeys(method for case in cases.values() for method in case.outputs)
     if means.against and means.against not in (*INTERPOLATIONS, *known):
         raise EvaluationError(f"--against {means.against}: no such method; there are {', '.join((*INTERPOLATIONS, *known))}")
     single = len(cases) + len(failures or {}) == 1
+    places = picture_paths(out_dir, cases, single) if means.montage else {}
+    check_folder(out_dir, places.values())
     rows: list[Row] = []
     said, failed = list(notes), dict(failures or {})
     sources: dict[str, Files] = {}
@@ -138,7 +142,7 @@ def compare_subjects(
     pictures: list[Path] = []
     for done, (subject, case) in enumerate(cases.items()):
         progress(done, len(cases))
-        picture = out_dir / ("montage.png" if single else f"montages/{subject.replace('/', '_')}.png") if means.montage else None
+        picture = places.get(subject)
         try:
             scored = _compare_subject(subject, case, means, picture)
         except (EvaluationError, VolumeError) as error:

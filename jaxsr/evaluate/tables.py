@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxsr.evaluate.metrics.registry import METRICS, PLAIN
 from jaxsr.evaluate.statistics import Test, bootstrap_interval, paired_tests
+from jaxsr.evaluate.written import COLUMNS
 from jaxsr.files import write_together
 
 CONVENTIONS = {
@@ -174,7 +175,7 @@ def write_tables(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
         metrics = list(dict.fromkeys(m for row in comparison.rows for m in row.values))
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow([*Row._fields[:-1], *metrics])
+            writer.writerow([*COLUMNS, *metrics])
             writer.writerows([*row[:-1], *(row.values.get(m, "") for m in metrics)] for row in comparison.rows)
 
     def write_json(path: Path) -> None:

@@ -13,6 +13,7 @@ from jaxsr.evaluate.interpolation import INTERPOLATIONS
 from jaxsr.evaluate.metrics.registry import METRICS
 from jaxsr.evaluate.scores import CURVE, Rules, check_metrics
 from jaxsr.evaluate.tables import Comparison, Row
+from jaxsr.files import FileError
 from jaxsr.volume.geometry import Grid, resample, resample_oblique, target_grid
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import Volume, read_volume, write_volume
@@ -162,6 +163,24 @@ def test_the_summary_is_that_of_the_subjects(study):
     found = next(s for s in comparison.summary if (s.region, s.metric) == ("foreground", "psnr"))
     assert (found.n, found.mean, found.sd, found.median) == pytest.approx((2, np.mean(values), np.std(values, ddof=1), np.median(values)))
     assert comparison.table("foreground")[0]["PSNR (dB)"] == f"{found.mean:.2f} ± {found.sd:.2f}"
+
+
+def test_no_file_of_others_is_replaced_and_nothing_is_read_before_that_is_known(study, monkeypatch):
+    def run():
+        means = Means(Rules(("psnr",)))
+        return compare_files({"sr3": study / "out"}, study / "ref", study / "e", low=study / "low", means=means).files
+
+    files = run()
+    assert run() == files  # its own it replaces
+    assert {path.name for path in files} == {"metrics.csv", "metrics.json", "sub-01.png", "sub-02.png"}
+    monkeypatch.setattr("jaxsr.evaluate.compare.read_volume", pytest.fail)
+    for path in files:
+        ours, theirs = path.read_bytes(), {"metrics.csv": b"epoch,loss\n", "metrics.json": b'{"rows": []}'}.get(path.name, b"\x89PNG")
+        path.write_bytes(theirs)
+        with pytest.raises(FileError, match=f"{path.name} exists and was not written by jaxsr"):
+            run()
+        assert path.read_bytes() == theirs
+        path.write_bytes(ours)
 
 
 def test_one_subject_without_a_finite_number_is_left_out_of_a_mean_and_told():
