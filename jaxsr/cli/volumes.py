@@ -91,8 +91,11 @@ def evaluate(
     select_device(device)
     from jaxsr.evaluate.compare import Means, compare_files
     from jaxsr.evaluate.scores import RULES, check_metrics
+    from jaxsr.evaluate.written import check_page
     from jaxsr.files import shown
 
+    if report and not dry_run:
+        check_page(out / "report.html")  # before hours of work
     terminal = open_console(quiet=as_json)
     provenance = {
         "command": ["jaxsr", *sys.argv[1:]],

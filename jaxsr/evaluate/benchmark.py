@@ -28,6 +28,7 @@ from jaxsr.evaluate.files import pair_files, sidecar_path, subjects_of, volume_f
 from jaxsr.evaluate.interpolation import INTERPOLATIONS
 from jaxsr.evaluate.protocol import Protocol, ProtocolFile
 from jaxsr.evaluate.tables import Comparison, Files
+from jaxsr.evaluate.written import check_folder, picture_paths
 from jaxsr.files import shown
 from jaxsr.simulate import WARNING as SIMULATED
 from jaxsr.simulate import Settings, key_of, plan, read_truth
@@ -123,6 +124,8 @@ def run_protocol(
     if not heads.entered:
         subject, why = next(iter(heads.left_out.items()))
         raise EvaluationError(f"no head enters {protocol.name}: {subject} {why}; --dry-run lists all")
+    _check_outputs(heads, models, out)
+    check_folder(out, picture_paths(out, heads.entered, len(heads.entered) == 1).values() if montage else ())
     inside = {} if masks is None else dict(pair_files(heads.source, masks, masks=True).matched.values())
     known = {name: _known(path, note) for name, path in models.items()}  # a model that cannot be used is not told after an hour
     failures: dict[str, str] = {}
@@ -151,6 +154,21 @@ def run_protocol(
     start = len(heads.entered) * (1 + len(models))
     told = lambda done, of: progress(start + done if done < of else total, total, "scores")  # noqa: E731
     return compare_subjects(cases, out, means, failures=failures, left_out=heads.left_out, progress=told)
+
+
+def _check_outputs(heads: Heads, models: Mapping[str, Path], out: Path) -> None:
+    """Raises EvaluationError where a volume would lie outside `out`, on a head, or where another does."""
+    taken = {os.path.abspath(path): subject for subject, path in heads.entered.items()}
+    for kind in ("reference", "low", *(f"upscaled/{name}" for name in models)):
+        for subject in heads.entered:
+            path = os.path.abspath(out / kind / f"{subject}.nii.gz")
+            if not Path(path).is_relative_to(os.path.abspath(out / kind)):
+                raise EvaluationError(f"{shown(subject)}: {shown(path)} lies outside {shown(out / kind)}: rename the head")
+            if path in taken:
+                raise EvaluationError(
+                    f"{shown(subject)}: {shown(path)} is that of {shown(taken[path])}, too: rename one, or choose another -o"
+                )
+            taken[path] = subject
 
 
 def _made_of(path: Path, protocol: Protocol) -> dict[str, Any]:

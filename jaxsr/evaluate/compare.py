@@ -12,11 +12,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxsr.evaluate.files import Pairing, pair_files, source_of
+from jaxsr.evaluate.files import Pairing, differing_sources, pair_files, source_of
 from jaxsr.evaluate.interpolation import INTERPOLATIONS, interpolate
 from jaxsr.evaluate.montage import save_montage
 from jaxsr.evaluate.scores import RULES, Rules, score
 from jaxsr.evaluate.tables import Comparison, Files, Row, write_tables
+from jaxsr.evaluate.written import check_folder, picture_paths
 from jaxsr.files import shown
 from jaxsr.volume.foreground import foreground
 from jaxsr.volume.geometry import Grid, resample, resample_oblique
@@ -125,12 +126,15 @@ def compare_subjects(
 ) -> Comparison:
     """Scores subject → files, one subject in memory at a time, and writes the tables; `notes`, `failures` and `left_out` join its own.
 
-    Raises: as `compare_files`; EvaluationError also where no method goes by the name `means.against`.
+    Raises: as `compare_files`; FileError where a file in `out_dir` would be replaced that is no evaluation's;
+    EvaluationError also where no method goes by the name `means.against`.
     """
     known = dict.fromkeys(method for case in cases.values() for method in case.outputs)
     if means.against and means.against not in (*INTERPOLATIONS, *known):
         raise EvaluationError(f"--against {means.against}: no such method; there are {', '.join((*INTERPOLATIONS, *known))}")
     single = len(cases) + len(failures or {}) == 1
+    places = picture_paths(out_dir, cases, single) if means.montage else {}
+    check_folder(out_dir, places.values())
     rows: list[Row] = []
     said, failed = list(notes), dict(failures or {})
     sources: dict[str, Files] = {}
@@ -138,7 +142,7 @@ def compare_subjects(
     pictures: list[Path] = []
     for done, (subject, case) in enumerate(cases.items()):
         progress(done, len(cases))
-        picture = out_dir / ("montage.png" if single else f"montages/{subject.replace('/', '_')}.png") if means.montage else None
+        picture = places.get(subject)
         try:
             scored = _compare_subject(subject, case, means, picture)
         except (EvaluationError, VolumeError) as error:
@@ -218,7 +222,7 @@ def _compare_subject(subject: str, case: Files, means: Means, picture: Path | No
     candidates = {method: _on_grid(reference, path, method, means.resampling, notes) for method, path in case.outputs.items()}
     inside = None
     if case.mask is not None:
-        inside = _on_grid(reference, case.mask, "the mask", means.resampling, notes, constant="allow").data > 0.5
+        inside = _mask(case.mask, case.reference, reference, means.resampling, notes)
     source = case.low
     if source is None:
         source, why = source_of(list(case.outputs.values()))
@@ -236,6 +240,9 @@ def _compare_subject(subject: str, case: Files, means: Means, picture: Path | No
                 raise EvaluationError(f"{source} cannot be interpolated to the reference's grid: {error}") from error
             source = None
             notes.append(f"interpolations are left out, {error}")
+    if made := differing_sources(case.outputs):
+        whose = "" if source is None else f"; the interpolations are of {shown(source)}, so only methods made of that compare with them"
+        notes.append(f"the outputs were made of different inputs, {made}{whose}")
 
     everything = {**baselines, **candidates}
     region = _region(reference, inside)
@@ -243,6 +250,19 @@ def _compare_subject(subject: str, case: Files, means: Means, picture: Path | No
     if picture is not None:
         _draw(picture, subject, reference, everything, region, rows)
     return _Scored(rows, curves, source, notes)
+
+
+def _mask(path: Path, of: Path, reference: Volume, resampling: Resampling | None, notes: list[str]) -> np.ndarray:
+    """Where `path` is above 0.5; refused where it is an image: a head above 0.5 is nearly everything, and nobody would notice."""
+    if path.samefile(of):
+        raise EvaluationError(f"the mask {shown(path)} is the reference itself: name masks with --mask, or leave it out")
+    data = read_volume(path, constant="allow").data
+    if np.any((data != data.min()) & (data != data.max())):
+        raise EvaluationError(
+            f"the mask {shown(path)} has more than two values, so it is an image, labels or probabilities: "
+            "name a file of zeros and ones with --mask (in a folder, one called …_mask), or leave it out"
+        )
+    return _on_grid(reference, path, "the mask", resampling, notes, constant="allow").data > 0.5
 
 
 def _on_grid(reference: Volume, path: Path, name: str, resampling: Resampling | None, notes: list[str], **how: Any) -> Volume:

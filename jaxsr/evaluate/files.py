@@ -1,8 +1,9 @@
 """Which file is compared with which."""
 
 import json
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from jaxsr.volume.io import SUFFIXES
 
 _DERIVED = ("desc", "res", "rec", "space", "den")  # BIDS entities in which a derivative differs from its source
 _NOT_IMAGES = ("mask", "dseg", "probseg")
+_MASK = re.compile(r"(?<![0-9A-Za-z])mask(?![0-9A-Za-z])", re.IGNORECASE)  # a word of the name: FreeSurfer's brainmask is an image
 _MAP = re.compile(r"_desc-[0-9A-Za-z]*(?:std|consistency|sample[0-9]+)(?=_)")  # of an output: how sure it is, or one sample of several
 
 
@@ -40,11 +42,17 @@ def pair_files(references: Path, others: Path, *, masks: bool = False) -> Pairin
     Tried in turn, each only where it leaves no choice: the same path below the folder; the same name; the same BIDS name without desc-,
     res-, rec-, space-, den-; the same subject, session, run and suffix; the same subject and session; a name that goes on after the
     reference's ('head01_sr' for 'head01').
+
+    masks: where any of `others` is called a mask, only those are taken; no reference is its own.
     """
     if references.is_file() and others.is_file():
         return Pairing({shown(subject_name(references)): (references, others)}, (), ())
     left = {p: _relative(p, references) for p in volume_files(references, masks=False)}
     right = {p: _relative(p, others) for p in volume_files(others, masks=masks)}
+    if masks:
+        own = {p.resolve() for p in left}
+        named = {p: relative for p, relative in right.items() if _MASK.search(stem(p))}
+        right = named or {p: relative for p, relative in right.items() if p.resolve() not in own}
     pairs: dict[Path, Path] = {}
     for key in (lambda p, relative: relative, lambda p, relative: stem(p), _bids_name, _bids_image, _bids_subject):
         for reference, partner in _unique_matches(left, right, key):
@@ -108,18 +116,30 @@ def source_of(outputs: list[Path]) -> tuple[Path | None, list[str]]:
     Of several Sources the first counts; how it is found says `named_source`.
     """
     for output in outputs:
-        sources = _json(sidecar_path(output)).get("Sources")
-        if not sources:
+        source = _first_source(output)
+        if not source:
             continue
-        source = str(sources[0] if isinstance(sources, list) else sources)
-        for path in (named_source(output, source), Path(source)):
-            if path.is_file():
-                return path, []
+        path = _located(output, source)
+        if path.is_file():
+            return path, []
         return None, [
             f"interpolations are left out: the input {shown(source)}, named in {shown(sidecar_path(output).name)}, is not there; "
             "give it with --low"
         ]
     return None, ["interpolations are left out: no input is given or named in a sidecar JSON; give it with --low"]
+
+
+def differing_sources(outputs: Mapping[str, Path]) -> str:
+    """'a of low2/x.nii.gz, b of low4/x.nii.gz' where the sidecars of `outputs` (method → file) name different inputs, otherwise ''."""
+    found: dict[Path, list[str]] = {}
+    for method, output in outputs.items():
+        if source := _first_source(output):
+            path = _located(output, source)
+            found.setdefault(path.resolve() if path.is_file() else Path(os.path.abspath(path)), []).append(method)
+    if len(found) < 2:
+        return ""
+    above = os.path.commonpath([path.parent for path in found])
+    return ", ".join(f"{' and '.join(methods)} of {shown(os.path.relpath(path, above))}" for path, methods in found.items())
 
 
 def subject_name(path: Path) -> str:
@@ -128,12 +148,24 @@ def subject_name(path: Path) -> str:
 
 
 def subjects_of(paths: list[Path], root: Path) -> dict[Path, str]:
-    """A name for each of the volumes below `root`: the shortest of subject, name and path that tells all apart."""
+    """A name for each of the volumes below `root`: the shortest of subject, name and path from there that tells all apart; never an
+    absolute path, as outputs are called after it."""
     for name in (subject_name, stem, lambda p: _relative(p, root)):
         names = {p: shown(name(p)) for p in paths}
         if len(set(names.values())) == len(names):
             return names
-    return {p: shown(p) for p in paths}
+    return {p: shown(p.name if p == root else p.relative_to(root).as_posix()) for p in paths}
+
+
+def _first_source(output: Path) -> str:
+    sources = _json(sidecar_path(output)).get("Sources")
+    return str(sources[0] if isinstance(sources, list) else sources) if sources else ""
+
+
+def _located(output: Path, source: str) -> Path:
+    """Where `named_source` is, or the path from here, if that is there instead."""
+    path = named_source(output, source)
+    return Path(source) if not path.is_file() and Path(source).is_file() else path
 
 
 def _json(path: Path) -> dict[str, Any]:

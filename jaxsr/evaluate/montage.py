@@ -20,6 +20,7 @@ from matplotlib.gridspec import GridSpec, SubplotSpec
 from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 
+from jaxsr.evaluate.written import PICTURE
 from jaxsr.files import write_whole
 from jaxsr.volume.foreground import foreground as find_foreground
 from jaxsr.volume.intensity import Window, fit_window
@@ -55,7 +56,9 @@ def picture(data: np.ndarray, plane: str, index: int) -> np.ndarray:
 def save_montage(path: Path, volumes: Mapping[str, np.ndarray], reference: np.ndarray | None = None, **how: Any) -> Path:
     """Writes `draw_montage` as a PNG; the arguments are its own."""
     figure = draw_montage(volumes, reference, **how)
-    return write_whole(Path(path), lambda temporary: figure.savefig(temporary, format="png", dpi=DPI, facecolor=_BACKGROUND))
+    return write_whole(
+        Path(path), lambda temporary: figure.savefig(temporary, format="png", dpi=DPI, facecolor=_BACKGROUND, metadata=PICTURE)
+    )
 
 
 def draw_montage(

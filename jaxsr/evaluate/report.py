@@ -20,6 +20,7 @@ from jaxsr.evaluate.report_figures import box_plot, shell_curves
 from jaxsr.evaluate.report_subjects import Subject, chosen_subjects, show_subject
 from jaxsr.evaluate.report_tables import metrics_of, regions, shown_as, summary_sentences, summary_tables, test_lines, text_of
 from jaxsr.evaluate.report_viewer import error_colours, viewer_data, viewer_script
+from jaxsr.evaluate.written import PAGE, check_page
 from jaxsr.files import shown, write_text
 from jaxsr.upscale.sidecar import read_sidecar
 
@@ -60,7 +61,7 @@ def write_report(
       viewer_mm: finest voxel of the viewer; the file's size goes with its third power.
 
     Raises:
-      EvaluationError: where there is no evaluation to report, or `out` is a file that is no page.
+      EvaluationError: where there is no evaluation to report, or `out` is a folder. FileError: where it is a file that is no report.
     """
     document, folder = read_evaluation(evaluation)
     _check_place(out)
@@ -89,6 +90,7 @@ def write_report(
     scripts.append(templates.get_source(environment, "report.js")[0])
     page = environment.get_template("report.html").render(
         title=title,
+        mark=Markup(PAGE),
         warning=WARNING,
         sentences=summary_sentences(document, outputs),
         region=region,
@@ -172,8 +174,7 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _check_place(out: Path) -> None:
-    """Raises EvaluationError where `out` is a folder, or a file that is no page."""
+    """Raises EvaluationError where `out` is a folder; FileError where it is a file that is no report."""
     if out.is_dir():
         raise EvaluationError(f"{shown(out)} is a folder: name a file, as in -o {shown(out / 'report.html')}")
-    if out.exists() and not out.read_bytes()[:15].lower().startswith(b"<!doctype html"):
-        raise EvaluationError(f"{shown(out)} exists and is no HTML page: choose another -o, so that it is not replaced")
+    check_page(out)

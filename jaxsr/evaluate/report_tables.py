@@ -149,7 +149,10 @@ def summary_sentences(document: Mapping[str, Any], outputs: Sequence[str]) -> li
     said = [f"{compared} compared{beside} on {_count(subjects, 'subject')}, {where}."]
     for metric in SPOKEN:
         said += _verdict(document, region, metric, outputs)
-    counts = sorted({s["n"] for s in document["summary"] if s["region"] == region})
+    scored = {
+        method: {row["subject"] for row in document["rows"] if (row["method"], row["region"]) == (method, region)} for method in methods
+    }
+    counts = sorted({len(names) for names in scored.values() if names})
     if len(counts) > 1:
         said.append(
             f"Not every method was scored on the same subjects (n = {counts[0]} to {counts[-1]}): their means are of different people."

@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxsr.evaluate.metrics.registry import METRICS, PLAIN
 from jaxsr.evaluate.statistics import Test, bootstrap_interval, paired_tests
+from jaxsr.evaluate.written import COLUMNS
 from jaxsr.files import write_together
 
 CONVENTIONS = {
@@ -44,7 +45,8 @@ CONVENTIONS = {
     "p": "two-sided exact Wilcoxon signed-rank test of paired differences, zeros left out; null below 6 pairs",
     "p_holm": "Holm's correction over all methods, in one metric and region",
     "median_difference": "median over subjects of method - against",
-    "non_finite": "NaN is null, an infinite value is the string 'inf'",
+    "non_finite": "NaN is null, an infinite value is the string 'inf'; n, mean, sd, low and high are of the finite values (of the infinite "
+    "ones where there are no others), the median is of all but NaN",
 }
 _RANGES = {"robust": "99.9 % minus 0.1 % percentile", "full": "largest minus smallest value"}
 _NUMBERS = re.compile(r"\[\n\s+([-+.\deE,\s]+?)\s+\]")
@@ -63,7 +65,11 @@ class Row(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """One metric of one method in one region over subjects; `low`, `high`: the 95 % interval of the mean."""
+    """One metric of one method in one region over subjects; `low`, `high`: the 95 % interval of the mean.
+
+    n, mean, sd and interval are of the finite values, as one NaN or inf would leave nothing of a mean (where all are infinite, so is the
+    mean); the median is of all but NaN.
+    """
 
     method: str
     region: str
@@ -112,11 +118,15 @@ class Comparison:
     @cached_property
     def summary(self) -> list[Summary]:
         """Of every method, region and metric over subjects, in the order of the rows."""
+        return [_summarise(*key, np.array(values)) for key, values in self._values.items()]
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, str, str], list[float]]:
         grouped: dict[tuple[str, str, str], list[float]] = {}
         for row in self.rows:
             for metric, value in row.values.items():
                 grouped.setdefault((row.method, row.region, metric), []).append(value)
-        return [_summarise(*key, np.array(values)) for key, values in grouped.items()]
+        return grouped
 
     @property
     def tests(self) -> list[Test]:
@@ -125,8 +135,8 @@ class Comparison:
 
     @property
     def all_notes(self) -> tuple[str, ...]:
-        """`notes`, and what the tests give cause to say."""
-        return (*self.notes, *self._tested[1])
+        """`notes`, and what summaries and tests give cause to say."""
+        return (*self.notes, *_incomplete(self._values), *self._tested[1])
 
     @cached_property
     def _tested(self) -> tuple[list[Test], list[str]]:
@@ -145,7 +155,8 @@ class Comparison:
         lines: dict[tuple[str, str], dict[str, str]] = {}
         for s in self.summary:
             if region in (None, s.region):
-                line = lines.setdefault((s.method, s.region), {"method": s.method, "region": s.region, "subjects": str(s.n)})
+                subjects = str(len(self._values[s.method, s.region, s.metric]))
+                line = lines.setdefault((s.method, s.region), {"method": s.method, "region": s.region, "subjects": subjects})
                 line[heading(s.metric)] = _text(s) + (_interval(s) if interval else "")
         return sorted(lines.values(), key=lambda line: line["region"] == "image")
 
@@ -165,7 +176,7 @@ def write_tables(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
         metrics = list(dict.fromkeys(m for row in comparison.rows for m in row.values))
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow([*Row._fields[:-1], *metrics])
+            writer.writerow([*COLUMNS, *metrics])
             writer.writerows([*row[:-1], *(row.values.get(m, "") for m in metrics)] for row in comparison.rows)
 
     def write_json(path: Path) -> None:
@@ -212,10 +223,26 @@ def _places(files: Files, folder: Path) -> dict[str, Any]:
 
 
 def _summarise(method: str, region: str, metric: str, values: np.ndarray) -> Summary:
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return Summary(method, region, metric, 0, *[float("nan")] * 5)
+    finite = known[np.isfinite(known)]
+    taken = finite if len(finite) else known
     with np.errstate(invalid="ignore"):  # inf - inf, where every output equals its reference
-        sd = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
-        low, high = bootstrap_interval(tuple(values.tolist()))
-        return Summary(method, region, metric, len(values), float(values.mean()), sd, float(np.median(values)), low, high)
+        sd = float(taken.std(ddof=1)) if len(taken) > 1 else float("nan")
+        low, high = bootstrap_interval(tuple(taken.tolist()))
+        return Summary(method, region, metric, len(taken), float(taken.mean()), sd, float(np.median(known)), low, high)
+
+
+def _incomplete(values: Mapping[tuple[str, str, str], list[float]]) -> list[str]:
+    """A sentence that says of which means some subjects are left out."""
+    told: dict[str, list[str]] = {}
+    for (method, region, metric), numbers in values.items():
+        finite = int(np.isfinite(numbers).sum())
+        if 0 < finite < len(numbers):
+            told.setdefault(f"{len(numbers) - finite} of {len(numbers)} in {metric}, {region}", []).append(method)
+    listed = "; ".join(f"{what}: {', '.join(methods)}" for what, methods in told.items())
+    return [f"values that are not finite are left out of means, deviations and intervals ({listed})"] if told else []
 
 
 def _text(s: Summary) -> str:

@@ -12,6 +12,8 @@ from jaxsr.evaluate.compare import EvaluationError, Means, compare_files, compar
 from jaxsr.evaluate.interpolation import INTERPOLATIONS
 from jaxsr.evaluate.metrics.registry import METRICS
 from jaxsr.evaluate.scores import CURVE, Rules, check_metrics
+from jaxsr.evaluate.tables import Comparison, Row
+from jaxsr.files import FileError
 from jaxsr.volume.geometry import Grid, resample, resample_oblique, target_grid
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import Volume, read_volume, write_volume
@@ -125,6 +127,22 @@ def test_outputs_made_from_the_reference_itself_are_not_compared_with_its_interp
     assert "made from the reference itself" in comparison.notes[0]
 
 
+def test_methods_made_of_different_inputs_are_told_and_whose_the_interpolations_are(study):
+    outputs = {method: study / method / "sub-01_T1w.nii.gz" for method in ("near", "far", "too")}
+    for method, output in outputs.items():
+        write_volume(output, noisy(head()))
+        source = "../low/sub-01_T1w.nii.gz" if method != "far" else "../low/sub-02_T1w.nii.gz"
+        output.with_name("sub-01_T1w.json").write_text(json.dumps({"Sources": [source]}))
+    files = study / "ref" / "sub-01_T1w.nii.gz", study / "e"
+    means = Means(Rules(("psnr",)), montage=False)
+    notes = compare_files(outputs, *files, means=means).notes
+    assert len(notes) == 1
+    assert "near and too of sub-01_T1w.nii.gz, far of sub-02_T1w.nii.gz; the interpolations are of" in notes[0]
+    assert "low/sub-01_T1w.nii.gz" in notes[0].partition(";")[2]
+    del outputs["far"]
+    assert not compare_files(outputs, *files, means=means).notes
+
+
 def test_csv_and_json_hold_every_row_and_do_not_change_when_written_again(study):
     def run(folder):
         compare_files({"sr3": study / "out"}, study / "ref", folder, low=study / "low", montage=False)
@@ -145,6 +163,43 @@ def test_the_summary_is_that_of_the_subjects(study):
     found = next(s for s in comparison.summary if (s.region, s.metric) == ("foreground", "psnr"))
     assert (found.n, found.mean, found.sd, found.median) == pytest.approx((2, np.mean(values), np.std(values, ddof=1), np.median(values)))
     assert comparison.table("foreground")[0]["PSNR (dB)"] == f"{found.mean:.2f} ± {found.sd:.2f}"
+
+
+def test_no_file_of_others_is_replaced_and_nothing_is_read_before_that_is_known(study, monkeypatch):
+    def run():
+        means = Means(Rules(("psnr",)))
+        return compare_files({"sr3": study / "out"}, study / "ref", study / "e", low=study / "low", means=means).files
+
+    files = run()
+    assert run() == files  # its own it replaces
+    assert {path.name for path in files} == {"metrics.csv", "metrics.json", "sub-01.png", "sub-02.png"}
+    monkeypatch.setattr("jaxsr.evaluate.compare.read_volume", pytest.fail)
+    for path in files:
+        ours, theirs = path.read_bytes(), {"metrics.csv": b"epoch,loss\n", "metrics.json": b'{"rows": []}'}.get(path.name, b"\x89PNG")
+        path.write_bytes(theirs)
+        with pytest.raises(FileError, match=f"{path.name} exists and was not written by jaxsr"):
+            run()
+        assert path.read_bytes() == theirs
+        path.write_bytes(ours)
+
+
+def test_one_subject_without_a_finite_number_is_left_out_of_a_mean_and_told():
+    values = {"ssim": [0.8, 0.9, np.nan, 0.7, 0.85, 0.75], "psnr": [30.0, np.inf, 32.0, 33.0, 34.0, 35.0], "vif": [np.nan] * 6}
+    rows = [Row(f"s{i}", "a", "foreground", 1.0, 9, {m: v[i] for m, v in values.items()}) for i in range(6)]
+    comparison = Comparison(tuple(rows))
+    found = {s.metric: s for s in comparison.summary}
+    assert (found["ssim"].n, found["ssim"].mean, found["ssim"].median) == pytest.approx((5, 0.8, 0.8))
+    assert found["ssim"].sd == pytest.approx(np.std([0.8, 0.9, 0.7, 0.85, 0.75], ddof=1))
+    assert found["ssim"].low < 0.8 < found["ssim"].high
+    assert (found["psnr"].n, found["psnr"].mean, found["psnr"].median) == pytest.approx((5, 32.8, 33.5))  # the median knows of the sixth
+    assert (found["vif"].n, np.isnan(found["vif"].mean)) == (0, True)
+    assert comparison.table()[0]["subjects"] == "6"
+    assert comparison.all_notes == (
+        "values that are not finite are left out of means, deviations and intervals "
+        "(1 of 6 in ssim, foreground: a; 1 of 6 in psnr, foreground: a)",
+    )
+    same = Comparison(tuple(row._replace(values={"psnr": np.inf}) for row in rows))
+    assert (same.summary[0].n, same.summary[0].mean, same.all_notes) == (6, np.inf, ())
 
 
 def test_equal_volumes_make_valid_json(tmp_path):
@@ -186,6 +241,15 @@ def test_a_mask_file_must_lie_on_the_reference(study):
     files = {"sr3": study / "out" / "sub-01_desc-sr_T1w.nii.gz"}, study / "ref" / "sub-01_T1w.nii.gz", study / "e"
     with pytest.raises(EvaluationError, match="the mask"):
         compare_files(*files, mask=study / "mask.nii.gz")
+
+
+def test_an_image_is_no_mask(study):
+    at = study / "ref" / "sub-01_T1w.nii.gz"
+    files = {"sr3": study / "out" / "sub-01_desc-sr_T1w.nii.gz"}, at, study / "e"
+    with pytest.raises(EvaluationError, match="the reference itself"):
+        compare_files(*files, mask=at)
+    with pytest.raises(EvaluationError, match="more than two values"):
+        compare_files(*files, mask=study / "out" / "sub-01_desc-sr_T1w.nii.gz")
 
 
 def test_a_mask_file_names_its_region_and_the_montage_is_written(study):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxsr.evaluate.files import pair_files, source_of, stem
+from jaxsr.evaluate.files import pair_files, source_of, stem, subjects_of, volume_files
 
 
 def folder(root: Path, *names: str) -> Path:
@@ -100,3 +100,22 @@ def test_a_bids_uri_leads_to_the_input_through_the_derivatives_description(tmp_p
     assert source_of([output])[0] is None
     (out / "dataset_description.json").write_text(json.dumps({"DatasetLinks": {"raw": "../../raw"}}))
     assert source_of([output])[0].samefile(raw / "sub-1" / "anat" / "sub-1_T1w.nii.gz")
+
+
+@pytest.mark.parametrize("mask", ["sub-1_desc-brain_mask.nii.gz", "sub-1_T1w_mask_native.nii.gz", "sub-1_desc-MASK_T1w.nii.gz"])
+def test_a_mask_is_taken_where_an_image_lies_beside_it(tmp_path, mask):
+    derivative = folder(tmp_path / "d", "sub-1_desc-preproc_T1w.nii.gz", mask)
+    references = folder(tmp_path / "r", "sub-1_T1w.nii.gz")
+    assert names(pair_files(references, derivative, masks=True)) == {"sub-1": ("sub-1_T1w.nii.gz", mask)}
+
+
+def test_no_reference_is_its_own_mask(tmp_path):
+    heads = folder(tmp_path / "h", "sub-1_T1w.nii.gz", "sub-2_T1w.nii.gz")
+    assert not pair_files(heads, heads, masks=True).matched
+    folder(heads, "sub-1_desc-brain_mask.nii.gz")
+    assert names(pair_files(heads, heads, masks=True)) == {"sub-1": ("sub-1_T1w.nii.gz", "sub-1_desc-brain_mask.nii.gz")}
+
+
+def test_subjects_that_differ_by_format_alone_are_called_by_their_path_from_the_folder(tmp_path):
+    root = folder(tmp_path / "h", "a/head.nii.gz", "a/head.mgz")
+    assert set(subjects_of(volume_files(root), root).values()) == {"a/head.nii.gz", "a/head.mgz"}

@@ -15,6 +15,7 @@ from jaxsr.evaluate.compare import EvaluationError, Means, compare_files
 from jaxsr.evaluate.interpolation import INTERPOLATIONS
 from jaxsr.evaluate.protocol import Protocol, load_protocol
 from jaxsr.evaluate.scores import Rules
+from jaxsr.files import FileError
 from jaxsr.upscale.engine import Engine
 from jaxsr.volume.io import Volume, read_volume, write_volume
 
@@ -238,6 +239,34 @@ def test_a_benchmark_replaces_no_file_of_others_and_takes_none_of_its_own_for_a_
     assert (out / "reference" / "sub-0.nii.gz").read_bytes() == before
     with pytest.raises(EvaluationError, match="no heads"):
         find_heads(out / "reference", protocol.protocol, out)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "metrics.json", "montages/sub-1.png"])
+def test_a_table_or_picture_of_others_is_found_before_a_head_is_degraded(tmp_path, heads, protocol, name):
+    theirs = tmp_path / "out" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("of somebody else")
+    with pytest.raises(FileError, match=f"{theirs.name} exists and was not written by jaxsr"):
+        run_protocol(protocol, find_heads(heads, protocol.protocol), {}, tmp_path / "out")
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [theirs]
+    assert theirs.read_text() == "of somebody else"
+
+
+def test_heads_that_differ_by_format_alone_stay_apart_and_as_they_are(tmp_path, heads, protocol, engines):
+    write_volume(heads / "sub-0_T1w.nii", head(5))
+    before = {path: path.read_bytes() for path in heads.iterdir()}
+    comparison = run_protocol(protocol, find_heads(heads, protocol.protocol), {}, tmp_path / "out", montage=False)
+    assert {r.subject for r in comparison.rows} == {path.name for path in before}
+    assert {path: path.read_bytes() for path in heads.iterdir()} == before
+
+
+@pytest.mark.parametrize("subject", ["/elsewhere/a", "../../a", "sub-1/../sub-0"])
+def test_no_volume_of_a_benchmark_lies_outside_its_folder_or_on_another(tmp_path, heads, protocol, subject):
+    found = find_heads(heads, protocol.protocol)
+    found.entered[subject] = found.entered["sub-1"]
+    with pytest.raises(EvaluationError, match=r"lies outside|is that of sub-0, too"):
+        run_protocol(protocol, found, {}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["tricubic", "../out", "a b", ""])

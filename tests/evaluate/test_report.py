@@ -21,6 +21,7 @@ from jaxsr.evaluate.report_figures import box_plot
 from jaxsr.evaluate.report_subjects import chosen_subjects
 from jaxsr.evaluate.report_tables import summary_sentences, summary_tables, text_of
 from jaxsr.evaluate.report_viewer import viewer_data, viewer_script
+from jaxsr.files import FileError
 from jaxsr.volume.geometry import Grid, resample, target_grid
 from jaxsr.volume.intensity import Window
 from jaxsr.volume.io import Volume, write_volume
@@ -188,6 +189,7 @@ def test_only_the_scripts_that_the_page_was_written_with_may_run(page):
     hashes = [hashlib.sha256(text.encode()).digest() for text in re.findall(r"<script>(.*?)</script>", page, re.DOTALL)]
     assert allowed == [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in hashes]
     assert policy.startswith("default-src 'none'; img-src data:;")
+    assert policy.endswith("; base-uri 'none'; form-action 'none'")  # default-src does not stand in for these
 
 
 def test_every_picture_has_words_for_who_cannot_see_it(page):
@@ -282,6 +284,14 @@ def test_an_interpolation_that_is_best_is_called_one_and_a_small_resolution_fine
     assert "an interpolation:" not in " ".join(summary_sentences(document({"a": [2.0] * 8, "tricubic": [1.0] * 8}), ["a"]))
 
 
+def test_methods_scored_on_other_subjects_are_told_but_not_for_a_number_that_is_missing():
+    said = "Not every method was scored on the same subjects"
+    assert said in " ".join(summary_sentences(document({"a": [1.0] * 7, "b": [1.0] * 8}), ["a", "b"]))
+    content = document({"a": [1.0] * 8, "b": [1.0] * 8})
+    content["summary"][0]["n"] = 7
+    assert said not in " ".join(summary_sentences(content, ["a", "b"]))
+
+
 def test_infinite_and_missing_values_are_written_as_such():
     assert [text_of("psnr", v) for v in ("inf", None, -1.5)] == ["∞", "–", "−1.50"]
 
@@ -356,12 +366,25 @@ def test_what_is_no_evaluation_is_refused_in_a_sentence(tmp_path, content, messa
 
 def test_only_a_page_is_replaced(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(document({"a": [1.0]})))
-    with pytest.raises(EvaluationError, match="no HTML page"):
-        write_report(tmp_path, tmp_path / "metrics.json")
+    (tmp_path / "other.html").write_text("<!doctype html><title>of somebody else</title>")
+    for name in ("metrics.json", "other.html"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(FileError, match="not written by jaxsr"):
+            write_report(tmp_path, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
     with pytest.raises(EvaluationError, match="is a folder"):
         write_report(tmp_path, tmp_path)
     write_report(tmp_path, tmp_path / "r.html")
     write_report(tmp_path, tmp_path / "r.html")
+
+
+def test_a_page_of_others_is_found_before_anything_is_scored(tmp_path):
+    write_volume(tmp_path / "a.nii.gz", head(0))
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "report.html").write_text("<!doctype html><title>of somebody else</title>")
+    at = str(tmp_path / "a.nii.gz")
+    assert run(lambda: app(["evaluate", "-i", at, "-r", at, "-o", str(tmp_path / "e"), "--report"], standalone_mode=False)) == 2
+    assert [path.name for path in (tmp_path / "e").iterdir()] == ["report.html"]
 
 
 def test_the_command_says_what_it_wrote_how_large_it_is_and_what_is_left_out(tmp_path, monkeypatch, capsys):
