@@ -10,8 +10,9 @@ import pytest
 
 from jaxsr.config import ConfigError, dump, load
 from jaxsr.evaluate import benchmark
-from jaxsr.evaluate.benchmark import find_heads, run_protocol
+from jaxsr.evaluate.benchmark import run_protocol
 from jaxsr.evaluate.compare import EvaluationError, Means, compare_files
+from jaxsr.evaluate.heads import NoHeads, find_heads
 from jaxsr.evaluate.interpolation import INTERPOLATIONS
 from jaxsr.evaluate.protocol import Protocol, load_protocol
 from jaxsr.evaluate.scores import Rules
@@ -61,7 +62,7 @@ def engines(monkeypatch, identity_method):
         made.append(Engine(identity_method, {}, make_mesh(devices=jax.local_devices()), batch_size=4))
         return made[-1]
 
-    data = SimpleNamespace(voxel_size=1.0, acquired=None, acquisition=SimpleNamespace(name="none"))
+    data = SimpleNamespace(voxel_size=1.0, acquired=(2.0, 2.0, 2.0), acquisition=SimpleNamespace(name="none"))
     experiment = SimpleNamespace(method=SimpleNamespace(kind="identity"), data=data)
 
     def load_model(path, note=None):
