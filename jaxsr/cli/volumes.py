@@ -91,6 +91,7 @@ def evaluate(
     size = slices_at_a_time(batch_size)
     select_device(device)
     from jaxsr.evaluate.compare import Means, compare_files
+    from jaxsr.evaluate.origin import origin
     from jaxsr.evaluate.scores import RULES, check_metrics
     from jaxsr.files import shown
 
@@ -100,6 +101,7 @@ def evaluate(
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": device_in_use(),
         "platform": platform.platform(),
+        **origin(),
     }
     if protocol is not None:
         comparison = _benchmark(

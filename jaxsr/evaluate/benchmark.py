@@ -220,7 +220,7 @@ def _upscale_all(
 
     model = engine = None
     scans, target = training_scans(experiment), experiment.data.voxel_size
-    unlike: dict[str, list[str]] = {}  # sentence → subjects
+    unlike: dict[str, list[str]] = {}  # in what → sentences, one a head
     for done, (subject, case) in enumerate(list(cases.items())):
         progress(done, subject)
         output = folder / f"{subject}.nii.gz"
@@ -251,15 +251,16 @@ def _upscale_all(
             output.unlink(missing_ok=True)
             write_volume(output, result.volume, description="jaxsr: synthetic", before={sidecar_path(output): json_writer(said)})
         cases[subject] = case._replace(outputs={**case.outputs, name: output})
-        for sentence in _unlike(low, mm, scans, target):
-            unlike.setdefault(sentence, []).append(subject)
-    return [f"{name}: {sentence} ({len(who)} of {len(cases)} heads, {who[0]} the first)" for sentence, who in unlike.items()]
+        for what, sentence in _unlike(low, mm, scans, target).items():
+            unlike.setdefault(what, []).append(f"{subject}, {sentence}")
+    return [f"{name}: {len(said)} of {len(cases)} heads are unlike its training: {said[0]}" for said in unlike.values()]
 
 
-def _unlike(low: Volume, mm: tuple[float, float, float], scans: tuple[float, float, float], target: float) -> list[str]:
+def _unlike(low: Volume, mm: tuple[float, float, float], scans: tuple[float, float, float], target: float) -> dict[str, str]:
     """How a head differs from those that a model learnt on: its acquisition from `scans`, its own voxels, `mm`, from `target`."""
-    said = list(scale_notes(low, None, scans))
+    notes = scale_notes(low, None, scans)
+    said = {"acquisition": notes[0]} if notes else {}
     if any(max(side / target, target / side) > UNLIKE for side in mm):
         size = " × ".join(f"{side:.3g}" for side in mm)
-        said.append(f"the model was trained to make voxels of {target:.3g} mm, this head has {size} mm")
+        said["voxels"] = f"the model was trained to make voxels of {target:.3g} mm, this head has {size} mm"
     return said
