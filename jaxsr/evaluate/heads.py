@@ -1,6 +1,7 @@
 """Which heads enter a benchmark, and why others do not."""
 
 import os
+from collections import Counter
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -73,11 +74,20 @@ def voxel_size(path: Path) -> tuple[float, float, float]:
 
 
 def masks_of(heads: Heads, masks: Path) -> dict[Path, Path]:
-    """Head → its mask in a file or folder, by name; of the heads in a list each is looked for alone."""
+    """Head → its mask in a file or folder, by name. Of a list each head is looked for alone; a mask that fits two is of none.
+
+    Raises:
+      EvaluationError: where there is no such path, or one file for the heads of a list.
+    """
     if not masks.exists():
         raise EvaluationError(f"--mask {shown(masks)} does not exist: check the path")
-    sources = list(heads.entered.values()) if _is_list(heads.source) else [heads.source]
-    return {head: mask for source in sources for head, mask in pair_files(source, masks, masks=True).matched.values()}
+    if not _is_list(heads.source):
+        return dict(pair_files(heads.source, masks, masks=True).matched.values())
+    if masks.is_file():
+        raise EvaluationError(f"--mask {shown(masks)} is one file, and the heads are a list: name a folder of masks")
+    found = {head: mask for path in heads.entered.values() for head, mask in pair_files(path, masks, masks=True).matched.values()}
+    count = Counter(found.values())
+    return {head: mask for head, mask in found.items() if count[mask] == 1}
 
 
 def people_note(heads: Heads, scored: list[str]) -> str | None:

@@ -85,7 +85,20 @@ def test_a_list_names_heads_wherever_they_lie_and_masks_go_by_their_names(tmp_pa
     assert set(heads.entered) == {"a", "b"}
     assert "no such file" in heads.left_out["missing"]
     write(tmp_path / "masks" / "a_mask.nii.gz", inside(1))
-    assert masks_of(heads, tmp_path / "masks") == {heads.entered["a"]: tmp_path / "masks" / "a_mask.nii.gz"}
+    mask = tmp_path / "masks" / "a_mask.nii.gz"
+    assert masks_of(heads, tmp_path / "masks") == {heads.entered["a"]: mask}
+    with pytest.raises(EvaluationError, match="folder of masks"):
+        masks_of(heads, mask)
+
+
+def test_one_mask_is_not_of_two_heads_of_a_list(tmp_path):
+    for contrast in ("T1w", "T2w"):
+        write(tmp_path / f"sub-1_{contrast}.nii.gz", image())
+    (tmp_path / "heads.txt").write_text("sub-1_T1w.nii.gz\nsub-1_T2w.nii.gz\n")
+    write(tmp_path / "masks" / "sub-1_mask.nii.gz", inside(1))
+    heads = find_heads(tmp_path / "heads.txt", PROTOCOL)
+    assert len(heads.entered) == 2
+    assert masks_of(heads, tmp_path / "masks") == {}
 
 
 def test_several_heads_of_one_person_are_told(tmp_path):
