@@ -38,6 +38,7 @@ def work(tmp_path_factory):
     """A folder with a config, a run trained on it for two steps, and a small scan."""
     folder = tmp_path_factory.mktemp("work")
     (folder / "tiny.yaml").write_text(TINY)
+    (folder / "bench.yaml").write_text("name: bench\nacquisition: {voxel_size: [12.0, 12.0, 12.0]}\nmetrics: [psnr, nrmse]\n")
     done = jaxsr("train", "tiny.yaml", "--run-dir", "run", cwd=folder)
     assert done.returncode == 0, done.stderr
     points = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in (18, 20, 16)], indexing="ij"))
@@ -80,8 +81,10 @@ def test_train_upscale_evaluate_on_one_scan(work):
 
 def test_a_benchmark_is_one_command(work):
     """With interpolations alone; models are tests/evaluate/test_protocol.py's."""
-    (work / "bench.yaml").write_text("name: bench\nacquisition: {voxel_size: [12.0, 12.0, 12.0]}\nmetrics: [psnr, nrmse]\n")
-    words = ["evaluate", "--protocol", "bench.yaml", "-r", "scan.nii.gz", "-o", "bench"]
+    scan = nib.load(work / "scan.nii.gz")
+    noise = np.random.default_rng(0).integers(0, 200, scan.shape)  # the scan alone has as few values as a label map
+    nib.save(nib.Nifti1Image((scan.get_fdata() + noise).astype(np.int16), scan.affine), work / "head.nii.gz")
+    words = ["evaluate", "--protocol", "bench.yaml", "-r", "head.nii.gz", "-o", "bench"]
     plan = jaxsr(*words, "--dry-run", cwd=work)
     assert plan.returncode == 0, plan.stderr
     assert "1 of 1 heads enter bench" in plan.stdout
@@ -122,6 +125,9 @@ def test_a_plan_is_shown_without_running(work):
         (["evaluate", "-i", "scan.nii.gz", "-r", "scan.nii.gz", "--metrics", "beauty"], 2, "unknown metric 'beauty'"),
         (["evaluate", "-r", "scan.nii.gz"], 2, "--protocol"),
         (["evaluate", "--protocol", "tiny.yaml", "-r", "scan.nii.gz"], 2, "unknown key"),
+        (["evaluate", "--protocol", "bench.yaml", "-r", "empty"], 3, "no heads there"),
+        (["evaluate", "--protocol", "bench.yaml", "-r", "scan.nii.gz"], 3, "no head enters bench"),
+        (["evaluate", "--protocol", "bench.yaml", "-r", "scan.nii.gz", "--dry-run"], 3, "no head enters bench"),
         (["config", "validate", "tiny.yaml", "nowhere.yaml"], 2, "nowhere.yaml"),
         (["nonsense"], 2, "nonsense"),
     ],

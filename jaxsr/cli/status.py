@@ -16,6 +16,7 @@ STATUS = {
     "VolumeError": 2,
     "FileError": 2,
     "EvaluationError": 2,
+    "NoHeads": 3,
     "CheckpointError": 2,
     "MeshError": 2,
     "ModelError": 4,

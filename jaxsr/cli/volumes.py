@@ -31,7 +31,8 @@ def evaluate(
         list[str] | None, bare("--input", "-i", help="Output file or folder; NAME=PATH to name a method; repeatable.")
     ] = None,
     reference: Annotated[
-        Path | None, bare("--reference", "-r", help="The truth: a file, or a folder with the same names. With --protocol: the heads.")
+        Path | None,
+        bare("--reference", "-r", help="The truth: a file, or a folder with the same names; with --protocol the heads, or a .txt list."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where tables and pictures go.")] = Path("evaluation"),
     low: Annotated[Path | None, bare("--low", "-l", help="The low-resolution input. [default: what the sidecar names]")] = None,
@@ -90,6 +91,7 @@ def evaluate(
     size = slices_at_a_time(batch_size)
     select_device(device)
     from jaxsr.evaluate.compare import Means, compare_files
+    from jaxsr.evaluate.origin import origin
     from jaxsr.evaluate.scores import RULES, check_metrics
     from jaxsr.evaluate.written import check_page
     from jaxsr.files import shown
@@ -102,6 +104,7 @@ def evaluate(
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": device_in_use(),
         "platform": platform.platform(),
+        **origin(),
     }
     if protocol is not None:
         comparison = _benchmark(
@@ -149,7 +152,8 @@ def _benchmark(
     provenance: dict[str, Any],
     terminal: Any,
 ) -> "Comparison | None":
-    from jaxsr.evaluate.benchmark import find_heads, run_protocol
+    from jaxsr.evaluate.benchmark import run_protocol
+    from jaxsr.evaluate.heads import NoHeads, find_heads
     from jaxsr.evaluate.protocol import load_protocol
 
     file = load_protocol(path)
@@ -160,6 +164,8 @@ def _benchmark(
         for subject, why in heads.left_out.items():
             terminal.print(f"{subject} {why}")
         terminal.print(f"{len(heads.entered)} of {len(heads.entered) + len(heads.left_out)} heads enter {file.protocol.name}")
+        if not heads.entered:
+            raise NoHeads(f"no head enters {file.protocol.name}: the list above says why")
         return None
     with progress(terminal, file.protocol.name, None) as (advance, note):
         told = lambda done, total, text: advance(done, text, total)  # noqa: E731

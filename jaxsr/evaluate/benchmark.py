@@ -7,78 +7,41 @@ Each head is degraded as the protocol says, upscaled to its own grid by each mod
     OUT/upscaled/MODEL/SUBJECT.nii.gz     what a model makes of that
     OUT/metrics.json, metrics.csv         what they are worth
 
-A volume that is there, made by the same version from the same head in the same way, as its sidecar says, is not made again: what was
-interrupted goes on where it was.
+A volume that is there, made by the same source from the same head in the same way, as its sidecar says, is not made again: what was
+interrupted goes on where it was. What is made again is removed first, as a sidecar appears before its volume.
 """
 
 import datetime
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 import jaxsr
 from jaxsr.config import to_dict
+from jaxsr.data.records import file_sha256
 from jaxsr.evaluate.compare import EvaluationError, Means, compare_subjects
-from jaxsr.evaluate.files import pair_files, sidecar_path, subjects_of, volume_files
+from jaxsr.evaluate.files import sidecar_path, stem
+from jaxsr.evaluate.heads import Heads, NoHeads, masks_of, people_note, voxel_size
 from jaxsr.evaluate.interpolation import INTERPOLATIONS
+from jaxsr.evaluate.origin import origin, source_sha256
 from jaxsr.evaluate.protocol import Protocol, ProtocolFile
+from jaxsr.evaluate.seen import manifest_sha256, seen_heads, seen_note
 from jaxsr.evaluate.tables import Comparison, Files
 from jaxsr.evaluate.written import check_folder, picture_paths
+from jaxsr.experiment import Experiment
 from jaxsr.files import shown
 from jaxsr.simulate import WARNING as SIMULATED
 from jaxsr.simulate import Settings, key_of, plan, read_truth
-from jaxsr.upscale.inputs import Job
+from jaxsr.upscale.inputs import UNLIKE, Job, scale_notes
 from jaxsr.upscale.sidecar import check_sidecar, json_writer, read_sidecar
-from jaxsr.volume.decode import open_image
-from jaxsr.volume.header import place
-from jaxsr.volume.io import VolumeError, read_volume, write_volume
-from jaxsr.volume.orientation import turn_of
+from jaxsr.volume.io import Volume, VolumeError, read_volume, write_volume
 
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, what of
 Note = Callable[[str], None]
-
-
-class Heads(NamedTuple):
-    """`source`: file or folder; `entered`: subject → file; `left_out`: subject → why it does not enter."""
-
-    source: Path
-    entered: dict[str, Path]
-    left_out: dict[str, str]
-
-
-def find_heads(source: Path, protocol: Protocol, out: Path | None = None) -> Heads:
-    """The head in a file, or those in a folder and its subfolders (no masks, segmentations or maps), by their headers alone.
-
-    What lies below `out`, where an earlier run put it, is none.
-
-    Raises:
-      EvaluationError: where there is none.
-    """
-    paths = volume_files(source) if source.exists() else []
-    paths = [path for path in paths if out is None or not path.resolve().is_relative_to(out.resolve())]
-    if not paths:
-        raise EvaluationError(f"{shown(source)}: no heads there (.nii, .nii.gz, .mgz, .mgh): name a volume or a folder of them, not in -o")
-    heads = Heads(source, {}, {})
-    for path, subject in subjects_of(paths, source).items():
-        try:
-            image = open_image(path)
-            affine = place(image).affine
-            sizes = np.linalg.norm(affine[:3, :3], axis=0)[list(turn_of(affine).order)].tolist()
-            why = protocol.refusal((sizes[0], sizes[1], sizes[2]))
-            if len(image.shape) < 3 or np.prod(image.shape[3:]) != 1:
-                why = f"an array of {' × '.join(map(str, image.shape))} is not one volume"
-        except VolumeError as error:
-            why = str(error)
-        if why:
-            heads.left_out[subject] = f"does not enter: {why}"
-        else:
-            heads.entered[subject] = path
-    return heads
 
 
 def check_models(models: Mapping[str, Path]) -> None:
@@ -111,7 +74,7 @@ def run_protocol(
       batch_size: slices at a time, a number or 'auto'.
 
     Raises:
-      EvaluationError: where no head enters, or masks are asked for or given in vain; ModelError, WeightsError: for models.
+      NoHeads: where no head enters; EvaluationError: where masks are asked for or given in vain; ModelError, WeightsError: for models.
     """
     protocol = file.protocol
     check_models(models)
@@ -123,14 +86,17 @@ def run_protocol(
         )
     if not heads.entered:
         subject, why = next(iter(heads.left_out.items()))
-        raise EvaluationError(f"no head enters {protocol.name}: {subject} {why}; --dry-run lists all")
+        raise NoHeads(f"no head enters {protocol.name}: {subject} {why}; --dry-run lists all")
     _check_outputs(heads, models, out)
     check_folder(out, picture_paths(out, heads.entered, len(heads.entered) == 1).values() if montage else ())
-    inside = {} if masks is None else dict(pair_files(heads.source, masks, masks=True).matched.values())
-    known = {name: _known(path, note) for name, path in models.items()}  # a model that cannot be used is not told after an hour
+    inside = {} if masks is None else masks_of(heads, masks)
+    known, experiments = {}, {}
+    for name, path in models.items():  # a model that cannot be used is not told after an hour
+        known[name], experiments[name] = _known(path, note)
     failures: dict[str, str] = {}
     cases: dict[str, Files] = {}
     made: dict[str, dict[str, Any]] = {}
+    said: list[str] = []
     total = len(heads.entered) * (2 + len(models))
     for done, (subject, path) in enumerate(heads.entered.items()):
         progress(done, total, f"{subject}: acquisition")
@@ -146,14 +112,22 @@ def run_protocol(
     for number, (name, model) in enumerate(models.items(), 1):
         report = lambda done, text: progress(number * len(heads.entered) + done, total, f"{name}: {text}")  # noqa: B023, E731
         made_by = {subject: {**made[subject], **known[name]["request"], "WeightsSHA256": known[name]["sha256"]} for subject in cases}
-        _upscale_all(name, model, cases, made_by, failures, out / "upscaled" / name, protocol, batch_size, report, note)
+        said += _upscale_all(
+            name, model, experiments[name], cases, made_by, failures, out / "upscaled" / name, protocol, batch_size, report, note
+        )
     if not cases:
         raise EvaluationError(next(iter(failures.values())))
-    facts = {**(provenance or {}), "models": known, "seed": protocol.seed, "heads": {s: made[s]["HeadSHA256"] for s in cases}}
+    digests = {subject: made[subject]["HeadSHA256"] for subject in cases}
+    for name, model in models.items():
+        known[name]["heads_seen"] = seen_heads(model, experiments[name].data, heads.entered, digests)
+        said.append(seen_note(name, known[name]["heads_seen"], len(cases)) or "")
+    said.append(people_note(heads, list(cases)) or "")
+    facts = {**(provenance or {}), **origin(), "models": known, "seed": protocol.seed, "heads": digests}
     means = Means(protocol.rules, None, protocol.against, montage, file.facts(), facts)
     start = len(heads.entered) * (1 + len(models))
     told = lambda done, of: progress(start + done if done < of else total, total, "scores")  # noqa: E731
-    return compare_subjects(cases, out, means, failures=failures, left_out=heads.left_out, progress=told)
+    notes = [sentence for sentence in said if sentence]
+    return compare_subjects(cases, out, means, notes=notes, failures=failures, left_out=heads.left_out, progress=told)
 
 
 def _check_outputs(heads: Heads, models: Mapping[str, Path], out: Path) -> None:
@@ -173,9 +147,14 @@ def _check_outputs(heads: Heads, models: Mapping[str, Path], out: Path) -> None:
 
 def _made_of(path: Path, protocol: Protocol) -> dict[str, Any]:
     """What a volume made of this head is known by, in its sidecar's JaxSR block."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"Version": jaxsr.__version__, "Acquisition": to_dict(protocol.acquisition), "ProtocolSeed": protocol.seed, "HeadSHA256": digest}
+    return {
+        "Version": jaxsr.__version__,
+        "SourceSHA256": source_sha256(),
+        "Acquisition": to_dict(protocol.acquisition),
+        "ProtocolSeed": protocol.seed,
+        "DrawnBy": stem(path),
+        "HeadSHA256": file_sha256(path),
+    }
 
 
 def _degrade(path: Path, reference: Path, low: Path, protocol: Protocol, made: Mapping[str, Any], note: Note) -> None:
@@ -199,6 +178,8 @@ def _degrade(path: Path, reference: Path, low: Path, protocol: Protocol, made: M
         "Sources": sources,
         "JaxSR": {**block, "Simulated": True, "Drawn": planned["Drawn"], "AcquiredShape": planned["Shape"]},
     }
+    for output in (reference, low):
+        output.unlink(missing_ok=True)
     write_volume(reference, truth, description="jaxsr: reference", before={sidecar_path(reference): json_writer(whole)})
     result = replace(truth, data=acquired.data, affine=acquired.affine)
     write_volume(low, result, description="jaxsr: simulated", before={sidecar_path(low): json_writer(facts)})
@@ -217,24 +198,27 @@ def _same(output: Path, facts: Mapping[str, Any]) -> bool:
     return output.is_file() and all(block.get(key) == value for key, value in facts.items())
 
 
-def _known(source: Path, note: Note) -> dict[str, Any]:
-    """Of a model, for metrics.json; `request` as its outputs' sidecars say it."""
+def _known(source: Path, note: Note) -> tuple[dict[str, Any], Experiment]:
+    """Of a model, for metrics.json, `request` as its outputs' sidecars say it; and what it was trained as."""
     from jaxsr.upscale.model import load_model
 
     model = load_model(source, note=note)
     request = model.method.default_request
-    return {
+    facts = {
         "path": str(source),
         "sha256": model.sha256,
         "method": model.experiment.method.kind,
         "step": model.step,
+        "manifest_sha256": manifest_sha256(source),
         "request": {"SamplingSteps": request.steps, "Eta": request.eta},
     }
+    return facts, model.experiment
 
 
 def _upscale_all(
     name: str,
     source: Path,
+    experiment: Experiment,
     cases: dict[str, Files],
     made: Mapping[str, Mapping[str, Any]],
     failures: dict[str, str],
@@ -243,25 +227,36 @@ def _upscale_all(
     batch_size: Any,
     progress: Callable[[int, str], None],
     note: Note,
-) -> None:
-    """Adds the model's outputs to `cases`, made where `made` is not what is there, or takes a head out of them into `failures`."""
-    from jaxsr.upscale.files import make_engine
-    from jaxsr.upscale.inputs import Job
+) -> list[str]:
+    """Adds the model's outputs to `cases`, made where `made` is not what is there, or takes a head out of them into `failures`.
+
+    Returns sentences on heads unlike those of the model's training.
+    """
+    from jaxsr.upscale.files import make_engine, training_scans
     from jaxsr.upscale.model import load_model
     from jaxsr.upscale.sidecar import describe
 
     model = engine = None
+    scans, target = training_scans(experiment), experiment.data.voxel_size
+    unlike: dict[str, list[str]] = {}  # in what → sentences, one a head
     for done, (subject, case) in enumerate(list(cases.items())):
         progress(done, subject)
         output = folder / f"{subject}.nii.gz"
+        assert case.low
+        try:
+            low, mm = read_volume(case.low), voxel_size(case.reference)
+        except VolumeError as error:
+            failures[subject] = str(error)
+            del cases[subject]
+            continue
         if not _same(output, made[subject]):
-            assert case.low
             model = model or load_model(source)
             engine = engine or make_engine(model, batch_size=batch_size)
-            request = model.method.default_request
+            # Rounded, as the request is a static argument: heads of one voxel size but for its last digits share a program.
+            request = model.method.default_request._replace(to_mm=round(min(mm), 3))
             try:
                 _check_place(output)
-                low, grid = read_volume(case.low), read_volume(case.reference).grid
+                grid = read_volume(case.reference).grid
                 slices = lambda n, of: progress(done, f"{subject}, {n} of {of} slices")  # noqa: B023, E731
                 result = engine.upscale(low, request, to_mm=grid, seed=protocol.seed, progress=slices, note=note)
                 if not np.isfinite(result.volume.data).all():
@@ -271,5 +266,19 @@ def _upscale_all(
                 del cases[subject]
                 continue
             said = describe(model, Job(case.low, output), result, request, Seed=protocol.seed, BatchSize=engine.batch_size, **made[subject])
+            output.unlink(missing_ok=True)
             write_volume(output, result.volume, description="jaxsr: synthetic", before={sidecar_path(output): json_writer(said)})
         cases[subject] = case._replace(outputs={**case.outputs, name: output})
+        for what, sentence in _unlike(low, mm, scans, target).items():
+            unlike.setdefault(what, []).append(f"{subject}, {sentence}")
+    return [f"{name}: {len(said)} of {len(cases)} heads are unlike its training: {said[0]}" for said in unlike.values()]
+
+
+def _unlike(low: Volume, mm: tuple[float, float, float], scans: tuple[float, float, float], target: float) -> dict[str, str]:
+    """How a head differs from those that a model learnt on: its acquisition from `scans`, its own voxels, `mm`, from `target`."""
+    notes = scale_notes(low, None, scans)
+    said = {"acquisition": notes[0]} if notes else {}
+    if any(max(side / target, target / side) > UNLIKE for side in mm):
+        size = " × ".join(f"{side:.3g}" for side in mm)
+        said["voxels"] = f"the model was trained to make voxels of {target:.3g} mm, this head has {size} mm"
+    return said

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import pytest
 
 from jaxsr.config import ConfigError, dump, load
 from jaxsr.evaluate import benchmark
-from jaxsr.evaluate.benchmark import find_heads, run_protocol
+from jaxsr.evaluate.benchmark import run_protocol
 from jaxsr.evaluate.compare import EvaluationError, Means, compare_files
+from jaxsr.evaluate.heads import NoHeads, find_heads
 from jaxsr.evaluate.interpolation import INTERPOLATIONS
+from jaxsr.evaluate.origin import origin
 from jaxsr.evaluate.protocol import Protocol, load_protocol
 from jaxsr.evaluate.scores import Rules
+from jaxsr.experiment import DataConfig
 from jaxsr.files import FileError
 from jaxsr.upscale.engine import Engine
 from jaxsr.volume.io import Volume, read_volume, write_volume
@@ -62,10 +66,9 @@ def engines(monkeypatch, identity_method):
         made.append(Engine(identity_method, {}, make_mesh(devices=jax.local_devices()), batch_size=4))
         return made[-1]
 
-    data = SimpleNamespace(voxel_size=1.0, acquired=None, acquisition=SimpleNamespace(name="none"))
-    experiment = SimpleNamespace(method=SimpleNamespace(kind="identity"), data=data)
-
     def load_model(path, note=None):
+        data = load(path / "config.yaml", (), DataConfig) if path.is_dir() else DataConfig(acquired=(2.0, 2.0, 2.0))
+        experiment = SimpleNamespace(method=SimpleNamespace(kind="identity"), data=data)
         return SimpleNamespace(name=path.stem, step=1, sha256=f"of {path}", method=identity_method, experiment=experiment)
 
     monkeypatch.setattr("jaxsr.upscale.files.make_engine", make_engine)
@@ -135,7 +138,7 @@ def test_voxel_sizes_are_told_along_the_heads_axes_not_the_files(tmp_path, proto
     assert not heads.entered
     assert "1.8 × 1 × 1 mm" in heads.left_out["a"]
     assert "not a volume" in heads.left_out["b"]
-    with pytest.raises(EvaluationError, match=r"no head enters small: a does not enter: its voxels are 1\.8"):
+    with pytest.raises(NoHeads, match=r"no head enters small: a does not enter: its voxels are 1\.8"):
         run_protocol(protocol, heads, {}, tmp_path / "out")
 
 
@@ -152,6 +155,9 @@ def test_a_benchmark_degrades_upscales_scores_and_keeps_what_it_made(tmp_path, h
     assert document["protocol"]["settings"]["least_ratio"] == 1.3
     assert document["protocol"]["sha256"] == hashlib.sha256(TEXT.encode()).hexdigest()
     assert document["provenance"]["models"]["same"]["sha256"] == "of a.safetensors"
+    assert document["provenance"]["models"]["same"]["heads_seen"]["known"] is False
+    assert {key: document["provenance"][key] for key in ("version", "commit", "source_sha256")} == origin()
+    assert not comparison.notes
     assert "no finer" in document["failures"]["thick"]
     assert document["files"]["sub-0"] == {
         "reference": "reference/sub-0.nii.gz",
@@ -212,6 +218,80 @@ def test_an_interrupted_benchmark_goes_on(tmp_path, heads, protocol, engines, mo
     assert {r.subject for r in comparison.rows} == {"sub-0", "sub-1"}
 
 
+@pytest.mark.parametrize("place", ["reference/sub-0.nii.gz", "low/sub-0.nii.gz", "upscaled/same/sub-0.nii.gz"])
+def test_a_volume_is_never_taken_for_what_a_newer_sidecar_says(place, tmp_path, heads, protocol, engines, monkeypatch):
+    found, out, model = find_heads(heads, protocol.protocol), tmp_path / "out", {"same": Path("a")}
+    run_protocol(protocol, found, model, out, montage=False)
+    reseeded = protocol._replace(protocol=protocol.protocol.model_copy(update={"seed": 4}))
+    replaces = os.replace
+
+    def killed(source, target):
+        if str(target).endswith(place):
+            raise KeyboardInterrupt
+        replaces(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_protocol(reseeded, found, model, out, montage=False)
+    assert not (out / place).exists()
+    resumed = run_protocol(reseeded, found, model, out, montage=False)
+    assert resumed.rows == run_protocol(reseeded, found, model, tmp_path / "fresh", montage=False).rows
+
+
+def test_what_is_drawn_goes_by_the_files_name_and_so_does_what_is_kept(tmp_path, heads, protocol):
+    before = run_protocol(protocol, find_heads(heads, protocol.protocol), {}, tmp_path / "out", montage=False)
+    (heads / "sub-0_T1w.nii.gz").rename(heads / "sub-0_acq-b_T1w.nii.gz")
+    found = find_heads(heads, protocol.protocol)
+    assert set(found.entered) == {"sub-0", "sub-1"}
+    after = run_protocol(protocol, found, {}, tmp_path / "out", montage=False)
+    assert after.rows == run_protocol(protocol, found, {}, tmp_path / "fresh", montage=False).rows
+    assert after.rows != before.rows
+
+
+def test_another_state_of_the_source_makes_everything_again(tmp_path, heads, protocol, engines, monkeypatch):
+    out, found = tmp_path / "out", find_heads(heads, protocol.protocol)
+    run_protocol(protocol, found, {"same": Path("a")}, out, montage=False)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
+    monkeypatch.setattr(benchmark, "source_sha256", lambda: "another")
+    run_protocol(protocol, found, {"same": Path("a")}, out, montage=False)
+    assert len(before) == 6
+    assert all(path.stat().st_mtime_ns > made for path, made in before.items())
+
+
+def test_a_model_is_told_the_smallest_voxel_and_heads_unlike_its_own_are_told_once(tmp_path, heads, protocol, engines, monkeypatch):
+    write_volume(heads / "sub-2_T1w.nii.gz", head(2, voxel_size=(1.0, 1.0, 1.4)))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("voxel_size: 2.0\nacquired: [4.0, 4.0, 4.0]\n")
+    told, upscale = [], Engine.upscale
+
+    def spied(engine, low, request, **how):
+        told.append(request.to_mm)
+        return upscale(engine, low, request, **how)
+
+    monkeypatch.setattr(Engine, "upscale", spied)
+    found = find_heads(heads, protocol.protocol)
+    comparison = run_protocol(protocol, found, {"same": tmp_path / "run"}, tmp_path / "out", montage=False)
+    assert told == [1.0, 1.0, 1.0]
+    scans = [note for note in comparison.all_notes if "trained on scans of 4 mm" in note]
+    voxels = [note for note in comparison.all_notes if "voxels of 2 mm, this head has 1 × 1 × 1 mm" in note]
+    assert [len(scans), len(voxels)] == [1, 1]
+    assert scans[0].startswith("same: 3 of 3 heads are unlike its training: sub-0, ")
+    assert voxels[0].startswith("same: 3 of 3 heads are unlike its training: sub-0, ")
+
+
+def test_heads_that_a_model_was_trained_on_are_told_with_the_scores(tmp_path, heads, protocol, engines):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(f"volumes: {heads}\nacquired: [2.0, 2.0, 2.0]\n")
+    (tmp_path / "run" / "volumes.txt").write_text("sub-1_T1w.nii.gz\n")
+    found = find_heads(heads, protocol.protocol)
+    comparison = run_protocol(protocol, found, {"same": tmp_path / "run"}, tmp_path / "out", montage=False)
+    assert "1 of 2 heads is in the training split of same: their scores say nothing of unseen heads" in comparison.all_notes
+    document = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert document["provenance"]["models"]["same"]["heads_seen"] == {"known": True, "train": ["sub-1"]}
+    assert any("training split of same" in note for note in document["notes"])
+
+
 def test_what_a_benchmark_made_compares_like_any_files(tmp_path, heads, protocol, engines):
     out = tmp_path / "out"
     rows = run_protocol(protocol, find_heads(heads, protocol.protocol), {"same": Path("a")}, out, montage=False).rows
@@ -237,7 +317,7 @@ def test_a_benchmark_replaces_no_file_of_others_and_takes_none_of_its_own_for_a_
     comparison = run_protocol(protocol, found, {}, out, montage=False)
     assert "not written by jaxsr" in comparison.failures["sub-0"]
     assert (out / "reference" / "sub-0.nii.gz").read_bytes() == before
-    with pytest.raises(EvaluationError, match="no heads"):
+    with pytest.raises(NoHeads, match="no heads"):
         find_heads(out / "reference", protocol.protocol, out)
 
 
