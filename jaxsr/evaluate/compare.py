@@ -202,11 +202,16 @@ def _several_of_one(subjects: list[str]) -> list[str]:
     people = {subject.split("_")[0] for subject in subjects}
     if len(people) == len(subjects) or not all(person.startswith("sub-") for person in people):
         return []
-    said = "one person" if len(people) == 1 else f"{len(people)} people"
-    return [
-        f"{len(subjects)} images are of {said}: intervals and tests take images for independent, which those of one person are not, "
+    return [dependence(len(subjects), len(people))]
+
+
+def dependence(images: int, people: int) -> str:
+    """What is to be said where several images are of one person."""
+    said = "one person" if people == 1 else f"{people} people"
+    return (
+        f"{images} images are of {said}: intervals and tests take images for independent, which those of one person are not, "
         "so they look surer than they are; give one image of each"
-    ]
+    )
 
 
 class _Scored(NamedTuple):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxsr.data.people import person_of
-from jaxsr.evaluate.compare import EvaluationError
+from jaxsr.evaluate.compare import EvaluationError, dependence
 from jaxsr.evaluate.files import pair_files, subjects_of, volume_files
 from jaxsr.evaluate.protocol import Protocol
 from jaxsr.files import shown
@@ -97,10 +97,7 @@ def people_note(heads: Heads, scored: list[str]) -> str | None:
     people = {person_of(path) for path in inside.values()}
     if len(people) == len(scored) or all(subject.startswith("sub-") for subject in scored):
         return None
-    return (
-        f"by their names and folders, {len(scored)} heads are of {len(people)} {'people' if len(people) > 1 else 'person'}: intervals and "
-        "tests take heads for independent, which those of one person are not, so they look surer than they are; give one of each"
-    )
+    return f"by their names and folders, {dependence(len(scored), len(people))}"
 
 
 def _is_list(source: Path) -> bool:

@@ -6,9 +6,8 @@ from typing import Any
 
 from jaxsr.data.records import MANIFEST, file_sha256, read_manifest
 from jaxsr.experiment import DataConfig
+from jaxsr.train.loop import MANIFEST_SUM, VOLUMES
 from jaxsr.volume.errors import VolumeError
-
-VOLUMES, MANIFEST_SUM = "volumes.txt", "manifest.sha256"  # in a run directory, as train/loop.py writes them
 
 
 def manifest_sha256(run: Path) -> str | None:

@@ -30,7 +30,8 @@ from jaxsr.train.state import State, abstract_state, init_state, make_optimizer,
 from jaxsr.train.step import make_step
 from jaxsr.train.stop import StopSignals
 
-MANIFEST_SUM = "manifest.sha256"  # in the run directory, as sha256sum writes it
+VOLUMES = "volumes.txt"  # in the run directory: the volumes, or label maps, that it is trained on, a line each
+MANIFEST_SUM = "manifest.sha256"  # there too, of a prepared set, as sha256sum writes it
 TRAINING = 2**20  # the purpose of the key that training noise comes from; splits and subjects have small numbers
 
 Report = Callable[[int, dict[str, float]], None]  # step, scalars: called at every log step
@@ -245,7 +246,7 @@ def _check_set(run_dir: Path, experiment: Experiment, subjects: Subjects | Prepa
 
 def _check_volumes(run_dir: Path, names: Sequence[str]) -> None:
     """Refuses to go on with other volumes than the run began with: the order of all would be another."""
-    path = run_dir / "volumes.txt"
+    path = run_dir / VOLUMES
     if path.exists():
         before = path.read_text(encoding="utf-8").splitlines()
         changed = [f"- {name}" for name in before if name not in set(names)] + [f"+ {name}" for name in names if name not in set(before)]
@@ -266,7 +267,7 @@ def _claim(run_dir: Path, experiment: Experiment, subjects: Subjects | PreparedS
         write_text(run_dir / "config.yaml", dump(experiment))
         names = "".join(f"{name}\n" for name in subjects.ids) if experiment.data.volumes or experiment.data.labels else ""
         checksum = f"{subjects.sha256}  {experiment.data.manifest}\n" if isinstance(subjects, PreparedSet) else ""
-        for path, text in ((run_dir / "volumes.txt", names), (run_dir / MANIFEST_SUM, checksum)):
+        for path, text in ((run_dir / VOLUMES, names), (run_dir / MANIFEST_SUM, checksum)):
             if text:
                 write_text(path, text)
             else:

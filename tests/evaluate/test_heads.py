@@ -105,7 +105,7 @@ def test_several_heads_of_one_person_are_told(tmp_path):
     for name in ("p1/T1.nii.gz", "p1/T2.nii.gz", "p2/T1.nii.gz"):
         write(tmp_path / name, image())
     heads = find_heads(tmp_path, PROTOCOL)
-    assert "3 heads are of 2 people" in people_note(heads, list(heads.entered))
+    assert "3 images are of 2 people" in people_note(heads, list(heads.entered))
     assert people_note(heads, ["p1/T1", "p2/T1"]) is None
     assert people_note(find_heads(tmp_path / "p1" / "T1.nii.gz", PROTOCOL), ["T1"]) is None
 
