@@ -23,8 +23,9 @@ import numpy as np
 import jaxsr
 from jaxsr.config import to_dict
 from jaxsr.data.records import file_sha256
-from jaxsr.evaluate.compare import EvaluationError, Means, compare_subjects
+from jaxsr.evaluate.compare import Means, compare_subjects
 from jaxsr.evaluate.files import sidecar_path, stem
+from jaxsr.evaluate.grids import EvaluationError
 from jaxsr.evaluate.heads import Heads, NoHeads, masks_of, people_note, voxel_size
 from jaxsr.evaluate.interpolation import INTERPOLATIONS
 from jaxsr.evaluate.origin import origin, source_sha256

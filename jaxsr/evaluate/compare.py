@@ -8,30 +8,23 @@ numbers of several subjects say in statistics.py.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxsr.evaluate.files import Pairing, differing_sources, pair_files, source_of
+from jaxsr.evaluate.grids import EvaluationError, Resampling, check_same_grid, on_grid, read_mask, region_of
 from jaxsr.evaluate.interpolation import INTERPOLATIONS, interpolate
 from jaxsr.evaluate.montage import save_montage
 from jaxsr.evaluate.scores import RULES, Rules, score
 from jaxsr.evaluate.tables import Comparison, Files, Row, write_tables
 from jaxsr.evaluate.written import check_folder, picture_paths
 from jaxsr.files import shown
-from jaxsr.volume.foreground import foreground
-from jaxsr.volume.geometry import Grid, resample, resample_oblique
 from jaxsr.volume.io import Volume, VolumeError, read_volume
 
-Resampling = Literal["linear", "cubic"]
 Progress = Callable[[int, int], None]  # subjects done, subjects in all
 
-TOLERANCE = 1e-3  # mm
 AGAINST = "tricubic"  # whom others are tested against: one choice for all studies, made before their numbers are seen
-
-
-class EvaluationError(ValueError):
-    """Volumes that cannot be compared: one sentence that says what differs and the way out."""
 
 
 class Means(NamedTuple):
@@ -62,7 +55,7 @@ def compare_volumes(
     """
     for method, candidate in candidates.items():
         check_same_grid(reference.grid, candidate.grid, f"{method} {candidate.path or ''}".strip())
-    return score(reference, candidates, _region(reference, mask), _named(mask), subject, rules)[0]
+    return score(reference, candidates, region_of(reference, mask), _named(mask), subject, rules)[0]
 
 
 def compare_files(
@@ -72,8 +65,7 @@ def compare_files(
     *,
     low: Path | None = None,
     mask: Path | None = None,
-    montage: bool = True,
-    means: Means | None = None,
+    means: Means = Means(),
     progress: Progress = lambda done, total: None,
 ) -> Comparison:
     """Compares files, or folders matched by name (`jaxsr.evaluate.files.pair_files`), and writes metrics.csv, metrics.json and montages.
@@ -84,7 +76,6 @@ def compare_files(
       low: the low-resolution input, file or folder, whose interpolations are scored too. By default what the outputs' sidecar JSON
         files name first under Sources, where it can be found.
       mask: file or folder on the references' grids.
-      montage: pictures are drawn; where there are `means`, those say it.
 
     A subject that fails among several is left out and reported in `Comparison.failures`; where all fail, the first error is raised.
 
@@ -110,7 +101,6 @@ def compare_files(
             cases[subject] = Files(at, files, inputs[subject][1] if low else None, masks[subject][1] if mask else None)
     if not cases:
         raise EvaluationError(next(iter(failures.values())))
-    means = means or Means(montage=montage)
     return compare_subjects(cases, out_dir, means, notes=notes, failures=failures, progress=progress)
 
 
@@ -179,24 +169,6 @@ def compare_subjects(
     return replace(comparison, files=(*write_tables(comparison, out_dir), *pictures))
 
 
-def check_same_grid(reference: Grid, candidate: Grid, name: str) -> None:
-    """Raises EvaluationError unless shapes are equal and every corner lies within TOLERANCE mm of the reference's."""
-    if candidate.shape != reference.shape:
-        raise EvaluationError(
-            f"{name}: {_described(candidate)} is compared with a reference of {_described(reference)}: "
-            "bring both to one grid first, for instance by upscaling with --to-mm set to the reference's voxel size, or ask for --resample"
-        )
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(reference.shape) - 1)
-    index = np.concatenate([corners, np.ones((8, 1))], axis=1)
-    apart = np.linalg.norm((index @ (candidate.affine - reference.affine).T)[:, :3], axis=1).max()
-    if not apart <= TOLERANCE:
-        raise EvaluationError(
-            f"{name}: its voxels lie up to {apart:.3g} mm from the reference's ({_described(candidate)}; "
-            f"reference {_described(reference)}): shifted, turned or scaled against each other; "
-            "register one to the other first, or ask for --resample where only the grids differ"
-        )
-
-
 def _several_of_one(subjects: list[str]) -> list[str]:
     """A sentence where names, by BIDS, say that several images are of one person."""
     people = {subject.split("_")[0] for subject in subjects}
@@ -224,10 +196,10 @@ class _Scored(NamedTuple):
 def _compare_subject(subject: str, case: Files, means: Means, picture: Path | None) -> _Scored:
     reference = read_volume(case.reference)
     notes: list[str] = []
-    candidates = {method: _on_grid(reference, path, method, means.resampling, notes) for method, path in case.outputs.items()}
+    candidates = {method: on_grid(reference, path, method, means.resampling, notes) for method, path in case.outputs.items()}
     inside = None
     if case.mask is not None:
-        inside = _mask(case.mask, case.reference, reference, means.resampling, notes)
+        inside = read_mask(case.mask, case.reference, reference, means.resampling, notes)
     source = case.low
     if source is None:
         source, why = source_of(list(case.outputs.values()))
@@ -250,55 +222,15 @@ def _compare_subject(subject: str, case: Files, means: Means, picture: Path | No
         notes.append(f"the outputs were made of different inputs, {made}{whose}")
 
     everything = {**baselines, **candidates}
-    region = _region(reference, inside)
+    region = region_of(reference, inside)
     rows, curves = score(reference, everything, region, _named(inside), subject, means.rules)
     if picture is not None:
         _draw(picture, subject, reference, everything, region, rows)
     return _Scored(rows, curves, source, notes)
 
 
-def _mask(path: Path, of: Path, reference: Volume, resampling: Resampling | None, notes: list[str]) -> np.ndarray:
-    """Where `path` is above 0.5; refused where it is an image: a head above 0.5 is nearly everything, and nobody would notice."""
-    if path.samefile(of):
-        raise EvaluationError(f"the mask {shown(path)} is the reference itself: name masks with --mask, or leave it out")
-    data = read_volume(path, constant="allow").data
-    if np.any((data != data.min()) & (data != data.max())):
-        raise EvaluationError(
-            f"the mask {shown(path)} has more than two values, so it is an image, labels or probabilities: "
-            "name a file of zeros and ones with --mask (in a folder, one called …_mask), or leave it out"
-        )
-    return _on_grid(reference, path, "the mask", resampling, notes, constant="allow").data > 0.5
-
-
-def _on_grid(reference: Volume, path: Path, name: str, resampling: Resampling | None, notes: list[str], **how: Any) -> Volume:
-    """The volume in `path` on the reference's grid: as it is, or resampled, of which `notes` then tells."""
-    volume = read_volume(path, **how)
-    try:
-        check_same_grid(reference.grid, volume.grid, f"{name} {shown(path)}")
-        return volume
-    except EvaluationError:
-        if resampling is None:
-            raise
-    try:
-        data = resample(volume.data, volume.grid, reference.grid, resampling)
-    except ValueError:  # axes that are not parallel
-        data = resample_oblique(volume.data, volume.grid, reference.grid, resampling)
-    notes.append(f"{name} was resampled ({resampling}) onto the reference's grid, from {_described(volume.grid)}")
-    return replace(volume, data=data, affine=reference.grid.affine)
-
-
 def _named(mask: np.ndarray | None) -> str:
     return "foreground" if mask is None else "mask"
-
-
-def _region(reference: Volume, mask: np.ndarray | None) -> np.ndarray:
-    if mask is None:
-        return foreground(reference.data)
-    if mask.shape != reference.data.shape:
-        raise EvaluationError(f"the mask has shape {mask.shape}, the reference {reference.data.shape}: give a mask on the reference's grid")
-    if not mask.any():
-        raise EvaluationError("the mask is empty: give one that covers the head (voxels above 0.5 count), or none")
-    return np.asarray(mask, bool)
 
 
 def _draw(picture: Path, subject: str, reference: Volume, volumes: Mapping[str, Volume], region: np.ndarray, rows: list[Row]) -> None:
@@ -331,7 +263,3 @@ def _paired(reference: Path, other: Path, name: str, *, masks: bool = False) -> 
             f"({len(pairing.extra)} and {len(pairing.missing)} volumes found): name them alike, or give two files"
         )
     return pairing
-
-
-def _described(grid: Grid) -> str:
-    return f"{' × '.join(map(str, grid.shape))} voxels of {' × '.join(f'{mm:.4g}' for mm in grid.voxel_size)} mm"

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxsr.data.people import person_of
-from jaxsr.evaluate.compare import EvaluationError, dependence
+from jaxsr.evaluate.compare import dependence
 from jaxsr.evaluate.files import pair_files, subjects_of, volume_files
+from jaxsr.evaluate.grids import EvaluationError
 from jaxsr.evaluate.protocol import Protocol
 from jaxsr.files import shown
 from jaxsr.upscale.inputs import find_sources

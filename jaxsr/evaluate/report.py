@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from jaxsr.evaluate.compare import EvaluationError
+from jaxsr.evaluate.grids import EvaluationError
 from jaxsr.evaluate.interpolation import INTERPOLATIONS
 from jaxsr.evaluate.report_figures import box_plot, shell_curves
 from jaxsr.evaluate.report_subjects import Subject, chosen_subjects, show_subject

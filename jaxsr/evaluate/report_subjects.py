@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsr.evaluate.compare import EvaluationError, check_same_grid
 from jaxsr.evaluate.files import sidecar_path
+from jaxsr.evaluate.grids import EvaluationError, check_same_grid
 from jaxsr.evaluate.interpolation import interpolate
 from jaxsr.evaluate.montage import SHOWN, draw_montage
 from jaxsr.evaluate.report_figures import data_uri, figure_uri

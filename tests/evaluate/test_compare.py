@@ -8,7 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from jaxsr.evaluate.compare import EvaluationError, Means, compare_files, compare_volumes
+from jaxsr.evaluate.compare import Means, compare_files, compare_volumes
+from jaxsr.evaluate.grids import EvaluationError
 from jaxsr.evaluate.interpolation import INTERPOLATIONS
 from jaxsr.evaluate.metrics.registry import METRICS
 from jaxsr.evaluate.scores import CURVE, Rules, check_metrics
@@ -99,12 +100,12 @@ def test_the_orientation_a_file_is_stored_in_does_not_matter(tmp_path):
     write_volume(tmp_path / "ref.nii.gz", head())
     write_volume(tmp_path / "out.nii.gz", replace(head(), orientation=("P", "S", "L")))
     assert nib.load(tmp_path / "out.nii.gz").shape == (24, 20, 22)
-    comparison = compare_files({"out": tmp_path / "out.nii.gz"}, tmp_path / "ref.nii.gz", tmp_path / "e", montage=False)
+    comparison = compare_files({"out": tmp_path / "out.nii.gz"}, tmp_path / "ref.nii.gz", tmp_path / "e", means=Means(montage=False))
     assert comparison.rows[0].values["rmse"] == 0
 
 
 def test_every_interpolation_stands_beside_the_result(study):
-    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", low=study / "low", montage=False)
+    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", low=study / "low", means=Means(montage=False))
     assert list(dict.fromkeys(r.method for r in comparison.rows)) == [*INTERPOLATIONS, "sr3"]
     assert {r.subject for r in comparison.rows} == {"sub-01", "sub-02"}
     assert not comparison.notes
@@ -113,7 +114,7 @@ def test_every_interpolation_stands_beside_the_result(study):
 def test_the_input_is_found_in_the_sidecar(study):
     (study / "out" / "sub-01_desc-sr_T1w.json").write_text(json.dumps({"Sources": ["../low/sub-01_T1w.nii.gz"]}))
     (study / "out" / "sub-02_desc-sr_T1w.json").write_text(json.dumps({"Sources": ["../low/gone.nii.gz"]}))
-    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", montage=False)
+    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", means=Means(montage=False))
     assert {r.subject for r in comparison.rows if r.method == "tricubic"} == {"sub-01"}
     assert len(comparison.notes) == 1
     assert "gone.nii.gz" in comparison.notes[0]
@@ -122,7 +123,7 @@ def test_the_input_is_found_in_the_sidecar(study):
 def test_outputs_made_from_the_reference_itself_are_not_compared_with_its_interpolations(study):
     (study / "out" / "sub-01_desc-sr_T1w.json").write_text(json.dumps({"Sources": ["../ref/sub-01_T1w.nii.gz"]}))
     one = study / "out" / "sub-01_desc-sr_T1w.nii.gz", study / "ref" / "sub-01_T1w.nii.gz"
-    comparison = compare_files({"sr3": one[0]}, one[1], study / "e", montage=False)
+    comparison = compare_files({"sr3": one[0]}, one[1], study / "e", means=Means(montage=False))
     assert {r.method for r in comparison.rows} == {"sr3"}
     assert "made from the reference itself" in comparison.notes[0]
 
@@ -145,7 +146,7 @@ def test_methods_made_of_different_inputs_are_told_and_whose_the_interpolations_
 
 def test_csv_and_json_hold_every_row_and_do_not_change_when_written_again(study):
     def run(folder):
-        compare_files({"sr3": study / "out"}, study / "ref", folder, low=study / "low", montage=False)
+        compare_files({"sr3": study / "out"}, study / "ref", folder, low=study / "low", means=Means(montage=False))
         return [(folder / name).read_bytes() for name in ("metrics.csv", "metrics.json")]
 
     first = run(study / "e")
@@ -158,7 +159,7 @@ def test_csv_and_json_hold_every_row_and_do_not_change_when_written_again(study)
 
 
 def test_the_summary_is_that_of_the_subjects(study):
-    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", montage=False)
+    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", means=Means(montage=False))
     values = [r.values["psnr"] for r in comparison.rows if r.region == "foreground"]
     found = next(s for s in comparison.summary if (s.region, s.metric) == ("foreground", "psnr"))
     assert (found.n, found.mean, found.sd, found.median) == pytest.approx((2, np.mean(values), np.std(values, ddof=1), np.median(values)))
@@ -204,7 +205,7 @@ def test_one_subject_without_a_finite_number_is_left_out_of_a_mean_and_told():
 
 def test_equal_volumes_make_valid_json(tmp_path):
     write_volume(tmp_path / "ref.nii.gz", head())
-    compare_files({"same": tmp_path / "ref.nii.gz"}, tmp_path / "ref.nii.gz", tmp_path / "e", montage=False)
+    compare_files({"same": tmp_path / "ref.nii.gz"}, tmp_path / "ref.nii.gz", tmp_path / "e", means=Means(montage=False))
     row = json.loads((tmp_path / "e" / "metrics.json").read_text(), parse_constant=pytest.fail)["rows"][0]
     assert row["values"]["psnr"] == "inf"
 
@@ -218,14 +219,14 @@ def test_a_stack_too_thin_for_the_window_has_no_ssim():
 
 def test_one_bad_subject_does_not_stop_the_others(study):
     write_volume(study / "out" / "sub-02_desc-sr_T1w.nii.gz", lowered(head(1)))
-    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", montage=False)
+    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", means=Means(montage=False))
     assert {r.subject for r in comparison.rows} == {"sub-01"}
     assert "11 × 12 × 10" in comparison.failures["sub-02"]
 
 
 def test_missing_and_extra_files_are_told(study):
     (study / "out" / "sub-02_desc-sr_T1w.nii.gz").rename(study / "out" / "sub-03_desc-sr_T1w.nii.gz")
-    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", montage=False)
+    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", means=Means(montage=False))
     assert any("no output for sub-02_T1w" in note for note in comparison.notes)
     assert any("no reference for sub-03_desc-sr" in note for note in comparison.notes)
 
@@ -270,7 +271,7 @@ def test_another_grid_is_resampled_only_where_that_is_asked_for(study):
     write_volume(study / "coarse.nii.gz", rescaled(head(), "linear"))
     paths = {"sr3": study / "coarse.nii.gz"}, study / "ref" / "sub-01_T1w.nii.gz", study / "e"
     with pytest.raises(EvaluationError, match="--resample"):
-        compare_files(*paths, montage=False)
+        compare_files(*paths, means=Means(montage=False))
     comparison = compare_files(*paths, means=Means(resampling="linear", montage=False))
     assert "resampled (linear)" in comparison.notes[0]
     document = json.loads((study / "e" / "metrics.json").read_text())
@@ -309,7 +310,7 @@ def test_metrics_that_cannot_be_taken_are_refused(names, message):
 
 
 def test_volumes_of_each_subject_and_their_curves_stand_in_the_json(study):
-    compare_files({"sr3": study / "out"}, study / "ref", study / "e", low=study / "low", montage=False)
+    compare_files({"sr3": study / "out"}, study / "ref", study / "e", low=study / "low", means=Means(montage=False))
     document = json.loads((study / "e" / "metrics.json").read_text())
     assert document["files"]["sub-01"] == {
         "reference": "../ref/sub-01_T1w.nii.gz",
@@ -329,7 +330,7 @@ def test_methods_are_tested_against_tricubic_or_whom_one_names(study):
         write_volume(study / "ref" / f"sub-0{seed + 1}_T1w.nii.gz", head(seed))
         write_volume(study / "out" / f"sub-0{seed + 1}_desc-sr_T1w.nii.gz", noisy(head(seed)))
         write_volume(study / "low" / f"sub-0{seed + 1}_T1w.nii.gz", lowered(head(seed)))
-    how = {"low": study / "low", "montage": False}
+    how = {"low": study / "low", "means": Means(montage=False)}
     comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", **how)
     found = next(t for t in comparison.tests if (t.region, t.metric, t.method) == ("foreground", "psnr", "sr3"))
     assert (found.against, found.n, found.p) == ("tricubic", 7, 2 / 2**7)
@@ -346,14 +347,14 @@ def test_methods_are_tested_against_tricubic_or_whom_one_names(study):
 
 
 def test_two_subjects_are_too_few_for_a_test_and_a_note_says_so(study):
-    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", low=study / "low", montage=False)
+    comparison = compare_files({"sr3": study / "out"}, study / "ref", study / "e", low=study / "low", means=Means(montage=False))
     assert all(np.isnan(t.p) for t in comparison.tests)
     assert "cannot reach p < 0.05" in comparison.all_notes[-1]
 
 
 def test_several_images_of_one_person_are_told(study):
-    assert not compare_files({"sr3": study / "out"}, study / "ref", study / "e", low=study / "low", montage=False).notes
+    assert not compare_files({"sr3": study / "out"}, study / "ref", study / "e", low=study / "low", means=Means(montage=False)).notes
     for session in ("a", "b"):
         write_volume(study / "two" / f"sub-01_ses-{session}_T1w.nii.gz", head(1))
-    comparison = compare_files({"same": study / "two"}, study / "two", study / "e", low=study / "two", montage=False)
+    comparison = compare_files({"same": study / "two"}, study / "two", study / "e", low=study / "two", means=Means(montage=False))
     assert "2 images are of one person" in comparison.notes[-1]

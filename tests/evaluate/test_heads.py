@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxsr.evaluate.compare import EvaluationError
+from jaxsr.evaluate.grids import EvaluationError
 from jaxsr.evaluate.heads import NoHeads, find_heads, masks_of, people_note
 from jaxsr.evaluate.protocol import Protocol
 from jaxsr.volume.io import Volume, write_volume

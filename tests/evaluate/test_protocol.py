@@ -12,7 +12,8 @@ import pytest
 from jaxsr.config import ConfigError, dump, load
 from jaxsr.evaluate import benchmark
 from jaxsr.evaluate.benchmark import run_protocol
-from jaxsr.evaluate.compare import EvaluationError, Means, compare_files
+from jaxsr.evaluate.compare import Means, compare_files
+from jaxsr.evaluate.grids import EvaluationError
 from jaxsr.evaluate.heads import NoHeads, find_heads
 from jaxsr.evaluate.interpolation import INTERPOLATIONS
 from jaxsr.evaluate.origin import origin

@@ -15,7 +15,7 @@ import pytest
 import jaxsr.evaluate.report as report_module
 from jaxsr.cli import app
 from jaxsr.cli.status import run
-from jaxsr.evaluate.compare import EvaluationError
+from jaxsr.evaluate.grids import EvaluationError
 from jaxsr.evaluate.report import write_report
 from jaxsr.evaluate.report_figures import box_plot
 from jaxsr.evaluate.report_subjects import chosen_subjects

@@ -15,8 +15,8 @@ The effective resolution is 1 / f in mm, f being where the curve, linear between
     "half-bit"   (0.2071 + 1.9102/√n) / (1.2071 + 0.9102/√n): half a bit of information a sample, n being the shell's
                  samples, both of each conjugate pair [van Heel & Schatz, J Struct Biol 151:250, 2005, Eq. 17]
 
-Where it never falls, the resolution is the grid's own, two voxels of the finest axis; where it lies under it from the first shell,
-infinite.
+Where it never falls, the resolution is the grid's own, two voxels of the finest axis; where it lies under it from the first shell, it is
+1 / Δf, the shortest side of the field of view: images that agree nowhere agree at no smaller size, and a finite value stays in a mean.
 
 A shell is the mean of all directions: what is lost along one axis only (thick slices) hardly shows in it. `axis_resolutions` takes of every
 shell what lies within 25° of an axis, up to that axis' own highest frequency, and `coarsest_resolution` is the worst of the axes.
@@ -202,5 +202,5 @@ def _resolution(frequency: Array, correlation: Array, level: Array) -> Array:
     before = jnp.maximum(first - 1, 0)
     high, low = (jnp.take_along_axis(excess, at[:, None], -1)[:, 0] for at in (before, first))
     crossing = frequency[before] + (frequency[first] - frequency[before]) * high / jnp.where(high > low, high - low, 1)
-    crossing = jnp.where(first == 0, 0, crossing)
+    crossing = jnp.where(first == 0, frequency[0], crossing)
     return 1 / jnp.where(under.any(-1), crossing, frequency[-1])
