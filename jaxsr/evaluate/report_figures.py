@@ -19,6 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
+from jaxsr.evaluate.interpolation import INTERPOLATIONS
 from jaxsr.evaluate.montage import DPI
 from jaxsr.evaluate.report_tables import number, shown_as, text_of
 
@@ -27,6 +28,7 @@ RESOLVED = 0.5  # the Fourier shell correlation down to which a size is called r
 
 _INK, _FAINT, _ACCENT = "#010203", "#040506", "#070809"
 _CURVE = "#0a0b0{}"
+_DASHES = ((0, (1, 1)), (0, (3, 1.5)), (0, (6, 2)), (0, (6, 1.5, 1, 1.5)))  # one an interpolation
 _VARIABLES = {_INK: "currentColor", _FAINT: "var(--faint)", _ACCENT: "var(--accent)"} | {
     _CURVE.format(i): f"var(--c{i})" for i in range(COLOURS)
 }
@@ -86,20 +88,30 @@ def box_plot(rows: Sequence[Mapping[str, Any]], metric: str) -> Markup:
 
 
 def shell_curves(curves: Mapping[str, Mapping[str, Mapping[str, Sequence[Any]]]]) -> Markup:
-    """Fourier shell correlation against spatial frequency: thin lines are subjects, thick ones their mean if all have the same shells."""
+    """Fourier shell correlation against spatial frequency: thin lines are subjects, thick ones their mean if all have the same shells.
+
+    Interpolations are broken lines without colour, behind the methods.
+    """
     figure, axes = _axes(7.0, 3.6)
     methods = list(dict.fromkeys(method for subject in curves.values() for method in subject))
-    for i, method in enumerate(methods):
+    own = [method for method in methods if method not in INTERPOLATIONS]
+    for method in methods:
         lines = [
             tuple(np.array([number(v) for v in one[method][key]]) for key in ("frequency", "correlation"))
             for one in curves.values()
             if method in one
         ]
-        style: dict[str, Any] = {"color": _CURVE.format(i % COLOURS), "linestyle": "-" if i < COLOURS else "--"}
+        style: dict[str, Any]
+        if method in own:
+            i = own.index(method)
+            style = {"color": _CURVE.format(i % COLOURS), "linestyle": "-" if i < COLOURS else "--"}
+        else:
+            style = {"color": _FAINT, "linestyle": _DASHES[list(INTERPOLATIONS).index(method)]}
         same = all(np.array_equal(f, lines[0][0]) for f, _ in lines)
         if same:
-            axes.plot(lines[0][0], np.mean([c for _, c in lines], axis=0), linewidth=2.2, label=method, **style)
-        for j, (f, c) in enumerate(lines):
+            width = 2.2 if method in own else 1.4
+            axes.plot(lines[0][0], np.mean([c for _, c in lines], axis=0), linewidth=width, label=method, **style)
+        for j, (f, c) in enumerate(lines if method in own or not same else []):
             axes.plot(f, c, linewidth=0.8, alpha=0.4, label=None if same or j else method, **style)
     axes.axhline(RESOLVED, color=_INK, linewidth=1, linestyle=":")
     axes.set_xlabel("spatial frequency (cycles per mm)")

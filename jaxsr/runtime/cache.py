@@ -14,7 +14,7 @@ def cache_folder() -> Path:
 
 
 def use_compilation_cache() -> None:
-    """Turns it on for programs that take at least a fifth of a second to compile, or as long as `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` says."""
+    """Turns it on for programs that take 0.2 s or more to compile, or as long as `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` says."""
     jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
