@@ -22,7 +22,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jaxsr.config import ConfigError
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Part
-from jaxsr.train.loop import build_method
+from jaxsr.train.build import build_method
 
 OUTSIDE = "(outside its modules)"
 

@@ -18,7 +18,7 @@ from jaxsr.bench.measure import circumstances
 from jaxsr.config import to_dict
 from jaxsr.data.pipeline import Stream, batches
 from jaxsr.experiment import Experiment
-from jaxsr.train.loop import build_stream, build_subjects, fitted, prepared_set
+from jaxsr.train.build import build_stream, build_subjects, fitted, prepared_set
 
 
 def bench_data(experiment: Experiment, workers: Sequence[int] = (0, 1, 2, 4), seconds: float = 5.0, cold: bool = False) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Batch, Method, Variables
 from jaxsr.runtime.memory import program_memory
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated
-from jaxsr.train.loop import abstract_batch, build_method
+from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.state import State, abstract_state, make_optimizer, state_shardings
 from jaxsr.train.step import make_step
 

@@ -15,7 +15,7 @@ from jaxsr.bench.synthetic import synthetic_head, synthetic_variables
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Batch
 from jaxsr.runtime.mesh import make_mesh
-from jaxsr.train.loop import build_method
+from jaxsr.train.build import build_method
 from jaxsr.upscale.engine import BatchSize, Engine
 from jaxsr.upscale.forecast import trace_batches, volume_multiply_adds
 from jaxsr.volume.slices import AXES, SliceMapKind

@@ -234,7 +234,7 @@ def bench_upscale(
     from jaxsr.bench import upscale as bench
     from jaxsr.bench.synthetic import smallest_side
     from jaxsr.experiment import load_experiment
-    from jaxsr.train.loop import build_method
+    from jaxsr.train.build import build_method
 
     experiment = load_experiment(config, overrides or [])
     check_sampling(build_method(experiment), experiment.method.kind, sampling_steps, option="--sampling-steps")

@@ -1,30 +1,25 @@
 """Training: one linear function. All it does is a function of (config, step), so a run that was stopped goes on as if it had not been."""
 
-import json
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 import jaxsr
 from jaxsr.config import ConfigError, differences, dump, from_dict, to_dict
-from jaxsr.data.pipeline import Sample, SliceStream, Stream, batches, check_maps, sample_ids
+from jaxsr.data.pipeline import Sample, batches, sample_ids
 from jaxsr.data.prepared import PreparedSet
-from jaxsr.data.record_stream import RecordStream
 from jaxsr.data.records import MANIFEST
-from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, Split, Subjects, find_volumes, split_by_subject
-from jaxsr.data.synthetic import LabelSubjects, find_label_maps
-from jaxsr.experiment import FREE_ON_RESUME, DataConfig, Experiment, load_experiment
+from jaxsr.data.subjects import Subjects
+from jaxsr.experiment import FREE_ON_RESUME, Experiment, load_experiment
 from jaxsr.files import write_text
-from jaxsr.methods.base import Batch, Method
+from jaxsr.methods.base import Batch
 from jaxsr.runtime.checkpoint import Checkpoints, was_begun
 from jaxsr.runtime.distributed import is_first
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
+from jaxsr.train.build import abstract_batch, build_method, build_stream, build_subjects, fitted, prepared_set
 from jaxsr.train.metrics import Clock, NotFinite, Recent, record, require_tensorboard
 from jaxsr.train.state import State, abstract_state, init_state, make_optimizer, state_shardings
 from jaxsr.train.step import make_step
@@ -135,87 +130,10 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
     return state
 
 
-def build_method(experiment: Experiment) -> Method:
-    return experiment.method.build(jnp.bfloat16 if experiment.precision == "bf16" else jnp.float32)
-
-
-def build_subjects(data: DataConfig, split: Split, seed: int, note: Note = lambda text: None) -> Subjects:
-    """The subjects of one split of the set that `data` names; what was left out is told to `note`."""
-    how: dict[str, Any] = {key: getattr(data, key) for key in ("voxel_size", "acquisition", "interpolation")} | {"seed": seed}
-    rendered = how | {"contrast": data.contrast, "maps": data.maps}
-
-    def chosen(folder: Path, found: tuple[list[Path], list[str]], what: str) -> list[Path]:
-        paths, left_out = found
-        for sentence in left_out:
-            note(f"left out: {sentence}")
-        paths_of_split = split_by_subject(paths, folder, split, seed)
-        note(f"{split}: {len(paths_of_split)} of {len(paths)} {what} in {folder}")
-        return paths_of_split
-
-    if data.labels is not None:
-        return LabelSubjects(chosen(data.labels, find_label_maps(data.labels), "label maps"), data.labels, data.subjects, split, **rendered)
-    if data.volumes is not None:
-        return FolderSubjects(chosen(data.volumes, find_volumes(data.volumes, data.voxel_size), "volumes"), data.volumes, **how)
-    return AnatomySubjects(data.subjects, split, **rendered)
-
-
-def prepared_set(data: DataConfig, split: Split = "train") -> PreparedSet | None:
-    """One split of the prepared set that `data` names, if it names one."""
-    return PreparedSet(data.manifest, split) if data.manifest else None
-
-
-def fitted(experiment: Experiment, records: PreparedSet | None) -> Experiment:
-    """With what the prepared set says of its slices, where the config does not.
-
-    Raises:
-      ConfigError: where it says another thing, or wants maps that the set has not.
-    """
-    if records is None:
-        return experiment
-    data, manifest = experiment.data, records.manifest
-    settings = json.loads(manifest.settings)
-    found = {"voxel_size": manifest.voxel_size} | {key: settings[key] for key in ("interpolation",) if key in settings}
-    for key, value in found.items():
-        if key in data.model_fields_set and getattr(data, key) != value:
-            raise ConfigError(
-                f"data.{key} is {getattr(data, key)}, but the set of data.manifest={data.manifest} was prepared with {value}: "
-                f"set data.{key}={value}, or prepare another"
-            )
-    largest = max(max(shard.shape) for shard in records.shards)
-    if data.crop > 2 * largest:
-        raise ConfigError(f"data.crop is {data.crop}, and slices of {records.folder} have at most {largest} pixels: choose a smaller crop")
-    check_maps(data.maps, manifest.maps, str(records.folder))
-    acquired = tuple(statistics.median(sizes) for sizes in zip(*(shard.acquired for shard in records.shards), strict=True))
-    return experiment.model_copy(update={"data": data.model_copy(update={**found, "acquired": acquired})})
-
-
-def build_stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note = lambda text: None) -> Stream:
-    data, crop = experiment.data, (experiment.data.crop, experiment.data.crop)
-    if isinstance(subjects, PreparedSet):
-        return RecordStream(subjects, crop, maps=data.maps, augment=data.augment, seed=experiment.seed, note=note)
-    return SliceStream(
-        subjects, crop, draws=data.draws, window=data.window, augment=data.augment, maps=data.maps, seed=experiment.seed, note=note
-    )
-
-
 def _global(sample: Sample, shape: Batch, sharding: NamedSharding) -> Batch:
     """This process's share of a batch as its part of the whole, laid out over all devices."""
     wanted = {name: leaf for name, leaf in shape._asdict().items() if leaf is not None}
     return Batch(**{name: jax.make_array_from_process_local_data(sharding, sample[name], leaf.shape) for name, leaf in wanted.items()})  # type: ignore[literal-required]
-
-
-def abstract_batch(experiment: Experiment) -> Batch:
-    """Shapes of one global batch."""
-    plane = (experiment.train.batch_size, experiment.data.crop, experiment.data.crop)
-    image = jax.ShapeDtypeStruct((*plane, 1), jnp.float32)
-    optional = {
-        "reference": image,
-        "bias": image,
-        "gradient": jax.ShapeDtypeStruct((*plane, 3), jnp.float32),
-        "labels": jax.ShapeDtypeStruct(plane, jnp.uint8),
-        "mask": jax.ShapeDtypeStruct((*plane, 1), jnp.bool_),
-    }
-    return Batch(high=image, low=image, **{name: optional[name] for name in experiment.data.maps})  # type: ignore[arg-type]
 
 
 def _settled(experiment: Experiment) -> Experiment:

@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 from jaxsr.bench.count import operations, quantity
 from jaxsr.files import shown
 from jaxsr.methods.base import Condition, Method, Request
-from jaxsr.train.loop import abstract_batch
+from jaxsr.train.build import abstract_batch
 from jaxsr.upscale.engine import BatchSize, first_batch_size
 from jaxsr.upscale.files import Settings, training_scans
 from jaxsr.upscale.inputs import Job, memory_needed, scale_notes

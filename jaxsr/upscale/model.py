@@ -14,7 +14,7 @@ from jaxsr.config import from_dict, to_dict
 from jaxsr.experiment import Experiment, load_experiment
 from jaxsr.methods.base import Method, Variables
 from jaxsr.runtime.checkpoint import NoCheckpoint, newest_checkpoint, read_checkpoint
-from jaxsr.train.loop import abstract_batch, build_method
+from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.state import State, abstract_state, make_optimizer
 from jaxsr.weights.file import SUFFIX, WeightsError, read_about, read_arrays, write_arrays
 

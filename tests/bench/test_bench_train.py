@@ -10,7 +10,7 @@ from jaxsr.bench.train import bench_train, describe, synthetic_state
 from jaxsr.experiment import DataConfig, Experiment, TrainConfig
 from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
 from jaxsr.runtime.mesh import make_mesh
-from jaxsr.train.loop import abstract_batch, build_method
+from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.state import abstract_state, make_optimizer, state_shardings
 from jaxsr.train.step import make_step
 

@@ -19,7 +19,7 @@ from jaxsr.data.subjects import split_by_subject
 from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.experiment import DataConfig
 from jaxsr.physics.acquisition import Acquisition
-from jaxsr.train.loop import build_subjects
+from jaxsr.train.build import build_subjects
 from jaxsr.volume.intensity import FILLING
 from jaxsr.volume.io import VolumeError
 

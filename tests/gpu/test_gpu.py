@@ -16,7 +16,7 @@ from jaxsr.experiment import OptimizerConfig, load_experiment
 from jaxsr.methods.base import Batch
 from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
 from jaxsr.runtime.mesh import AXES, batch_sharding, replicated
-from jaxsr.train.loop import abstract_batch, build_method
+from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.state import State, init_state, make_optimizer
 from jaxsr.train.step import make_step
 from jaxsr.upscale.engine import Engine

@@ -244,7 +244,7 @@ import sys
 import jax
 from jaxsr.experiment import load_experiment
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated
-from jaxsr.train.loop import abstract_batch, build_method
+from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.state import abstract_state, make_optimizer, state_shardings
 from jaxsr.train.step import make_step
 

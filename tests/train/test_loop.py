@@ -28,7 +28,8 @@ from jaxsr.data.subjects import AnatomySubjects
 from jaxsr.experiment import Experiment
 from jaxsr.runtime.checkpoint import CheckpointError, find_damage
 from jaxsr.train import loop
-from jaxsr.train.loop import TrainingDiverged, build_stream, build_subjects, fitted, train
+from jaxsr.train.build import build_stream, build_subjects, fitted
+from jaxsr.train.loop import TrainingDiverged, train
 from jaxsr.train.metrics import HELD, NotFinite, Recent
 from jaxsr.train.state import init_state as init_state_as_it_is
 from jaxsr.train.state import state_shardings

@@ -10,7 +10,7 @@ from jaxsr.cli import app
 from jaxsr.cli.status import run
 from jaxsr.config import from_dict
 from jaxsr.experiment import Experiment
-from jaxsr.train.loop import build_method
+from jaxsr.train.build import build_method
 from jaxsr.train.state import init_state, make_optimizer
 from jaxsr.upscale.model import Model, export_model, load_model, read_experiment, read_recipe
 from jaxsr.weights.file import WeightsError, read_about, write_arrays
@@ -23,7 +23,7 @@ EXPERIMENT = from_dict({"method": {"kind": "sr3", "network": NETWORK}, "data": D
 @pytest.fixture(scope="module")
 def model():
     from jaxsr.runtime.mesh import make_mesh
-    from jaxsr.train.loop import abstract_batch
+    from jaxsr.train.build import abstract_batch
 
     method = build_method(EXPERIMENT)
     state, _ = init_state(method, make_optimizer(EXPERIMENT.optimizer, 1), abstract_batch(EXPERIMENT), jax.random.key(0), make_mesh())

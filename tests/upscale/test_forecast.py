@@ -19,7 +19,7 @@ from jaxsr.experiment import Experiment
 from jaxsr.runtime.checkpoint import Checkpoints
 from jaxsr.runtime.memory import program_memory
 from jaxsr.runtime.mesh import make_mesh
-from jaxsr.train.loop import abstract_batch, build_method
+from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.upscale.engine import Engine
 from jaxsr.upscale.files import Settings
 from jaxsr.upscale.forecast import forecast, live_bytes, trace_batches
