@@ -22,6 +22,8 @@ LOGICAL_AXES: Mapping[str, str | None] = {
     "conv_out": "tensor",
     "embed_in": None,
     "embed_out": "tensor",
+    "token_features": None,
+    "hidden_features": "tensor",
     "experts": "expert",
 }
 
