@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,7 @@ from jaxsr.data.records import SUFFIX, Manifest, Shard, encode, write_manifest, 
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Batch, Method, Variables
 from jaxsr.physics.acquisition import acquired_shape
+from jaxsr.train.state import abstract_variables
 from jaxsr.upscale.inputs import IN_PLANE_SIDE
 from jaxsr.volume.io import Volume
 
@@ -23,8 +23,6 @@ def synthetic_variables(method: Method, batch: Batch, seed: int) -> Variables:
 
     The method's own initial values would do as well, but compiling them takes longer than many benchmarks.
     """
-    zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)  # noqa: E731
-    shapes = jax.eval_shape(lambda key: nn.meta.unbox(method.init(key, jax.tree.map(zeros, batch))), jax.random.key(0))
     rng = np.random.default_rng(seed)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -33,7 +31,7 @@ def synthetic_variables(method: Method, batch: Batch, seed: int) -> Variables:
         values = rng.standard_normal(leaf.shape, np.float32) / np.float32(np.prod(leaf.shape[:-1]) ** 0.5)
         return np.asarray(values, leaf.dtype)
 
-    return jax.tree.map(draw, shapes)  # type: ignore[no-any-return]
+    return jax.tree.map(draw, abstract_variables(method, batch))  # type: ignore[no-any-return]
 
 
 def synthetic_batch(batch: Batch, seed: int) -> Batch:

@@ -1,7 +1,8 @@
 """How fast training steps are: the trainer's own program, fed one synthetic batch that lies on the devices: no disk and no reader counts.
 
-Multiply-adds of a step are three times those of the forward pass over the batch (the pass itself, gradients of activations, gradients of
-weights), the convention of model-FLOP utilisation: work done twice to save memory is not counted [PaLM, App. B].
+Multiply-adds of a step are those of the forward pass over the batch, of the gradients of activations and of the gradients of weights: three
+times the pass, less what needs no gradient, as the networks that are frozen and the first layer's input. Work done twice to save memory is
+not counted: the convention of model-FLOP utilisation [PaLM, App. B].
 """
 
 from typing import Any
@@ -27,7 +28,7 @@ from jaxsr.methods.base import Batch, Method, Variables
 from jaxsr.runtime.memory import program_memory
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated
 from jaxsr.train.build import abstract_batch, build_method
-from jaxsr.train.state import State, abstract_state, make_optimizer, state_shardings
+from jaxsr.train.state import State, abstract_variables, frozen_shardings, make_optimizer, state_shardings
 from jaxsr.train.step import make_step
 
 
@@ -39,7 +40,9 @@ def bench_train(experiment: Experiment, steps: int = 20, warmup: int = 3) -> dic
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     shape = abstract_batch(experiment)
     shardings = state_shardings(method, optimizer, shape, mesh)
-    state = synthetic_state(method, optimizer, shape, shardings, experiment.seed)
+    variables = synthetic_variables(method, shape, experiment.seed)
+    state = synthetic_state(variables, optimizer, shardings)
+    frozen = jax.device_put(variables["frozen"], frozen_shardings(method, mesh))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
     step_fn = jax.jit(
@@ -49,17 +52,16 @@ def bench_train(experiment: Experiment, steps: int = 20, warmup: int = 3) -> dic
     )
     batch = jax.device_put(synthetic_batch(shape, experiment.seed), batch_sharding(mesh))
     root = jax.device_put(jax.random.key(2), replicated(mesh))
-    program, compilation = compiled(step_fn, state, batch, root)
+    program, compilation = compiled(step_fn, state, batch, root, frozen)
 
     def dispatch() -> Any:
         nonlocal state
-        state, metrics = program(state, batch, root)
+        state, metrics = program(state, batch, root, frozen)
         return metrics
 
     times = summary(step_times(dispatch, steps, warmup))
     memory = peak_memory()  # before the matrix product of `rates` adds its own
-    forward = forward_multiply_adds(method, experiment)
-    work = forward and 3 * forward
+    work = step_multiply_adds(method, experiment)
     return {
         "batch_size": config.batch_size,
         "size": experiment.data.crop,
@@ -77,22 +79,33 @@ def bench_train(experiment: Experiment, steps: int = 20, warmup: int = 3) -> dic
     }
 
 
-def synthetic_state(method: Method, optimizer: optax.GradientTransformation, batch: Batch, shardings: State, seed: int) -> State:
-    """A state as `init_state` makes it, where it makes it, but for the values."""
+def synthetic_state(variables: Variables, optimizer: optax.GradientTransformation, shardings: State) -> State:
+    """A state as `init_state` makes it, where it makes it, of these values."""
 
     def new(variables: Variables) -> State:
         params = variables["params"]
         return State(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params), variables["stats"])
 
-    return jax.jit(new, out_shardings=shardings)(synthetic_variables(method, batch, seed))  # type: ignore[no-any-return]
+    trained = {name: variables[name] for name in ("params", "stats")}
+    return jax.jit(new, out_shardings=shardings)(trained)  # type: ignore[no-any-return]
 
 
-def forward_multiply_adds(method: Method, experiment: Experiment) -> int | None:
-    """Of the loss of one batch, whatever networks it evaluates; None where shapes do not tell."""
+def step_multiply_adds(method: Method, experiment: Experiment) -> int | None:
+    """Of the loss of one batch and its gradient by the parameters; None where shapes do not tell.
+
+    A forward-mode derivative has the products of a backward one, and none that are done twice.
+    """
     batch = abstract_batch(experiment)
-    state = abstract_state(method, make_optimizer(experiment.optimizer, experiment.train.steps), batch)
+    variables = abstract_variables(method, batch)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), experiment.train.batch_size))
-    return multiply_adds(method.loss, {"params": state.params, "stats": state.stats}, batch, keys, state.step)
+
+    def loss_and_derivative(variables: Variables, direction: Any, batch: Batch, keys: Any, step: Any) -> Any:
+        def loss(params: Any) -> Any:
+            return method.loss({**variables, "params": params}, batch, keys, step).loss
+
+        return jax.jvp(loss, (variables["params"],), (direction,))
+
+    return multiply_adds(loss_and_derivative, variables, variables["params"], batch, keys, jax.ShapeDtypeStruct((), jnp.int32))
 
 
 def describe(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -6,5 +6,6 @@ from pydantic import Field
 
 from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.sr3 import Sr3Config
+from jaxsr.methods.teacher import TeacherConfig
 
-MethodConfig = Annotated[AutoencoderConfig | Sr3Config, Field(discriminator="kind")]
+MethodConfig = Annotated[AutoencoderConfig | Sr3Config | TeacherConfig, Field(discriminator="kind")]

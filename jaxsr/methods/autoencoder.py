@@ -12,7 +12,7 @@ As a method of its own it reconstructs whatever it is shown: `upscale` is D(mode
 can reach at best. Grey slices are repeated over the network's channels, and its answer is averaged over them.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +135,14 @@ class Autoencoder:
     def decode(self, variables: Variables, latents: Array) -> Array:
         """Latents times `latent_scale` → grey slices `[B, H, W, 1]`, the mean over the network's channels."""
         return _to_grey(self._decoded(variables, latents / self.config.latent_scale))
+
+    def errors(self, variables: Variables, latents: Array, image: Array) -> Array:
+        """Eq. 1 of each slice, `[B]`, in float32: of the decoded latents times `latent_scale`, in all of the network's channels."""
+        output = self._decoded(variables, latents / self.config.latent_scale)
+        return jnp.square(output.astype(jnp.float32) - self._to_channels(image)).mean((1, 2, 3))
+
+    def frozen(self) -> dict[str, Any]:
+        return {}
 
     def parts(self, size: int) -> dict[str, Part]:
         image = jax.ShapeDtypeStruct((1, size, size, self.config.network.channels), jnp.float32)

@@ -11,7 +11,8 @@ from jax import Array
 from jaxsr.config import Strict
 from jaxsr.diffusion.schedule import Schedule, make_schedule
 
-Variables = dict[str, Any]  # {"params": …, "stats": …}: what training changes, and running statistics
+# {"params": …, "stats": …, "frozen": …}: what training changes, running statistics, and networks trained elsewhere, which stay as they are.
+Variables = dict[str, Any]
 
 
 class Condition(NamedTuple):
@@ -107,7 +108,13 @@ class Method(Protocol):
         """Sampling steps that `Request.steps` may ask for; 1 for a method that does not sample, and then `eta` means nothing either."""
         ...
 
-    def init(self, key: Array, batch: Batch) -> Variables: ...
+    def init(self, key: Array, batch: Batch) -> Variables:
+        """`params` and `stats`."""
+        ...
+
+    def frozen(self) -> dict[str, Any]:
+        """Shapes of `variables["frozen"]`, by network; {} for most methods. Its config's `weights` say where each is."""
+        ...
 
     def loss(self, variables: Variables, batch: Batch, keys: Array, step: Array) -> LossOutput: ...
 

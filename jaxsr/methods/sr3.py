@@ -9,7 +9,7 @@ steps, even one, useful, where ε-prediction from nearly pure noise is ill-condi
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +131,9 @@ class Sr3:
             bounds=functools.partial(self._bounded, self.config.bound, low) if self.config.bound else None,
         )
         return UpscaleOutput(self._to_image(samples.x0, low), {"clipped": samples.clipped})
+
+    def frozen(self) -> dict[str, Any]:
+        return {}
 
     def parts(self, size: int) -> dict[str, Part]:
         image, level = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)

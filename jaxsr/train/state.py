@@ -10,7 +10,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxsr.experiment import OptimizerConfig
-from jaxsr.methods.base import Batch, Method
+from jaxsr.methods.base import Batch, Method, Variables
 from jaxsr.runtime.mesh import replicated, variable_shardings
 
 
@@ -70,6 +70,17 @@ def state_shardings(method: Method, optimizer: optax.GradientTransformation, bat
     opt = optax.tree_utils.tree_map_params(optimizer, lambda _, sharding: sharding, opt, params, transform_non_params=lambda _: everywhere)
     stats = jax.tree.map(lambda _: everywhere, nn.meta.unbox(boxed["stats"]))
     return State(everywhere, params, params, opt, stats)  # type: ignore[arg-type]
+
+
+def frozen_shardings(method: Method, mesh: Mesh) -> Any:
+    """Of `variables["frozen"]`: laid out as if it were trained."""
+    return variable_shardings(mesh, method.frozen())
+
+
+def abstract_variables(method: Method, batch: Batch) -> Variables:
+    """Shapes and dtypes of all that a method computes with; `batch` may be abstract."""
+    shapes = jax.eval_shape(lambda key: nn.meta.unbox(method.init(key, _zeros(batch))), jax.random.key(0))
+    return {**shapes, "frozen": nn.meta.unbox(method.frozen())}
 
 
 def _new(method: Method, optimizer: optax.GradientTransformation, batch: Batch, key: Array) -> State:

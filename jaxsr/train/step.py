@@ -7,6 +7,7 @@ Slice i of the batch of step k always has the key fold_in(fold_in(root, k), i): 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,36 +18,37 @@ from jaxsr.methods.base import Batch, Method
 from jaxsr.train.state import State
 
 Metrics = dict[str, Array]
-Step = Callable[[State, Batch, Array], tuple[State, Metrics]]
+Step = Callable[..., tuple[State, Metrics]]
 
 
 def make_step(method: Method, optimizer: optax.GradientTransformation, *, ema: float, accumulate: int = 1) -> Step:
-    """`step(state, batch, root_key) -> state, metrics`, to be jitted with the state donated."""
+    """`step(state, batch, root_key, frozen) -> state, metrics`, to be jitted with the state donated; `frozen` is {} for most."""
 
-    def loss_of(params, stats, batch: Batch, keys: Array, step: Array):  # type: ignore[no-untyped-def]
-        output = method.loss({"params": params, "stats": stats}, batch, keys, step)
+    def loss_of(params, stats, frozen, batch: Batch, keys: Array, step: Array):  # type: ignore[no-untyped-def]
+        output = method.loss({"params": params, "stats": stats, "frozen": frozen}, batch, keys, step)
         return output.loss, ({"loss": output.loss, **output.metrics}, output.stats)
 
-    def gradients(params, stats, batch: Batch, keys: Array, step: Array):  # type: ignore[no-untyped-def]
-        (_, (metrics, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(params, stats, batch, keys, step)
+    def gradients(params, stats, frozen, batch: Batch, keys: Array, step: Array):  # type: ignore[no-untyped-def]
+        (_, (metrics, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(params, stats, frozen, batch, keys, step)
         return grads, metrics, stats
 
-    def accumulated(params, stats, batch: Batch, keys: Array, step: Array):  # type: ignore[no-untyped-def]
+    def accumulated(params, stats, frozen, batch: Batch, keys: Array, step: Array):  # type: ignore[no-untyped-def]
         # Every device keeps its own slices: micro-batch j takes every `accumulate`-th.
         micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (batch, keys))
 
         def add(carry, part):  # type: ignore[no-untyped-def]
             total, stats = carry
-            grads, metrics, stats = gradients(params, stats, part[0], part[1], step)
+            grads, metrics, stats = gradients(params, stats, frozen, part[0], part[1], step)
             return (jax.tree.map(jnp.add, total, grads), stats), metrics
 
         (total, stats), metrics = jax.lax.scan(add, (jax.tree.map(jnp.zeros_like, params), stats), micro)
         return jax.tree.map(lambda g: g / accumulate, total), jax.tree.map(lambda m: m.mean(0), metrics), stats
 
-    def step(state: State, batch: Batch, root: Array) -> tuple[State, Metrics]:
+    def step(state: State, batch: Batch, root: Array, frozen: Any = {}) -> tuple[State, Metrics]:  # noqa: B006
         at = jax.random.fold_in(root, state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(at, jnp.arange(batch.low.shape[0]))
-        grads, metrics, stats = (accumulated if accumulate > 1 else gradients)(state.params, state.stats, batch, keys, state.step)
+        one = accumulated if accumulate > 1 else gradients
+        grads, metrics, stats = one(state.params, state.stats, frozen, batch, keys, state.step)
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))

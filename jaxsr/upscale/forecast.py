@@ -9,7 +9,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +18,7 @@ from jaxsr.bench.count import operations, quantity
 from jaxsr.files import shown
 from jaxsr.methods.base import Condition, Method, Request
 from jaxsr.train.build import abstract_batch
+from jaxsr.train.state import abstract_variables
 from jaxsr.upscale.engine import BatchSize, first_batch_size
 from jaxsr.upscale.files import Settings, training_scans
 from jaxsr.upscale.inputs import Job, memory_needed, scale_notes
@@ -133,8 +133,8 @@ def volume_multiply_adds(traces: Mapping[tuple[int, int], ClosedJaxpr], plan: Pl
 
 
 def _abstract_variables(recipe: Recipe) -> Any:
-    batch = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), abstract_batch(recipe.experiment))
-    return jax.eval_shape(lambda key: nn.meta.unbox(recipe.method.init(key, batch)), jax.random.key(0))
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), abstract_batch(recipe.experiment))
+    return abstract_variables(recipe.method, batch)
 
 
 def _jaxprs(value: Any) -> list[ClosedJaxpr | Jaxpr]:

@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from jaxsr.bench.count import count, multiply_adds
-from jaxsr.bench.train import bench_train, describe, synthetic_state
+from jaxsr.bench.synthetic import synthetic_variables
+from jaxsr.bench.train import bench_train, describe, step_multiply_adds, synthetic_state
 from jaxsr.experiment import DataConfig, Experiment, TrainConfig
 from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
 from jaxsr.runtime.mesh import make_mesh
@@ -37,27 +38,26 @@ def test_rates_follow_from_the_median(result):
     assert result["flops_per_second"] == pytest.approx(2 * result["multiply_adds"] / result["seconds_per_step"])
 
 
-def test_a_step_is_three_forward_passes_over_the_batch(result):
+def test_a_step_is_three_forward_passes_over_the_batch_less_the_gradient_by_its_input(result):
     one = count(tiny())
-    assert result["multiply_adds"] == 3 * 4 * one["multiply_adds"]
+    assert 2.9 * 4 * one["multiply_adds"] < result["multiply_adds"] < 3 * 4 * one["multiply_adds"]
     assert result["parameters"] == one["parameters"]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_three_forward_passes_are_what_the_compiled_step_multiplies(accumulate):
-    """But for the gradient of the network's input, which nobody asks for."""
+def test_what_is_counted_is_what_the_step_multiplies(accumulate):
     experiment = tiny(accumulate=accumulate)
     method, optimizer, batch = build_method(experiment), make_optimizer(experiment.optimizer, 1), abstract_batch(experiment)
     step = make_step(method, optimizer, ema=0.9, accumulate=accumulate)
     traced = multiply_adds(step, abstract_state(method, optimizer, batch), batch, jax.random.key(0))
-    assert traced == pytest.approx(3 * 4 * count(experiment)["multiply_adds"], rel=0.1)
+    assert traced == step_multiply_adds(method, experiment)
 
 
 def test_a_synthetic_state_is_the_trainers_but_for_its_values():
     experiment, mesh = tiny(), make_mesh()
     method, optimizer, batch = build_method(experiment), make_optimizer(experiment.optimizer, 1), abstract_batch(experiment)
     shardings = state_shardings(method, optimizer, batch, mesh)
-    state = synthetic_state(method, optimizer, batch, shardings, seed=0)
+    state = synthetic_state(synthetic_variables(method, batch, seed=0), optimizer, shardings)
     expected = abstract_state(method, optimizer, batch, shardings)
     assert jax.tree.structure(state) == jax.tree.structure(expected)
     assert jax.tree.all(jax.tree.map(lambda a, b: (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding), state, expected))
