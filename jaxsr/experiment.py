@@ -141,6 +141,9 @@ class Experiment(Strict):
         multiple = self.method.multiple
         if self.data.crop % multiple:
             raise ValueError(f"data.crop must be a multiple of {multiple} for this network, got {self.data.crop}")
+        missing = [name for name in getattr(self.method, "maps", ()) if name not in self.data.maps]
+        if missing:
+            raise ValueError(f"data.maps must have {' and '.join(missing)}, by which the method is guided, got {list(self.data.maps)}")
         return self
 
 
@@ -153,6 +156,7 @@ FREE_ON_RESUME = (
     "train.tensorboard",
     "mesh.",
     "data.threads",
+    "method.weights.",  # their SHA-256 are compared instead
 )
 
 

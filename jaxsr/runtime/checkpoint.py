@@ -220,6 +220,13 @@ def read_checkpoint(folder: Path, abstract: Any, note: Note = lambda text: None)
         return step, manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
 
 
+def read_checkpoint_about(folder: Path, step: int) -> dict[str, Any]:
+    """What was saved beside the state of `step` under `folder`."""
+    with ocp.CheckpointManager(folder.resolve(), item_handlers={"about": ocp.JsonCheckpointHandler()}) as manager:
+        about: dict[str, Any] = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        return about
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,9 +21,10 @@ from jaxsr.runtime.distributed import is_first
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
 from jaxsr.train.build import abstract_batch, build_method, build_stream, build_subjects, fitted, prepared_set
 from jaxsr.train.metrics import Clock, NotFinite, Recent, record, require_tensorboard
-from jaxsr.train.state import State, abstract_state, init_state, make_optimizer, state_shardings
+from jaxsr.train.state import State, abstract_state, frozen_shardings, init_state, make_optimizer, started, state_shardings
 from jaxsr.train.step import make_step
 from jaxsr.train.stop import StopSignals
+from jaxsr.upscale.model import check_frozen, load_frozen, load_start
 
 VOLUMES = "volumes.txt"  # in the run directory: the volumes, or label maps, that it is trained on, a line each
 MANIFEST_SUM = "manifest.sha256"  # there too, of a prepared set, as sha256sum writes it
@@ -49,6 +50,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
 
     Raises:
       ConfigError: where `run_dir` belongs to another experiment.
+      ModelError: where a network that the method needs is not there, or another than the run began with.
       CheckpointError: where its checkpoint is of another shape or dtype or cannot be read, or all are damaged.
       TrainingDiverged: NaN or Inf; the checkpoint before it stays.
       Stopped: after SIGTERM, with the state saved; Interrupted, likewise, after Ctrl-C.
@@ -66,6 +68,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
     part, parts = share_of_batch(mesh, config.batch_size)
     method = build_method(experiment)
     optimizer = make_optimizer(experiment.optimizer, config.steps)
+    frozen = load_frozen(experiment, method)
     subjects = records or build_subjects(experiment.data, "train", experiment.seed, note)
     if begun:
         _check_set(run_dir, experiment, subjects)
@@ -74,9 +77,11 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
 
     def check(about: dict) -> None:
         _check_same(experiment, _settled(from_dict(about["config"], Experiment)), run_dir)
+        check_frozen(experiment, frozen, about.get("frozen", {}), run_dir)
 
     def save(step: int) -> None:
-        checkpoints.save(step, state, {"config": to_dict(experiment), "next_batch": step, "version": jaxsr.__version__})
+        about = {"config": to_dict(experiment), "next_batch": step, "version": jaxsr.__version__, "frozen": frozen.sha256}
+        checkpoints.save(step, state, about)
 
     with StopSignals() as stop, Checkpoints(run_dir / "checkpoints", keep=config.keep_checkpoints) as checkpoints:
         found = checkpoints.newest(abstract_state(method, optimizer, shape, shardings), check, note)
@@ -86,10 +91,12 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
             note(f"resumed {run_dir} at step {start}")
         else:
             start, (state, _) = 0, init_state(method, optimizer, shape, jax.random.key(experiment.seed), mesh)
+            state = started(state, load_start(experiment, method))
         if start >= config.steps:
             note(f"{run_dir} is already at step {start} of {config.steps}: nothing to do")
             return state
 
+        fixed = jax.device_put(frozen.variables, frozen_shardings(method, mesh))
         by_batch, everywhere = batch_sharding(mesh), replicated(mesh)
         step_fn = jax.jit(
             make_step(method, optimizer, ema=config.ema, accumulate=config.accumulate),
@@ -110,7 +117,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
                 while done < config.steps:
                     if sample := stop.next_of(iterator):
                         batch = _global(sample, shape, by_batch)
-                        state, metrics = step_fn(state, batch, root)
+                        state, metrics = step_fn(state, batch, root, fixed)
                         done += 1
                         recent.add(done, metrics, sample["origin"])
                     stopping = sample is None or stop.requested(done)
@@ -141,7 +148,11 @@ def _settled(experiment: Experiment) -> Experiment:
     data = experiment.data
     manifest = data.manifest / MANIFEST if data.manifest and data.manifest.is_dir() else data.manifest
     absolute = {name: path.resolve() for name, path in (("volumes", data.volumes), ("labels", data.labels), ("manifest", manifest)) if path}
-    return experiment.model_copy(update={"data": data.model_copy(update=absolute)})
+    settled: dict[str, Any] = {"data": data.model_copy(update=absolute)}
+    if weights := getattr(experiment.method, "weights", None):
+        absolute = {name: path.resolve() for name, path in weights if path}
+        settled["method"] = experiment.method.model_copy(update={"weights": weights.model_copy(update=absolute)})
+    return experiment.model_copy(update=settled)
 
 
 def _check_config(run_dir: Path, experiment: Experiment) -> None:

@@ -1,5 +1,6 @@
 """What training carries from step to step, and how it is laid over devices."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -51,6 +52,17 @@ def init_state(method: Method, optimizer: optax.GradientTransformation, batch: B
     """A new state, made where it will live, and its shardings. `batch` may be abstract: only shapes matter."""
     shardings = state_shardings(method, optimizer, batch, mesh)
     return jax.jit(lambda key: _new(method, optimizer, batch, key), out_shardings=shardings)(key), shardings
+
+
+def started(state: State, weights: Mapping[str, Any]) -> State:
+    """A new state whose networks in `weights`, by name, start from those; laid out as it was."""
+    if not weights:
+        return state
+    laid = {
+        name: jax.tree.map(lambda leaf, value: jax.device_put(value, leaf.sharding), state.params[name], weights[name]) for name in weights
+    }
+    params = {**state.params, **laid}
+    return state._replace(params=params, ema={**state.ema, **jax.tree.map(jnp.copy, laid)})
 
 
 def abstract_state(method: Method, optimizer: optax.GradientTransformation, batch: Batch, shardings: State | None = None) -> State:

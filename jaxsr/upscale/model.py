@@ -1,22 +1,34 @@
-"""A trained model: from the run directory that trained it, or from the one file that it was exported to."""
+"""A trained model: from the run directory that trained it, or from the one file that it was exported to.
 
-import hashlib
+What it needs and was trained elsewhere (`Method.frozen`: a teacher's autoencoder) is named in its config under `method.weights`, as a run
+directory, an exported file, or what `jaxsr weights import` made. It is not saved again with every checkpoint, which holds its SHA-256
+instead, and it must be the same when it is used. An exported file holds everything.
+"""
+
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
-import numpy as np
 
 import jaxsr
-from jaxsr.config import from_dict, to_dict
+from jaxsr.config import differences, from_dict, to_dict
 from jaxsr.experiment import Experiment, load_experiment
 from jaxsr.methods.base import Method, Variables
-from jaxsr.runtime.checkpoint import NoCheckpoint, newest_checkpoint, read_checkpoint
+from jaxsr.runtime.checkpoint import NoCheckpoint, newest_checkpoint, read_checkpoint, read_checkpoint_about
 from jaxsr.train.build import abstract_batch, build_method
-from jaxsr.train.state import State, abstract_state, make_optimizer
-from jaxsr.weights.file import SUFFIX, WeightsError, read_about, read_arrays, write_arrays
+from jaxsr.train.state import abstract_variables
+from jaxsr.weights.file import SUFFIX, WeightsError, digest, read_about, read_arrays, write_arrays
+from jaxsr.weights.imported import read_weights
+
+_KINDS = {"autoencoder": "autoencoder", "image_encoder": "clip", "unet": "unet"}  # of imported files
+_OTHER_WAYS = {
+    "autoencoder": "; `jaxsr train configs/autoencoder.yaml` trains one",
+    "image_encoder": "; or train it, method.image_encoder.train=true, or leave it out, method.image_encoder=null",
+}
 
 
 class ModelError(ValueError):
@@ -27,8 +39,9 @@ class Model(NamedTuple):
     """Attributes:
     name: of the run.
     step: of the checkpoint.
-    variables: the moving average of the parameters, and statistics.
+    variables: the moving average of the parameters, statistics, and what is frozen.
     sha256: of the parameters.
+    frozen: SHA-256 of each network that is frozen.
     """
 
     name: str
@@ -37,6 +50,7 @@ class Model(NamedTuple):
     method: Method
     variables: Variables
     sha256: str
+    frozen: Mapping[str, str] = MappingProxyType({})
 
     @property
     def recipe(self) -> "Recipe":
@@ -77,17 +91,100 @@ def load_model(source: Path, *, precision: str | None = None, note: Callable[[st
     """
     experiment = read_experiment(source, precision)
     method = build_method(experiment)
-    shapes = _shapes(experiment, method)
+    shapes = abstract_variables(method, abstract_batch(experiment))
     if source.is_file():
-        about, variables = read_about(source), read_arrays(source, {"params": shapes.ema, "stats": shapes.stats})
-        if digest(variables) != about.get("sha256"):  # safetensors has no checksum of its own
+        about, variables = read_about(source), read_arrays(source, shapes)
+        if digest(variables) != about.get("sha256"):
             raise WeightsError(f"{source} is not what was written: the SHA-256 of its arrays differs: copy or export it again")
-        return Model(source.stem, int(about["step"]), experiment, method, variables, digest(variables["params"]))
+        sums = {name: digest(tree) for name, tree in variables["frozen"].items()}
+        return Model(source.stem, int(about["step"]), experiment, method, variables, digest(variables["params"]), sums)
     try:
-        step, state = read_checkpoint(source / "checkpoints", {"ema": shapes.ema, "stats": shapes.stats}, note)
+        step, state = read_checkpoint(source / "checkpoints", {"ema": shapes["params"], "stats": shapes["stats"]}, note)
     except NoCheckpoint as error:
         raise ModelError(str(error)) from error
-    return Model(source.name, step, experiment, method, {"params": state["ema"], "stats": state["stats"]}, digest(state["ema"]))
+    frozen = load_frozen(experiment, method)
+    check_frozen(experiment, frozen, read_checkpoint_about(source / "checkpoints", step).get("frozen", {}), source)
+    variables = {"params": state["ema"], "stats": state["stats"], "frozen": frozen.variables}
+    return Model(source.name, step, experiment, method, variables, digest(state["ema"]), frozen.sha256)
+
+
+class Frozen(NamedTuple):
+    """Networks that were trained elsewhere, by name: their parameters, and SHA-256 of those."""
+
+    variables: dict[str, Any]
+    sha256: dict[str, str]
+
+
+def load_frozen(experiment: Experiment, method: Method) -> Frozen:
+    """What `method.frozen()` asks for, from where the config says that it is.
+
+    Raises:
+      ModelError: where the config names nothing, or something made with other settings; WeightsError, CheckpointError: as `load_model`.
+    """
+    shapes = nn.meta.unbox(method.frozen())
+    found = {name: _read_part(experiment, name, wanted) for name, wanted in shapes.items()}
+    return Frozen(found, {name: digest(tree) for name, tree in found.items()})
+
+
+def load_start(experiment: Experiment, method: Method) -> dict[str, Any]:
+    """Parameters, by network, that training starts from in place of random ones: what `method.weights` names beside what is frozen.
+
+    Raises: as `load_frozen`.
+    """
+    shapes = abstract_variables(method, abstract_batch(experiment))
+    named = {name for name, path in getattr(experiment.method, "weights", ()) if path is not None}
+    return {name: _read_part(experiment, name, shapes["params"][name]) for name in sorted(named - shapes["frozen"].keys())}
+
+
+def check_frozen(experiment: Experiment, frozen: Frozen, before: Mapping[str, str], source: Path) -> None:
+    """Raises ModelError where `source` was trained with other networks, whose SHA-256 are `before`, than those that its config now names."""
+    for name, sha256 in frozen.sha256.items():
+        if name in before and before[name] != sha256:
+            path = getattr(experiment.method.weights, name)  # type: ignore[union-attr]
+            raise ModelError(
+                f"{source} was trained with another {name.replace('_', ' ')} than {path} holds now: SHA-256 {before[name]} then, {sha256} now. "
+                f"Put it back as it was, or name where that one is as method.weights.{name} (in {source}/config.yaml)"
+            )
+
+
+def _read_part(experiment: Experiment, name: str, wanted: Any) -> Any:
+    """The parameters of one network, of the shapes `wanted`, from the file or run that `method.weights` names."""
+    path: Path | None = getattr(experiment.method.weights, name)  # type: ignore[union-attr]
+    title = name.replace("_", " ")
+    if path is None:
+        raise ModelError(
+            f"method.weights.{name} names nothing, and there is no {title} without training: name a run directory, an exported file or one "
+            f"made by `jaxsr weights import`{_OTHER_WAYS.get(name, '')}"
+        )
+    if path.is_dir() or read_about(path).get("format") == "jaxsr":
+        model = load_model(path)
+        config, trained = getattr(experiment.method, name), model.experiment.method
+        if type(trained) is not type(config):
+            raise ModelError(f"method.weights.{name}: {path} holds a model of kind {trained.kind}, expected {title}: name another")
+        changed = [line for line in differences(trained.network, config.network) if not line.startswith("remat")]
+        if changed:
+            listed = "\n  ".join(changed)
+            raise ModelError(
+                f"{path} has another network than method.{name}.network says: set there, from its value to this one:\n  {listed}"
+            )
+        return model.variables["params"]
+    weights = read_weights(path, _KINDS[name])
+    return _fitting(weights.variables["params"], wanted, f"{path} does not fit method.{name}")
+
+
+def _fitting(tree: Any, wanted: Any, what: str) -> Any:
+    """`tree`, if its names and shapes are those `wanted`; else ModelError."""
+    found, expected = ({jax.tree_util.keystr(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(t)} for t in (tree, wanted))
+    wrong = [
+        f"{name}: {found.get(name, 'absent')}, expected {expected.get(name, 'none')}"
+        for name in sorted(found | expected)
+        if found.get(name) != expected.get(name)
+    ]
+    if wrong:
+        raise ModelError(
+            f"{what}, in {len(wrong)} places: set its sizes as `jaxsr weights verify` tells them\n  " + "\n  ".join(wrong[:10])
+        )
+    return tree
 
 
 def export_model(model: Model, path: Path) -> None:
@@ -99,8 +196,10 @@ def export_model(model: Model, path: Path) -> None:
     """
     if path.suffix != SUFFIX:
         raise WeightsError(f"{path}: a model is exported to a {SUFFIX} file: name it {path.with_suffix(SUFFIX)}")
-    nameless = model.experiment.data.model_copy(update={"volumes": None, "labels": None, "manifest": None})
-    experiment = model.experiment.model_copy(update={"data": nameless})
+    nameless = {"data": model.experiment.data.model_copy(update={"volumes": None, "labels": None, "manifest": None})}
+    if weights := getattr(model.experiment.method, "weights", None):
+        nameless["method"] = model.experiment.method.model_copy(update={"weights": type(weights)()})
+    experiment = model.experiment.model_copy(update=nameless)
     about = {"format": "jaxsr", "version": jaxsr.__version__, "name": model.name, "step": str(model.step)}
     write_arrays(path, model.variables, {**about, "sha256": digest(model.variables), "experiment": json.dumps(to_dict(experiment))})
 
@@ -124,16 +223,3 @@ def read_experiment(source: Path, precision: str | None = None) -> Experiment:
     else:
         raise ModelError(f"{source} is not a run directory (it has no config.yaml): train one with `jaxsr train CONFIG --run-dir {source}`")
     return experiment.model_copy(update={"precision": precision}) if precision else experiment
-
-
-def _shapes(experiment: Experiment, method: Method) -> State:
-    return abstract_state(method, make_optimizer(experiment.optimizer, experiment.train.steps), abstract_batch(experiment))
-
-
-def digest(tree: object) -> str:
-    """SHA-256 of the leaves of `tree` and of their paths."""
-    sums = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        sums.update(jax.tree_util.keystr(path).encode())
-        sums.update(np.ascontiguousarray(leaf).tobytes())
-    return sums.hexdigest()

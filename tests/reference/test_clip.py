@@ -112,7 +112,8 @@ def test_images_are_those_of_torch_s_bicubic_with_antialias(side):
     x = np.random.default_rng(0).uniform(-1, 1, (1, side, side, 1)).astype(np.float32)
     grey = torch.tensor((x.transpose(0, 3, 1, 2) + 1) / 2)
     expected, other = (
-        torch.nn.functional.interpolate(grey, (SIDE, SIDE), mode="bicubic", antialias=wide).clamp(0, 1).numpy()[0, 0] for wide in (True, False)
+        torch.nn.functional.interpolate(grey, (SIDE, SIDE), mode="bicubic", antialias=wide).clamp(0, 1).numpy()[0, 0]
+        for wide in (True, False)
     )
     seen = (np.asarray(clip_image(x)) * np.array(STD) + np.array(MEAN))[0, ..., 0]
     np.testing.assert_allclose(seen, expected, atol=5e-5)
