@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from jaxsr.models.clip import CLIP, VisionTransformer
 from jaxsr.weights.file import WeightsError
 from jaxsr.weights.names import Piece
-from jaxsr.weights.torch import layer, norm
+from jaxsr.weights.pytorch import layer, norm
 
 HEAD = 64  # channels of a head in every CLIP that was published with these blocks; shapes do not tell it
 

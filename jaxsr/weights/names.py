@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxsr.files import shown
 from jaxsr.weights.file import WeightsError
-from jaxsr.weights.torch import from_torch
+from jaxsr.weights.pytorch import from_torch
 
 SHOWN = 5  # of what is wrong
 
