@@ -101,7 +101,7 @@ class LatentUNet(nn.Module):
                 skips.append(x)
 
         x = resnet(x, x.shape[-1], "middle_0")
-        x = transformer(x, "middle")
+        x = transformer(x, "middle_0")
         x = resnet(x, x.shape[-1], "middle_1")
 
         for level in reversed(range(levels)):
