@@ -1,13 +1,9 @@
 """A trained model: from the run directory that trained it, or from the one file that it was exported to."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
-
-import jax
-import numpy as np
 
 import jaxsr
 from jaxsr.config import from_dict, to_dict
@@ -16,7 +12,7 @@ from jaxsr.methods.base import Method, Variables
 from jaxsr.runtime.checkpoint import NoCheckpoint, newest_checkpoint, read_checkpoint
 from jaxsr.train.loop import abstract_batch, build_method
 from jaxsr.train.state import State, abstract_state, make_optimizer
-from jaxsr.weights.file import SUFFIX, WeightsError, read_about, read_arrays, write_arrays
+from jaxsr.weights.file import SUFFIX, WeightsError, digest, read_about, read_arrays, write_arrays
 
 
 class ModelError(ValueError):
@@ -128,12 +124,3 @@ def read_experiment(source: Path, precision: str | None = None) -> Experiment:
 
 def _shapes(experiment: Experiment, method: Method) -> State:
     return abstract_state(method, make_optimizer(experiment.optimizer, experiment.train.steps), abstract_batch(experiment))
-
-
-def digest(tree: object) -> str:
-    """SHA-256 of the leaves of `tree` and of their paths."""
-    sums = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        sums.update(jax.tree_util.keystr(path).encode())
-        sums.update(np.ascontiguousarray(leaf).tobytes())
-    return sums.hexdigest()

@@ -1,5 +1,6 @@
 """Arrays by name in one file, and text that says what they are: safetensors, which holds data only and runs nothing when it is read."""
 
+import hashlib
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,6 +56,15 @@ def read_arrays(path: Path, wanted: Any) -> Any:
         listed = "\n  ".join(sorted(wrong)[:10])
         raise WeightsError(f"{shown(path)} does not fit its own configuration, in {len(wrong)} places: export it again\n  {listed}")
     return jax.tree.unflatten(jax.tree.structure(wanted), [found[name] for name in names])
+
+
+def digest(tree: object) -> str:
+    """SHA-256 of the leaves of `tree` and of their paths: safetensors has no checksum of its own."""
+    sums = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        sums.update(jax.tree_util.keystr(path).encode())
+        sums.update(np.ascontiguousarray(leaf).tobytes())
+    return sums.hexdigest()
 
 
 class opened:

@@ -32,7 +32,9 @@ def open_foreign(paths: list[Path]) -> Iterator[Mapping[str, Stored]]:
         for path in [file for given in paths for file in files_of(given) if not file.name.endswith(INDEX)]:
             found = stack.enter_context(_open(path))
             if twice := tensors.keys() & found.keys():
-                raise WeightsError(f"{shown(path)} holds {shown(min(twice))}, which another file that was given holds too: give one of them")
+                raise WeightsError(
+                    f"{shown(path)} holds {shown(min(twice))}, which another file that was given holds too: give one of them"
+                )
             tensors |= found
         yield tensors
 
@@ -54,7 +56,9 @@ def files_of(path: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{shown(path)} is no list of shards ({error}): copy or download it again") from error
     if absent := [name for name in names if not (path.parent / name).is_file()]:
-        raise WeightsError(f"{shown(path)} lists {shown(absent[0])}, which is not beside it: download all {len(names)} shards into one folder")
+        raise WeightsError(
+            f"{shown(path)} lists {shown(absent[0])}, which is not beside it: download all {len(names)} shards into one folder"
+        )
     return [path, *(path.parent / name for name in names)]
 
 
@@ -76,7 +80,8 @@ def _open(path: Path) -> Iterator[Mapping[str, Stored]]:
             yield tensors
     elif start[8:9] == b"{" or path.suffix == SUFFIX:
         with opened(path) as file:
-            yield {name: Stored(tuple(file.get_slice(name).get_shape()), functools.partial(_read, file, name, path)) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            yield {name: Stored(tuple(file.get_slice(name).get_shape()), functools.partial(_read, file, name, path)) for name in names}
     elif start.startswith(b"version https://git-lfs"):
         raise WeightsError(f"{shown(path)} is a pointer to a file, not the file: fetch it with `git lfs pull`")
     else:

@@ -10,7 +10,6 @@ called is refused. So is a file that sets the state of something that it did not
 A tensor is a view (offset, shape, strides) of a storage, and several may share one. Storages are read when a tensor is asked for.
 """
 
-import math
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -169,7 +168,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         whole = f"{module}.{name}"
-        if whole in _STORAGES or whole.removeprefix("torch.") in _DTYPES or whole == "torch.storage.UntypedStorage":
+        if whole in _STORAGES or whole.removeprefix("torch.") in _DTYPES:
             return whole
         if module == "__torch__" or module.startswith("__torch__."):  # a module of TorchScript
             return type(name, (_Module,), {})  # a class of its own each time, which nothing can spoil
@@ -177,10 +176,6 @@ class _Unpickler(pickle.Unpickler):
             "collections.OrderedDict": _Dictionary,
             "torch._utils._rebuild_tensor": self._tensor,
             "torch._utils._rebuild_tensor_v2": self._tensor,
-            "torch._utils._rebuild_tensor_v3": lambda storage, offset, shape, stride, grad, hooks, dtype, metadata=None: self._tensor(
-                _Storage(storage.key, _DTYPES[dtype.removeprefix("torch.")], storage.size // _DTYPES[dtype.removeprefix("torch.")].itemsize),
-                offset, shape, stride,
-            ),
             "torch._utils._rebuild_parameter": lambda tensor, *rest: tensor,
             "torch._utils._rebuild_parameter_with_state": lambda tensor, *rest: tensor,
             "torch.jit._pickle.restore_type_tag": lambda value, tag: value,
@@ -192,13 +187,15 @@ class _Unpickler(pickle.Unpickler):
         word, kind, key, _, size, *_ = pid
         if word != "storage":
             raise _Refused(f"an object of kind {word!r} from outside")
-        storage = _Storage(str(key), _STORAGES.get(kind, np.dtype(np.uint8)), int(size))
+        if kind not in _STORAGES:
+            raise _Refused(f"a tensor of {getattr(kind, 'wanted', kind)}")
+        storage = _Storage(str(key), _STORAGES[kind], int(size))
         return self.storages.setdefault(storage.key, storage)
 
     def _tensor(self, storage: _Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *rest: object) -> Stored:
         """Raises ValueError for a view that reaches beyond its storage."""
         last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-        if min(offset, *shape, *stride, 0) < 0 or (math.prod(shape) and last >= storage.size):
+        if min(offset, *shape, *stride, 0) < 0 or (0 not in shape and last >= storage.size):
             raise ValueError(f"a tensor {list(shape)} reaches beyond its storage of {storage.size}")
 
         def read() -> np.ndarray:
