@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from jaxsr import __version__
-from jaxsr.cli import data, inspect, models, report, simulation, upscaling, volumes
+from jaxsr.cli import data, inspect, models, report, simulation, upscaling, volumes, weights
 from jaxsr.cli.status import run, terminate
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(name="config", help="Look at configurations, and check them.", no_args_is_help=True)
 bench_app = typer.Typer(name="bench", help="Measure: parameters and multiply-adds, training, its input, upscaling.", no_args_is_help=True)
+weights_app = typer.Typer(name="weights", help="Weights that others have published: list, download, import, verify.", no_args_is_help=True)
 
 for command in (
     models.demo,
@@ -48,6 +49,11 @@ bench_app.command("count")(inspect.bench_count)
 bench_app.command("train")(inspect.bench_train)
 bench_app.command("data")(inspect.bench_data)
 bench_app.command("upscale")(inspect.bench_upscale)
+app.add_typer(weights_app)
+weights_app.command("list")(weights.weights_list)
+weights_app.command("download")(weights.weights_download)
+weights_app.command("import")(weights.weights_import)
+weights_app.command("verify")(weights.weights_verify)
 
 CITATION = """\
 jaxsr {version}, software, 2026.

@@ -76,8 +76,10 @@ class VisionTransformer(nn.Module):
         x = conv(self.width, self.patch, stride=self.patch, padding=(0, 0), bias=False, dtype=self.dtype, name="patch")(image)
         x = x.reshape(batch, -1, self.width)  # [B, P, width]
         init = nn.initializers.normal(self.width**-0.5)
-        first = self.param("class", nn.with_logical_partitioning(init, DENSE[-1:]), (self.width,))
-        positions = self.param("positions", nn.with_logical_partitioning(init, (None, DENSE[-1])), (1 + x.shape[1], self.width))
+        first = jnp.asarray(self.param("class", nn.with_logical_partitioning(init, DENSE[-1:]), (self.width,)))
+        positions = jnp.asarray(
+            self.param("positions", nn.with_logical_partitioning(init, (None, DENSE[-1])), (1 + x.shape[1], self.width))
+        )
         x = jnp.concatenate([jnp.broadcast_to(first, (batch, 1, self.width)).astype(x.dtype), x], axis=1)  # [B, 1 + P, width]
         x = _norm(self.dtype, "norm_in")(x + positions.astype(x.dtype))
 
@@ -112,11 +114,11 @@ class Block(nn.Module):
 def clip_image(image: Array, side: int = SIDE) -> Array:
     """Slices `[B, H, W, 1]` in [−1, 1] → what CLIP was trained on: `[B, side, side, 3]`, float32.
 
-    The whole slice is seen: it is padded to a square with −1 (black), centred. Grey is repeated to three channels, brought to [0, 1] and clipped
-    there before and after the cubic filter, which overshoots, as 8-bit images do; then CLIP's mean and deviation.
+    The whole slice is seen: it is padded to a square with −1 (black), centred. Grey is repeated to three channels, brought to [0, 1] and
+    clipped there before and after the cubic filter, which overshoots, as 8-bit images do; then CLIP's mean and deviation.
 
-    The filter is Keys' with a = −½, widened where it shrinks (antialias): that of PIL, which CLIP's own preprocessing uses, and of
-    torch's `interpolate(mode="bicubic", antialias=True)`. torch's without antialias, and Zero-1-to-3's by kornia, have a = −¾ and do not widen.
+    The filter is Keys' with a = −½, widened where it shrinks (antialias): that of PIL, which CLIP's own preprocessing uses, and of torch's
+    `interpolate(mode="bicubic", antialias=True)`. torch's without antialias, as in Zero-1-to-3, has a = −¾ and does not widen.
     """
     height, width = image.shape[1:3]
     missing = [max(height, width) - n for n in (height, width)]

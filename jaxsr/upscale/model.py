@@ -137,12 +137,13 @@ def load_start(experiment: Experiment, method: Method) -> dict[str, Any]:
 
 
 def check_frozen(experiment: Experiment, frozen: Frozen, before: Mapping[str, str], source: Path) -> None:
-    """Raises ModelError where `source` was trained with other networks, whose SHA-256 are `before`, than those that its config now names."""
+    """Raises ModelError where `source` was trained with other networks, of the SHA-256 `before`, than those that its config now names."""
     for name, sha256 in frozen.sha256.items():
         if name in before and before[name] != sha256:
             path = getattr(experiment.method.weights, name)  # type: ignore[union-attr]
             raise ModelError(
-                f"{source} was trained with another {name.replace('_', ' ')} than {path} holds now: SHA-256 {before[name]} then, {sha256} now. "
+                f"{source} was trained with another {name.replace('_', ' ')} than {path} holds now: "
+                f"SHA-256 {before[name]} then, {sha256} now. "
                 f"Put it back as it was, or name where that one is as method.weights.{name} (in {source}/config.yaml)"
             )
 
@@ -161,7 +162,7 @@ def _read_part(experiment: Experiment, name: str, wanted: Any) -> Any:
         config, trained = getattr(experiment.method, name), model.experiment.method
         if type(trained) is not type(config):
             raise ModelError(f"method.weights.{name}: {path} holds a model of kind {trained.kind}, expected {title}: name another")
-        changed = [line for line in differences(trained.network, config.network) if not line.startswith("remat")]
+        changed = [line for line in differences(trained.network, config.network) if not line.startswith("remat")]  # type: ignore[union-attr]
         if changed:
             listed = "\n  ".join(changed)
             raise ModelError(
@@ -196,7 +197,7 @@ def export_model(model: Model, path: Path) -> None:
     """
     if path.suffix != SUFFIX:
         raise WeightsError(f"{path}: a model is exported to a {SUFFIX} file: name it {path.with_suffix(SUFFIX)}")
-    nameless = {"data": model.experiment.data.model_copy(update={"volumes": None, "labels": None, "manifest": None})}
+    nameless: dict[str, Any] = {"data": model.experiment.data.model_copy(update={"volumes": None, "labels": None, "manifest": None})}
     if weights := getattr(model.experiment.method, "weights", None):
         nameless["method"] = model.experiment.method.model_copy(update={"weights": type(weights)()})
     experiment = model.experiment.model_copy(update=nameless)

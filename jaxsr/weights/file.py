@@ -32,7 +32,7 @@ def write_arrays(path: Path, tree: Any, about: Mapping[str, str]) -> None:
 
 def read_about(path: Path) -> dict[str, str]:
     """The text that was written with the arrays, which are not read. Raises WeightsError."""
-    with _opened(path) as file:
+    with opened(path) as file:
         return dict(file.metadata() or {})
 
 
@@ -43,7 +43,7 @@ def read_arrays(path: Path, wanted: Any) -> Any:
       WeightsError: where names, shapes or dtypes differ, naming them.
     """
     names = _named(wanted)
-    with _opened(path) as file:
+    with opened(path) as file:
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     wrong = [f"{name}: not in the file" for name in names.keys() - found.keys()]
     wrong += [f"{name}: only in the file" for name in found.keys() - names.keys()]
@@ -67,7 +67,7 @@ def digest(tree: object) -> str:
     return sums.hexdigest()
 
 
-class _opened:
+class opened:
     """`safe_open`, whose errors become ours."""
 
     def __init__(self, path: Path):

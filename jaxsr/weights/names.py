@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxsr.files import shown
 from jaxsr.weights.file import WeightsError
-from jaxsr.weights.torch import from_torch
+from jaxsr.weights.pytorch import from_torch
 
 SHOWN = 5  # of what is wrong
 
@@ -27,12 +27,12 @@ class Piece(NamedTuple):
 
     Attributes:
       name: of the tensor.
-      index, of: it is the part number `index` of `of` equal ones along the first axis.
+      part, of: it is number `part` of `of` equal parts along the first axis.
       turned: a kernel lies as PyTorch's layers have it; else as ours.
     """
 
     name: str
-    index: int = 0
+    part: int = 0
     of: int = 1
     turned: bool = True
 
@@ -59,7 +59,7 @@ def take(
     """The `tensors` under our names, kernels turned from PyTorch's order of axes to ours. None is read before all are known to fit.
 
     Args:
-      names: ours, as in `params/stem/kernel` → theirs. Only those that end in `/kernel` are turned.
+      names: ours, as in `stem/kernel` → theirs. Only those that end in `/kernel` are turned.
       shapes: of ours, one for every name.
       what: as in 'torchvision weights', for the error.
       leave: beginnings of the names of tensors that are not ours to use.
@@ -70,7 +70,8 @@ def take(
     """
     pieces = {ours: Piece(theirs) if isinstance(theirs, str) else theirs for ours, theirs in names.items()}
     used = Counter(piece.name for piece in pieces.values())
-    assert all(used[piece.name] == piece.of for piece in pieces.values()) and len(set(pieces.values())) == len(pieces)  # ours to get right
+    assert all(used[piece.name] == piece.of for piece in pieces.values()), "a tensor is used twice, or not whole"
+    assert len(set(pieces.values())) == len(pieces)
 
     left: Counter[str] = Counter()
     wrong = [f"{name} is missing" for name in used.keys() - tensors.keys()]
@@ -103,9 +104,9 @@ def _theirs(ours: str, piece: Piece, shape: tuple[int, ...]) -> list[tuple[int, 
 def _read(ours: str, piece: Piece, tensor: Tensor, shape: tuple[int, ...]) -> np.ndarray:
     array = np.asarray(tensor)
     if piece.of > 1:
-        array = np.split(array, piece.of)[piece.index]
+        array = np.split(array, piece.of)[piece.part]
     array = array.astype(np.float32, copy=False)
-    return from_torch(array, shape) if _turned(ours, piece) else array
+    return from_torch(ours, array, shape) if piece.turned else array
 
 
 def _turned(ours: str, piece: Piece) -> bool:

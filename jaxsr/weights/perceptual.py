@@ -20,8 +20,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxsr.files import shown
 from jaxsr.models.perceptual import CHANNELS, NETS, SCALE, SHIFT, Net, perceptual_shapes
 from jaxsr.weights.file import SUFFIX, WeightsError, read_about, read_arrays, write_arrays
+from jaxsr.weights.names import Tensor, take
 
-Arrays = Mapping[str, np.ndarray]
+Arrays = Mapping[str, Tensor]
 
 FORMAT = "jaxsr lpips 0.1"
 
@@ -40,6 +41,7 @@ _SLICES: dict[Net, tuple[int, ...]] = {  # the places at which lpips' slices 2, 
     "squeeze": (2, 5, 8, 10, 11, 12),
 }
 _LEAVES = {"kernel": "weight", "bias": "bias"}
+CLASSIFIER = ("classifier.",)  # beginning of the names of what torchvision has on top of its features
 
 
 class Perceptual(NamedTuple):
@@ -85,8 +87,7 @@ def from_torchvision(net: Net, backbone: Arrays, heads: Arrays) -> Perceptual:
     Raises:
       WeightsError: where a name is missing or unknown, a shape wrong, or a value none that was published.
     """
-    backbone = {name: array for name, array in backbone.items() if not name.startswith("classifier.")}
-    taken = _take(net, backbone, torchvision_names(net), "torchvision weights")
+    taken = _take(net, backbone, torchvision_names(net), "torchvision weights", leave=CLASSIFIER)
     return _checked(net, taken | _take(net, _once(net, heads), head_names(net), "lpips heads"))
 
 
@@ -133,21 +134,10 @@ def read_perceptual(path: Path) -> Perceptual:
     return _checked(net, flatten_dict(variables["params"], sep="/"), shown(path))
 
 
-def _take(net: Net, arrays: Arrays, names: Mapping[str, str], what: str) -> dict[str, np.ndarray]:
+def _take(net: Net, arrays: Arrays, names: Mapping[str, str], what: str, leave: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """The `arrays`, each of them once, under our names and in our order of axes."""
-    ours_in_theirs = {ours: _theirs(leaf.shape) for ours, leaf in _shapes(net).items()}
-    shapes = {theirs: ours_in_theirs[ours] for ours, theirs in names.items()}
-    wrong = [f"{name} is missing" for name in shapes.keys() - arrays.keys()]
-    wrong += [f"{shown(name)} is unknown" for name in arrays.keys() - shapes.keys()]
-    wrong += [
-        f"{name} has shape {list(np.shape(arrays[name]))}, expected {list(shape)}"
-        for name, shape in shapes.items()
-        if name in arrays and np.shape(arrays[name]) != shape
-    ]
-    if wrong:
-        listed = ", ".join(sorted(wrong)[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        raise WeightsError(f"the {what} do not fit the network {net} ({listed}): give the published state dictionary of this network")
-    return {ours: _to_ours(np.asarray(arrays[theirs], np.float32)) for ours, theirs in names.items()}
+    shapes = {ours: leaf.shape for ours, leaf in _shapes(net).items()}
+    return take(arrays, names, shapes, f"{what} do not fit the network {net}", leave=leave).arrays
 
 
 def _once(net: Net, arrays: Arrays) -> Arrays:
@@ -160,7 +150,7 @@ def _once(net: Net, arrays: Arrays) -> Arrays:
     return rest
 
 
-def _checked(net: Net, arrays: Arrays, what: str = "the weights") -> Perceptual:
+def _checked(net: Net, arrays: Mapping[str, np.ndarray], what: str = "the weights") -> Perceptual:
     """As a tree, if the values can be those of LPIPS: finite, and no head below zero."""
     for name, array in arrays.items():
         if not np.isfinite(array).all():
@@ -173,13 +163,3 @@ def _checked(net: Net, arrays: Arrays, what: str = "the weights") -> Perceptual:
 def _shapes(net: Net) -> dict[str, Any]:
     shapes: dict[str, Any] = flatten_dict(perceptual_shapes(net)["params"], sep="/")
     return shapes
-
-
-def _theirs(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """HWIO → OIHW; a bias as it is."""
-    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
-
-
-def _to_ours(array: np.ndarray) -> np.ndarray:
-    """OIHW → HWIO; a bias as it is."""
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array

@@ -80,7 +80,7 @@ def test_what_is_no_square_of_whole_patches_is_refused(shape):
 
 @pytest.mark.parametrize("side", [96, 224, 256, 517])
 def test_images_shrink_and_grow_as_those_of_pil_which_clip_was_trained_on(side):
-    """PIL's bicubic has a = −½ and widens when it shrinks, as jax.image.resize: they are one filter, to the rounding of places in float32."""
+    """PIL's bicubic has a = −½ and widens when it shrinks, as jax.image.resize: they are one filter, to float32."""
     x = images(1, side, side, 1)
     grey = (np.asarray(x)[0, ..., 0] + 1) / 2
     expected = np.asarray(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC)).clip(0, 1)

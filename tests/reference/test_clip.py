@@ -1,4 +1,6 @@
-"""CLIP's vision transformer against transformers' with the same weights: forward, and gradients by image and every weight; names; images."""
+"""CLIP's vision transformer against transformers' with the same weights: forward, and gradients by image and weights; names; images."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxsr.models.clip import MEAN, SIDE, STD, VisionTransformer, clip_image
-from jaxsr.weights.clip import clip_shapes, openai_names, transformers_names
+from jaxsr.weights.clip import openai_names, transformers_names
+from jaxsr.weights.deduced import clip_shapes
 from jaxsr.weights.names import take
 
 pytestmark = pytest.mark.reference
@@ -42,9 +45,9 @@ def theirs():
 
 def ours(arrays):
     """{transformers' name: array} → our parameters."""
-    shapes = clip_shapes(SIZES, IMAGE)
+    shapes = clip_shapes(SIZES | {"side": IMAGE})
     taken = take(arrays, transformers_names(SIZES["layers"]), shapes, "test").arrays
-    return unflatten_dict({name.removeprefix("params/"): array for name, array in taken.items()}, sep="/")
+    return unflatten_dict(taken, sep="/")
 
 
 def image(seed=0):
@@ -85,7 +88,7 @@ def test_outputs_and_gradients_are_those_of_transformers(theirs, which):
 
 def test_every_parameter_of_theirs_is_one_of_ours_and_the_other_way_round(theirs):
     names = transformers_names(SIZES["layers"])
-    assert names.keys() == clip_shapes(SIZES, IMAGE).keys()
+    assert names.keys() == clip_shapes(SIZES | {"side": IMAGE}).keys()
     assert sorted(names.values()) == sorted(name for name, _ in theirs.named_parameters())
 
 
@@ -96,11 +99,11 @@ def test_openai_s_names_hold_the_same_network_with_queries_keys_and_values_in_on
     fused: dict[str, list] = {}
     for our_name, piece in openai_names(SIZES["layers"]).items():
         array = state[names[our_name]]
-        fused.setdefault(piece if isinstance(piece, str) else piece.name, []).append((getattr(piece, "index", 0), array))
+        fused.setdefault(piece if isinstance(piece, str) else piece.name, []).append((getattr(piece, "part", 0), array))
     original = {name: np.concatenate([array for _, array in sorted(parts, key=lambda part: part[0])]) for name, parts in fused.items()}
     original["visual.proj"] = original["visual.proj"].T  # `x @ self.proj`
-    taken = take(original, openai_names(SIZES["layers"]), clip_shapes(SIZES, IMAGE), "test").arrays
-    expected = flatten_dict({"params": ours(state)}, sep="/")
+    taken = take(original, openai_names(SIZES["layers"]), clip_shapes(SIZES | {"side": IMAGE}), "test").arrays
+    expected = flatten_dict(ours(state), sep="/")
     assert taken.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(taken[name], array, err_msg=name)
@@ -111,10 +114,8 @@ def test_images_are_those_of_torch_s_bicubic_with_antialias(side):
     """a = −½ there too; without antialias torch has a = −¾ and skips pixels when it shrinks."""
     x = np.random.default_rng(0).uniform(-1, 1, (1, side, side, 1)).astype(np.float32)
     grey = torch.tensor((x.transpose(0, 3, 1, 2) + 1) / 2)
-    expected, other = (
-        torch.nn.functional.interpolate(grey, (SIDE, SIDE), mode="bicubic", antialias=wide).clamp(0, 1).numpy()[0, 0]
-        for wide in (True, False)
-    )
+    resize = functools.partial(torch.nn.functional.interpolate, grey, (SIDE, SIDE), mode="bicubic")
+    expected, other = (resize(antialias=wide).clamp(0, 1).numpy()[0, 0] for wide in (True, False))
     seen = (np.asarray(clip_image(x)) * np.array(STD) + np.array(MEAN))[0, ..., 0]
     np.testing.assert_allclose(seen, expected, atol=5e-5)
     assert np.abs(seen - other).max() > 0.01
