@@ -86,6 +86,15 @@ def _from_volume(grid: Grid, path: Path, convention: Convention) -> np.ndarray:
         raise VolumeError(f"{int((~np.isfinite(vectors)).sum())} components are NaN or infinite: set them to 0 first")
     vectors = _to_ras(vectors, field, convention)
 
+    return field_on_grid(vectors, field, grid)
+
+
+def field_on_grid(values: np.ndarray, field: Grid, grid: Grid) -> np.ndarray:
+    """A smooth field `[X, Y, Z, C]` on the grid `field`, read linearly at the voxels of `grid`; beyond its edge, that goes on.
+
+    Raises:
+      VolumeError: where it covers less than COVERED of `grid`.
+    """
     index = np.linalg.solve(field.affine, grid.affine)
     inside = np.ones(grid.shape, bool)
     axes = [np.arange(n) for n in grid.shape]
@@ -96,7 +105,9 @@ def _from_volume(grid: Grid, path: Path, convention: Convention) -> np.ndarray:
         raise VolumeError(
             f"covers {inside.mean():.0%} of the volume, expected at least {COVERED:.0%}: is it the field of this scan, with its affine?"
         )
-    parts = [ndimage.affine_transform(vectors[..., c], index, output_shape=grid.shape, order=1, mode="nearest") for c in range(3)]
+    parts = [
+        ndimage.affine_transform(values[..., c], index, output_shape=grid.shape, order=1, mode="nearest") for c in range(values.shape[-1])
+    ]
     return np.stack(parts, -1)
 
 

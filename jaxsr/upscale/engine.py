@@ -9,7 +9,7 @@ memory is done again in smaller ones.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.stages import Compiled
 
+from jaxsr.data.pairs import slice_frame
 from jaxsr.methods.base import Condition, Method, Request, UpscaleOutput, Variables
 from jaxsr.runtime.memory import OutOfMemory, free_memory, is_out_of_memory, program_memory
 from jaxsr.runtime.mesh import MeshError, batch_sharding, replicated
@@ -31,7 +32,14 @@ FILL = 0.8  # of the memory that is free may be meant for a batch: allocators ne
 
 BatchSize = int | Literal["auto"]
 Progress = Callable[[int, int], None]  # slices done, slices in all
+Maps = Mapping[
+    str, np.ndarray
+]  # of a `Condition`, beside `low`, on the target grid: `[X, Y, Z]`, gradient `[X, Y, Z, 3]` along the grid's axes
 Note = Callable[[str], None]
+
+
+MAP_CHANNELS = {"gradient": 3}  # others have one
+Cuts = Mapping[str, Sequence[np.ndarray]]  # of `low` and maps: slices across one axis, `[n, H, W]` each, one a channel
 
 
 def silent(text: str) -> None:
@@ -93,7 +101,7 @@ class Engine:
         self._method, self._slice_map, self._interpolation = method, slice_map, interpolation
         self._mesh, self._by_batch, self._everywhere = mesh, batch_sharding(mesh), replicated(mesh)
         self._variables = jax.device_put(variables, self._everywhere)
-        self._programs: dict[tuple[tuple[int, int], Request], Compiled] = {}  # of the present batch size
+        self._programs: dict[tuple[tuple[int, int], Request, tuple[str, ...]], Compiled] = {}  # of the present batch size
 
     def plan(self, volume: Volume, to_mm: float | Grid | None, axes: Sequence[str]) -> Plan:
         """What `upscale` would do, without doing it. Raises VolumeError where no axis of `axes` serves."""
@@ -105,6 +113,7 @@ class Engine:
         request: Request,
         *,
         to_mm: float | Grid | None = None,
+        maps: Maps = {},  # noqa: B006
         axes: Sequence[str] = tuple(AXES),
         seed: int = 0,
         sample: int = 0,
@@ -113,7 +122,7 @@ class Engine:
     ) -> Upscaled:
         """`volume` at `to_mm` (None: on its own grid), in its own units and orientation; its field of view keeps its centre.
 
-        A grid in place of `to_mm` is the output's, its axes parallel to those of the volume.
+        A grid in place of `to_mm` is the output's, its axes parallel to those of the volume; `maps` lie on it.
 
         Raises:
           VolumeError: where no axis of `axes` serves.
@@ -124,7 +133,7 @@ class Engine:
         window = fit_window(volume.data)
         low = window.forward(resample(volume.data, volume.grid, plan.grid, self._interpolation))
         key = jax.random.fold_in(jax.random.key(seed), sample)
-        image, metrics = self.fuse(low, plan.axes, key, request, lambda done: progress(done, plan.slices), note)
+        image, metrics = self.fuse(low, plan.axes, key, request, maps, lambda done: progress(done, plan.slices), note)
         result = replace(volume, data=window.inverse(image), affine=plan.grid.affine)
         return Upscaled(result, window, metrics, plan, self.compilations - before)
 
@@ -134,6 +143,7 @@ class Engine:
         axes: Sequence[str],
         key: jax.Array,
         request: Request,
+        maps: Maps = {},  # noqa: B006
         progress: Callable[[int], None] = lambda done: None,
         note: Note = silent,
     ) -> tuple[np.ndarray, dict[str, float]]:
@@ -141,14 +151,20 @@ class Engine:
 
         Args:
           low: `[X, Y, Z]` on the target grid, in the window -1…1.
+          maps: on that grid.
+
+        Raises:
+          ValueError: for a map of another name or shape.
         """
+        check_maps(maps, low.shape)
         total = np.zeros(low.shape, np.float64)
         metrics: dict[str, list[np.ndarray]] = {}
         done = 0
         for axis in axes:
             sums = take_slices(total, axis)
             slice_map = map_of(self._method, low.shape, AXES[axis], self._slice_map)
-            for start, images, facts in self._slices(take_slices(low, axis), slice_map, jax.random.fold_in(key, AXES[axis]), request, note):
+            cuts = {"low": [take_slices(low, axis)], **{name: cut_map(name, data, AXES[axis]) for name, data in maps.items()}}
+            for start, images, facts in self._slices(cuts, slice_map, jax.random.fold_in(key, AXES[axis]), request, note):
                 sums[start : start + len(images)] += images
                 for name, values in facts.items():
                     metrics.setdefault(name, []).append(values)
@@ -158,17 +174,17 @@ class Engine:
         return total.astype(np.float32), {name: float(np.concatenate(values).mean()) for name, values in metrics.items()}
 
     def _slices(
-        self, slices: np.ndarray, slice_map: SliceMap, key: jax.Array, request: Request, note: Note
+        self, slices: Cuts, slice_map: SliceMap, key: jax.Array, request: Request, note: Note
     ) -> Iterator[tuple[int, np.ndarray, dict[str, np.ndarray]]]:
         """Yields (first slice, images [n, H, W], metrics [n]), one batch behind the device, which so never waits for the host.
 
         That memory is short may show when a batch is given to the device, or only when it is asked for: either way it is done again in
         smaller ones, and what was yielded is not.
         """
-        start, pending = 0, None
-        while start < len(slices) or pending:
+        start, pending, count = 0, None, len(slices["low"][0])
+        while start < count or pending:
             following = None
-            if start < len(slices):
+            if start < count:
                 try:
                     following = self._dispatch(slices, start, slice_map, key, request, note)
                     start += following.length
@@ -184,44 +200,48 @@ class Engine:
                 yield done
             pending = following
 
-    def _dispatch(self, slices: np.ndarray, start: int, slice_map: SliceMap, key: jax.Array, request: Request, note: Note) -> _InFlight:
-        program = self._program(slice_map.shape, request, note)
-        part = slices[start : start + self.batch_size]
-        low = np.full((self.batch_size, *slice_map.shape, 1), -1.0, np.float32)
-        low[: len(part), ..., 0] = slice_map.forward(part)
+    def _dispatch(self, slices: Cuts, start: int, slice_map: SliceMap, key: jax.Array, request: Request, note: Note) -> _InFlight:
+        program = self._program(slice_map.shape, request, tuple(slices), note)
+        stop = min(start + self.batch_size, len(slices["low"][0]))
+        condition = {}
+        for name, channels in slices.items():
+            outside = -1.0 if name in ("low", "reference") else 0.0
+            condition[name] = np.full((self.batch_size, *slice_map.shape, len(channels)), outside, np.float32)
+            for channel, part in enumerate(channels):
+                condition[name][: stop - start, ..., channel] = slice_map.forward(part[start:stop], outside)
         index = np.arange(start, start + self.batch_size, dtype=np.int32)
         key = jax.device_put(key, self._everywhere)
-        return _InFlight(start, len(part), program(self._variables, *jax.device_put((low, index), self._by_batch), key))
+        return _InFlight(start, stop - start, program(self._variables, *jax.device_put((condition, index), self._by_batch), key))
 
     def _fetch(self, slice_map: SliceMap, batch: _InFlight) -> tuple[int, np.ndarray, dict[str, np.ndarray]]:
         images, metrics = np.asarray(batch.output.image), batch.output.metrics
         facts = {name: np.asarray(values)[: batch.length] for name, values in metrics.items()}
         return batch.start, slice_map.inverse(images[: batch.length, ..., 0]), facts
 
-    def _program(self, sides: tuple[int, int], request: Request, note: Note) -> Compiled:
+    def _program(self, sides: tuple[int, int], request: Request, names: tuple[str, ...], note: Note) -> Compiled:
         """The compiled program for slices of `sides`; with 'auto', of no more slices than the compiler says fit into what is free."""
-        while (sides, request) not in self._programs:
-            program = self._compile(sides, request)
+        while (sides, request, names) not in self._programs:
+            program = self._compile(sides, request, names)
             free, needed = free_memory(self._mesh.devices.flat), program_memory(program)
             if self._auto and free and needed and self.batch_size > self._devices:
                 needed -= sum(leaf.nbytes for leaf in jax.tree.leaves(self._variables))  # which lie there already
                 if needed > FILL * free:
                     self._go_on_with(self.batch_size >> math.ceil(math.log2(needed / (FILL * free))), note)
                     continue
-            self._programs[sides, request] = program
-        return self._programs[sides, request]
+            self._programs[sides, request, names] = program
+        return self._programs[sides, request, names]
 
-    def _compile(self, sides: tuple[int, int], request: Request) -> Compiled:
-        def upscale(variables: Variables, low: jax.Array, index: jax.Array, key: jax.Array) -> UpscaleOutput:
+    def _compile(self, sides: tuple[int, int], request: Request, names: tuple[str, ...] = ("low",)) -> Compiled:
+        def upscale(variables: Variables, condition: dict[str, jax.Array], index: jax.Array, key: jax.Array) -> UpscaleOutput:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-            return self._method.upscale(variables, Condition(low), keys, request)
+            return self._method.upscale(variables, Condition(**condition), keys, request)
 
         self.compilations += 1
         shardings = (self._everywhere, self._by_batch, self._by_batch, self._everywhere)
         program = jax.jit(upscale, in_shardings=shardings, out_shardings=self._by_batch)
-        low = jax.ShapeDtypeStruct((self.batch_size, *sides, 1), np.float32)
+        condition = {name: jax.ShapeDtypeStruct((self.batch_size, *sides, MAP_CHANNELS.get(name, 1)), np.float32) for name in names}
         index = jax.ShapeDtypeStruct((self.batch_size,), np.int32)
-        return program.lower(self._variables, low, index, jax.eval_shape(jax.random.key, 0)).compile()
+        return program.lower(self._variables, condition, index, jax.eval_shape(jax.random.key, 0)).compile()
 
     def _shrink(self, error: Exception, note: Note) -> None:
         """Makes the batch smaller after `error`, or raises: `error` itself where it is not about memory."""
@@ -244,6 +264,23 @@ class Engine:
     def _whole(self, batch_size: int) -> int:
         """Rounded up to a multiple of the devices."""
         return -(-batch_size // self._devices) * self._devices
+
+
+def check_maps(maps: Maps, shape: tuple[int, ...]) -> None:
+    """Raises ValueError for maps of another name than a `Condition` has, or not of a volume of `shape`."""
+    for name, data in maps.items():
+        expected = (*shape, MAP_CHANNELS[name]) if name in MAP_CHANNELS else shape
+        if name not in Condition._fields or name == "low" or data.shape != expected:
+            raise ValueError(
+                f"a map {name!r} of shape {data.shape} for a volume of {shape}: expected one of {Condition._fields[1:]}, {expected}"
+            )
+
+
+def cut_map(name: str, data: np.ndarray, axis: int) -> list[np.ndarray]:
+    """The slices of a map across `axis`, views `[n, H, W]`, one a channel; gradient's along rows, columns and through."""
+    if name in MAP_CHANNELS:
+        return [take_slices(data[..., component], axis) for component in slice_frame(axis)]
+    return [take_slices(data, axis)]
 
 
 def first_batch_size() -> int:

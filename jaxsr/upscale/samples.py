@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxsr.methods.base import Request
-from jaxsr.upscale.engine import Engine, Note, Progress, Upscaled, silent
+from jaxsr.upscale.engine import Engine, Maps, Note, Progress, Upscaled, silent
 from jaxsr.volume.io import Volume
 from jaxsr.volume.slices import AXES
 
@@ -68,6 +68,7 @@ def draw(
     *,
     sampling: bool = True,
     to_mm: float | None = None,
+    maps: Maps = {},  # noqa: B006
     axes: Sequence[str] = tuple(AXES),
     seed: int = 0,
     each: Each = lambda sample, result: None,
@@ -87,7 +88,7 @@ def draw(
         def report(done: int, total: int) -> None:
             progress(sample * total + done, count * total)
 
-        result = engine.upscale(volume, request, to_mm=to_mm, axes=axes, seed=seed, sample=sample, progress=report, note=note)
+        result = engine.upscale(volume, request, to_mm=to_mm, maps=maps, axes=axes, seed=seed, sample=sample, progress=report, note=note)
         each(sample, result)
         return result
 
