@@ -26,8 +26,8 @@ class Shown(NamedTuple):
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
-# How each metric is written. Intensities have the unit of the file, which nobody knows; LPIPS, which needs weights, is in no registry yet.
-METRICS = {"lpips": Shown("LPIPS", "", "lower", ".4f")} | {
+# How each metric is written. Intensities have the unit of the file, which nobody knows.
+METRICS = {
     name: Shown(metric.title, "" if metric.unit.startswith("intensity") else metric.unit, metric.better, metric.spec)
     for name, metric in registry.METRICS.items()
 }

@@ -18,7 +18,9 @@ PERFECT = {
     "resolution": 2,
     "coarsest_resolution": 2,
 }  # two voxels of 1 mm; others 0
-PAIRED = [name for name, metric in METRICS.items() if metric.operands == "images"]
+PAIRED = [
+    name for name, metric in METRICS.items() if metric.operands == "images" and "weights" not in metric.needs
+]  # LPIPS: test_perceptual.py
 LOCAL = {"ssim": 5, "local_contrast_error": 5, "hfen": 7, "gradient_error": 1}  # voxels that a window reaches beyond its centre
 SMALL = [name for name in PAIRED if METRICS[name].least <= 24]
 POINTWISE = ("mse", "rmse", "nrmse", "mae", "psnr", "histogram_match")
