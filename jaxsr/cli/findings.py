@@ -47,6 +47,7 @@ def _by_label(comparison: "Comparison") -> list[str]:
     for method, metric in dict.fromkeys((t.method, t.metric) for t in tests):
         mine = [t for t in tests if (t.method, t.metric) == (method, metric)]
         differs = [t.region for t in mine if t.p_holm < 0.05]
-        where = f"in {len(differs)} of {len(mine)} labels, {listed(differs)}" if differs else f"in none of {len(mine)} labels"
-        said.append(f"{method} differs from {mine[0].against} in {metric} (Holm p < 0.05) {where}")
+        where = "in none" if not differs else "in all" if len(differs) == len(mine) else f"in {len(differs)}"
+        which = f": {listed(differs)}" if 0 < len(differs) < len(mine) else ""
+        said.append(f"{method} differs from {mine[0].against} in {metric} (Holm p < 0.05) {where} of {len(mine)} labels{which}")
     return said

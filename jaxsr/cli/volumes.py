@@ -74,8 +74,8 @@ def evaluate(
 ) -> None:
     """Compare outputs, or their segmentations, with a reference, or run a benchmark: tables, intervals, paired tests, pictures.
 
-    Four interpolations of the input stand beside images. Per-subject numbers are kept in metrics.csv and metrics.json. With --protocol, heads
-    are degraded and upscaled by each model first; what an interrupted run has made is kept.
+    Four interpolations of the input stand beside images. Per-subject numbers are kept in metrics.csv and metrics.json. With --protocol,
+    heads are degraded and upscaled by each model first; what an interrupted run has made is kept.
 
     Examples:
 

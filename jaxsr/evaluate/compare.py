@@ -189,12 +189,11 @@ def compare_subjects(
 def check_same_grid(reference: Grid, candidate: Grid, name: str, way_out: str = "") -> None:
     """Raises EvaluationError, ending in `way_out`, unless shapes are equal and every corner lies within TOLERANCE mm of the reference's."""
     if candidate.shape != reference.shape:
+        to_one = (
+            "bring both to one grid first, for instance by upscaling with --to-mm set to the reference's voxel size, or ask for --resample"
+        )
         raise EvaluationError(
-            f"{name}: {_described(candidate)} is compared with a reference of {_described(reference)}: "
-            + (
-                way_out
-                or "bring both to one grid first, for instance by upscaling with --to-mm set to its voxel size, or ask for --resample"
-            )
+            f"{name}: {_described(candidate)} is compared with a reference of {_described(reference)}: {way_out or to_one}"
         )
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(reference.shape) - 1)
     index = np.concatenate([corners, np.ones((8, 1))], axis=1)

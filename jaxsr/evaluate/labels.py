@@ -127,7 +127,7 @@ def read_labels(path: Path) -> Volume:
     odd = data[(data != np.rint(data)) | (data < 0) | (data >= LARGEST)]
     if len(odd):
         raise EvaluationError(
-            f"{shown(path)} is no label map: it holds {odd[0]:g} ({len(odd)} such voxels), labels are whole numbers from 0, below {LARGEST}; "
+            f"{shown(path)} is no label map: it holds {odd[0]:g} ({len(odd)} voxels), labels are whole numbers from 0, below {LARGEST}; "
             "give the segmentation itself, resampled by nearest neighbours where at all"
         )
     if len(_counts(data).nonzero()[0]) >= FEWEST and labelled(data) is None:

@@ -48,6 +48,8 @@ METRICS = {
     ),
     "cnr": Metric(contrast.cnr, "CNR", "", "higher", ("roi", "background"), "image", masked=False),
     "dice": Metric(tissue.dice, "Dice", "", "higher", ("labels",), "labels", masked=False, spec=".4f"),
-    "volume_error": Metric(tissue.volume_error, "volume error", "ml", "zero", ("labels", "voxel_size"), "labels", masked=False),
-    "relative_volume_error": Metric(tissue.relative_volume_error, "relative volume error", "", "zero", ("labels",), "labels", masked=False),
+    "volume_error": Metric(tissue.volume_error, "volume error", "ml", "zero", ("labels", "voxel_size"), "labels", masked=False, spec=".3f"),
+    "relative_volume_error": Metric(
+        tissue.relative_volume_error, "relative volume error", "", "zero", ("labels",), "labels", masked=False, spec=".4f"
+    ),
 }
