@@ -47,7 +47,8 @@ def evaluate(
     lpips_weights: Annotated[
         Path | None,
         bare(
-            "--lpips-weights", help="A file of LPIPS' published weights (jaxsr/weights/perceptual.py makes it); with it lpips is a metric."
+            "--lpips-weights",
+            help="LPIPS' published weights (jaxsr/weights/perceptual.py makes the file): lpips is a metric then, also by default.",
         ),
     ] = None,
     labels: Annotated[
@@ -92,6 +93,12 @@ def evaluate(
         return
     if resampling is not None:
         choice("--resample", resampling, ("linear", "cubic"))
+    of_images = {"--protocol": protocol, "--low": low, "--mask": mask, "--metrics": metrics, "--resample": resampling}
+    for option, value in (of_images | {"--lpips-weights": lpips_weights}).items():
+        if labels is not None and value:
+            raise typer.BadParameter(
+                "is for images, and --labels for label maps, which are compared as they are: leave it out", param_hint=option
+            )
     if reference is None:
         raise typer.BadParameter("name the truth with -r", param_hint="--reference")
     if protocol is None and not outputs:
@@ -103,12 +110,6 @@ def evaluate(
     for option, value in taken.items():
         if protocol is not None and value:
             raise typer.BadParameter("the protocol says it, or makes it: leave it out", param_hint=option)
-    of_images = {"--protocol": protocol, "--low": low, "--mask": mask, "--metrics": metrics, "--resample": resampling}
-    for option, value in (of_images | {"--lpips-weights": lpips_weights}).items():
-        if labels is not None and value:
-            raise typer.BadParameter(
-                "is for images, and --labels for label maps, which are compared as they are: leave it out", param_hint=option
-            )
     methods = _methods(outputs or [], "--input")
     size = slices_at_a_time(batch_size)
     select_device(device)

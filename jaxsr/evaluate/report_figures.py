@@ -96,7 +96,7 @@ def label_boxes(rows: Sequence[Mapping[str, Any]], metric: str) -> Markup:
         return Markup("")
     methods = list(dict.fromkeys(row["method"] for row in rows))
     height = len(methods) + 0.8  # of a label, in boxes
-    figure, axes = _axes(7.0, 1.2 + 0.2 * height * len(groups))
+    figure, axes = _axes(6.2, 1.2 + 0.2 * height * len(groups))
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=_FAINT, linewidth=0.5, alpha=0.5)
     titles = {}
