@@ -94,8 +94,8 @@ def evaluate(
     if resampling is not None:
         choice("--resample", resampling, ("linear", "cubic"))
     of_images = {"--protocol": protocol, "--low": low, "--mask": mask, "--metrics": metrics, "--resample": resampling}
-    for option, value in (of_images | {"--lpips-weights": lpips_weights}).items():
-        if labels is not None and value:
+    for option, image_only in (of_images | {"--lpips-weights": lpips_weights}).items():
+        if labels is not None and image_only:
             raise typer.BadParameter(
                 "is for images, and --labels for label maps, which are compared as they are: leave it out", param_hint=option
             )

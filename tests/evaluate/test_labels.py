@@ -27,7 +27,7 @@ def balls(seed, labels=(2, 3, 41), off=0):
     random, grid = np.random.default_rng(seed), np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1)
     found = np.zeros(SHAPE, np.int16)
     for i, label in enumerate(labels):
-        centre = [4 + off, 2 + 5 * i, 5] + random.random(3)
+        centre = np.array([4 + off, 2 + 5 * i, 5]) + random.random(3)
         found[((grid - centre) ** 2).sum(-1) < random.uniform(4, 5)] = label
     return found
 

@@ -129,7 +129,7 @@ def test_a_small_image_is_refused_with_its_sides(name):
 
 @pytest.mark.parametrize("name", METRICS)
 def test_what_a_metric_needs_are_its_keywords_without_default(name):
-    parameters = inspect.signature(METRICS[name].function).parameters.values()
-    required = {p.name for p in parameters if p.kind == p.KEYWORD_ONLY and p.default is p.empty}
+    parameters = list(inspect.signature(METRICS[name].function).parameters.values())
+    required = {p.name for p in parameters[1 if METRICS[name].operands == "image" else 2 :] if p.default is p.empty}
     assert required == set(METRICS[name].needs)
     assert METRICS[name].masked == ("mask" in {p.name for p in parameters})
