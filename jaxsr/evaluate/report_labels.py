@@ -31,7 +31,8 @@ def label_tables(document: Mapping[str, Any]) -> list[Table]:
         for label in regions(document):
             ranked = ranking(document, label, metric)
             best = text_of(metric, ranked[0]["mean"]) if len(ranked) > 1 else None
-            lines.append((label, [cell_of(found.get((label, method)), best) for method in methods]))
+            if any((label, method) in found for method in methods):
+                lines.append((label, [cell_of(found.get((label, method)), best) for method in methods]))
         how = shown_as(metric)
         tables.append(Table(f"{how.heading}, {BETTER[how.better]}", [(method, "") for method in methods], lines, "label"))
     return tables
