@@ -45,7 +45,7 @@ def weights(tmp_path_factory):
 def head(seed=0, shape=SHAPE):
     random = np.random.default_rng(seed)
     radius = np.sqrt(sum(np.linspace(-1.2, 1.2, n).reshape([-1 if a == i else 1 for i in range(3)]) ** 2 for a, n in enumerate(shape)))
-    return Volume(np.where(radius < 1, 100 + 20 * random.random(shape), 0).astype(np.float32), np.eye(4))
+    return Volume(np.where(radius < 1, 140 + 20 * random.random(shape), 40).astype(np.float32), np.eye(4))
 
 
 def noisy(volume):
