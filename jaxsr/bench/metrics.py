@@ -28,7 +28,7 @@ def bench_metrics(shape: tuple[int, int, int], names: Sequence[str], repeats: in
       ValueError: for a metric that is not one of an image and its reference.
     """
     if wrong := [name for name in names if name not in _timed()]:
-        raise ValueError(f"{', '.join(wrong)}: no metric of an image and its reference alone, as {', '.join(_timed())} are")
+        raise ValueError(f"{', '.join(wrong)}: no metric of an image and its reference, as {', '.join(_timed())} are")
     rng = np.random.default_rng(0)
     reference = rng.random(shape, np.float32)
     image = reference + np.float32(0.05) * rng.standard_normal(shape, np.float32)
