@@ -101,6 +101,7 @@ def test_metrics_are_listed_by_name():
     listed = jaxsr("evaluate", "--metrics", "list")
     assert listed.returncode == 0
     assert "effective resolution, mm: lower is better" in listed.stdout
+    assert "LPIPS: lower is better, 16 voxels a side or more, needs --lpips-weights" in listed.stdout
 
 
 def test_a_plan_is_shown_without_running(work):
@@ -128,6 +129,10 @@ def test_a_plan_is_shown_without_running(work):
         (["evaluate", "--protocol", "bench.yaml", "-r", "empty"], 3, "no heads there"),
         (["evaluate", "--protocol", "bench.yaml", "-r", "scan.nii.gz"], 3, "no head enters bench"),
         (["evaluate", "--protocol", "bench.yaml", "-r", "scan.nii.gz", "--dry-run"], 3, "no head enters bench"),
+        (["evaluate", "--protocol", "bench.yaml", "-r", "tiny.yaml"], 2, "tiny.yaml: not a volume"),
+        (["evaluate", "--protocol", "bench.yaml", "-r", "scan.nii.gz", "--lpips-weights", "x"], 2, "does not name lpips"),
+        (["evaluate", "-i", "scan.nii.gz", "-r", "scan.nii.gz", "--metrics", "psnr,lpips"], 2, "--lpips-weights"),
+        (["evaluate", "-i", "scan.nii.gz", "-r", "scan.nii.gz", "--lpips-weights", "x"], 4, "x is not there"),
         (["config", "validate", "tiny.yaml", "nowhere.yaml"], 2, "nowhere.yaml"),
         (["nonsense"], 2, "nonsense"),
     ],

@@ -4,11 +4,13 @@ import datetime
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jaxsr.cli.findings import list_metrics, significant
 from jaxsr.cli.options import (
     AsJson,
     BatchSize,
@@ -23,6 +25,8 @@ from jaxsr.cli.output import open_console, print_table, progress
 from jaxsr.cli.status import Exit
 
 if TYPE_CHECKING:
+    from jaxsr.evaluate.lpips_weights import LpipsWeights
+    from jaxsr.evaluate.scores import Rules
     from jaxsr.evaluate.tables import Comparison
 
 
@@ -39,6 +43,17 @@ def evaluate(
     mask: Annotated[Path | None, bare("--mask", help="Voxels that count. [default: the reference's foreground]")] = None,
     metrics: Annotated[
         str | None, bare(help="Names, the most important first, or list. [default: psnr,ssim,rmse,mae,resolution,coarsest_resolution,hfen]")
+    ] = None,
+    lpips_weights: Annotated[
+        Path | None,
+        bare(
+            "--lpips-weights",
+            help="LPIPS' published weights (jaxsr/weights/perceptual.py makes the file): lpips is a metric then, also by default.",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        bare("--labels", help="Files are label maps, compared in all labels, in some (2,3,41) or in those of a table (…_dseg.tsv)."),
     ] = None,
     against: Annotated[str | None, bare(help="The method that others are tested against. [default: tricubic]")] = None,
     resampling: Annotated[
@@ -58,10 +73,10 @@ def evaluate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --protocol: say which heads enter, and why others do not.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare outputs with a reference beside four interpolations, or run a benchmark: tables, intervals, paired tests, pictures.
+    """Compare outputs, or their segmentations, with a reference, or run a benchmark: tables, intervals, paired tests, pictures.
 
-    Per-subject numbers are kept in metrics.csv and metrics.json. With --protocol, heads are degraded and upscaled by each model first;
-    what an interrupted run has made is kept.
+    Four interpolations of the input stand beside images. Per-subject numbers are kept in metrics.csv and metrics.json. With --protocol,
+    heads are degraded and upscaled by each model first; what an interrupted run has made is kept.
 
     Examples:
 
@@ -69,13 +84,21 @@ def evaluate(
 
         jaxsr evaluate -i sr3=a/ -i student=b/ -r truth/ -l low/ -o comparison
 
+        jaxsr evaluate -i sr3=a_seg/ -i tricubic=b_seg/ -r truth_seg/ --labels all -o segmented
+
         jaxsr evaluate --protocol configs/protocols/2mm-to-native.yaml -r heads/ --models sr3=runs/sr3 -o benchmark --report
     """
     if metrics == "list":
-        _list_metrics()
+        list_metrics()
         return
     if resampling is not None:
         choice("--resample", resampling, ("linear", "cubic"))
+    of_images = {"--protocol": protocol, "--low": low, "--mask": mask, "--metrics": metrics, "--resample": resampling}
+    for option, image_only in (of_images | {"--lpips-weights": lpips_weights}).items():
+        if labels is not None and image_only:
+            raise typer.BadParameter(
+                "is for images, and --labels for label maps, which are compared as they are: leave it out", param_hint=option
+            )
     if reference is None:
         raise typer.BadParameter("name the truth with -r", param_hint="--reference")
     if protocol is None and not outputs:
@@ -91,8 +114,9 @@ def evaluate(
     size = slices_at_a_time(batch_size)
     select_device(device)
     from jaxsr.evaluate.compare import Means, compare_files
+    from jaxsr.evaluate.labels import compare_labels
     from jaxsr.evaluate.origin import origin
-    from jaxsr.evaluate.scores import RULES, check_metrics
+    from jaxsr.evaluate.scores import RULES
     from jaxsr.evaluate.written import check_page
     from jaxsr.files import shown
 
@@ -108,19 +132,19 @@ def evaluate(
     }
     if protocol is not None:
         comparison = _benchmark(
-            protocol, reference, _methods(models or [], "--models"), out, mask, size, picture, dry_run, provenance, terminal
+            protocol, reference, _methods(models or [], "--models"), out, mask, lpips_weights, size, picture, dry_run, provenance, terminal
         )
         if comparison is None:
             return
     else:
-        try:
-            rules = RULES if metrics is None else RULES._replace(metrics=check_metrics([name.strip() for name in metrics.split(",")]))
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--metrics") from None
+        rules = RULES if labels is not None else _rules(metrics, lpips_weights)
         means = Means(rules, resampling, against, picture, provenance=provenance)  # type: ignore[arg-type]
         with progress(terminal, "scored", None) as (advance, _):
             told = lambda done, total: advance(done, "subjects", total) if total > 1 else None  # noqa: E731
-            comparison = compare_files(methods, reference, out, low=low, mask=mask, means=means, progress=told)
+            if labels is not None:
+                comparison = compare_labels(methods, reference, out, labels, means=means, progress=told)
+            else:
+                comparison = compare_files(methods, reference, out, low=low, mask=mask, means=means, progress=told)
     files = list(comparison.files)
     if report:
         from jaxsr.evaluate.report import write_report
@@ -130,8 +154,8 @@ def evaluate(
     if as_json:
         print(json.dumps(comparison.table(), indent=2, ensure_ascii=False))
     else:
-        print_table(terminal, comparison.table(interval=True))
-        for sentence in (*comparison.all_notes, *_significant(comparison)):
+        print_table(terminal, comparison.table(interval=not comparison.labels))  # a line a label and method
+        for sentence in (*comparison.all_notes, *significant(comparison)):
             terminal.print(f"note: {sentence}")
         for subject, why in comparison.left_out.items():
             terminal.print(f"{subject} {why}")
@@ -146,6 +170,7 @@ def _benchmark(
     models: dict[str, Path],
     out: Path,
     masks: Path | None,
+    lpips_weights: Path | None,
     batch_size: Any,
     picture: bool,
     dry_run: bool,
@@ -157,6 +182,7 @@ def _benchmark(
     from jaxsr.evaluate.protocol import load_protocol
 
     file = load_protocol(path)
+    lpips = _lpips(file.protocol.metrics, lpips_weights, f"the protocol {file.protocol.name}")
     heads = find_heads(source, file.protocol, out)
     if dry_run:
         for subject in heads.entered:
@@ -169,33 +195,32 @@ def _benchmark(
         return None
     with progress(terminal, file.protocol.name, None) as (advance, note):
         told = lambda done, total, text: advance(done, text, total)  # noqa: E731
-        how: dict[str, Any] = {"masks": masks, "batch_size": batch_size, "montage": picture, "provenance": provenance}
+        how: dict[str, Any] = {"masks": masks, "lpips": lpips, "batch_size": batch_size, "montage": picture, "provenance": provenance}
         return run_protocol(file, heads, models, out, progress=told, note=note, **how)
 
 
-def _list_metrics() -> None:
-    from jaxsr.evaluate.metrics.registry import METRICS
-    from jaxsr.evaluate.scores import DEFAULT, KNOWN
+def _rules(metrics: str | None, lpips_weights: Path | None) -> "Rules":
+    """What --metrics and --lpips-weights ask for."""
+    from jaxsr.evaluate.lpips_weights import NAME
+    from jaxsr.evaluate.scores import DEFAULT, RULES, check_metrics
 
-    better = {"higher": "higher is better", "lower": "lower is better", "zero": "nearer to zero is better"}
-    for name in KNOWN:
-        metric = METRICS[name]
-        unit = f", {metric.unit}" if metric.unit else ""
-        least = f", {metric.least} voxels a side or more" if metric.least > 1 else ""
-        print(f"{name:<22}{metric.title}{unit}: {better[metric.better]}{least}{' (default)' if name in DEFAULT else ''}")
+    names = [*DEFAULT, *([NAME] if lpips_weights else [])] if metrics is None else [name.strip() for name in metrics.split(",")]
+    try:
+        known = check_metrics(names)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--metrics") from None
+    return RULES._replace(metrics=known, lpips=_lpips(known, lpips_weights, "--metrics"))
 
 
-def _significant(comparison: "Comparison") -> list[str]:
-    """For the mask or foreground, a sentence a method: what it differs in. None where no difference could be significant."""
-    tests = [t for t in comparison.tests if t.region == comparison.tests[0].region and t.p_holm == t.p_holm]
-    if not tests or any(note.startswith(f"{tests[0].region}: ") for note in comparison.all_notes):
-        return []
-    said = []
-    for method in dict.fromkeys(t.method for t in tests):
-        mine = [t for t in tests if t.method == method]
-        differs = ", ".join(t.metric for t in mine if t.p_holm < 0.05) or "no metric"
-        said.append(f"{method} differs from {mine[0].against} ({mine[0].region}, Holm p < 0.05, n = {mine[0].n}) in {differs}")
-    return said
+def _lpips(metrics: Sequence[str], path: Path | None, where: str) -> "LpipsWeights | None":
+    """The weights in the file, where metrics have lpips, and the file is named; usage errors where only one of it is so."""
+    from jaxsr.evaluate.lpips_weights import check_lpips, read_lpips
+
+    try:
+        check_lpips(metrics, path, where)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--lpips-weights") from None
+    return None if path is None else read_lpips(path)
 
 
 def _methods(texts: list[str], option: str) -> dict[str, Path]:

@@ -28,6 +28,7 @@ from jaxsr.evaluate.files import sidecar_path, stem
 from jaxsr.evaluate.grids import EvaluationError
 from jaxsr.evaluate.heads import Heads, NoHeads, masks_of, people_note, voxel_size
 from jaxsr.evaluate.interpolation import INTERPOLATIONS
+from jaxsr.evaluate.lpips_weights import LpipsWeights, check_lpips
 from jaxsr.evaluate.origin import origin, source_sha256
 from jaxsr.evaluate.protocol import Protocol, ProtocolFile
 from jaxsr.evaluate.seen import manifest_sha256, seen_heads, seen_note
@@ -61,6 +62,7 @@ def run_protocol(
     out: Path,
     *,
     masks: Path | None = None,
+    lpips: LpipsWeights | None = None,
     batch_size: Any = "auto",
     montage: bool = True,
     provenance: Mapping[str, Any] | None = None,
@@ -72,12 +74,15 @@ def run_protocol(
     Args:
       models: name → run directory or exported file.
       masks: file or folder, matched to the heads by name; needed where the protocol's regions have 'mask'.
+      lpips: needed where the protocol's metrics have 'lpips', and only there.
       batch_size: slices at a time, a number or 'auto'.
 
     Raises:
-      NoHeads: where no head enters; EvaluationError: where masks are asked for or given in vain; ModelError, WeightsError: for models.
+      NoHeads: where no head enters; EvaluationError: where masks are asked for or given in vain; ValueError: where LPIPS' weights are;
+      ModelError, WeightsError: for models.
     """
     protocol = file.protocol
+    check_lpips(protocol.metrics, lpips, "the protocol")
     check_models(models)
     if ("mask" in protocol.regions) != (masks is not None):
         raise EvaluationError("the protocol's regions and --mask go together: region 'mask' needs --mask, and --mask needs that region")
@@ -124,7 +129,7 @@ def run_protocol(
         said.append(seen_note(name, known[name]["heads_seen"], len(cases)) or "")
     said.append(people_note(heads, list(cases)) or "")
     facts = {**(provenance or {}), **origin(), "models": known, "seed": protocol.seed, "heads": digests}
-    means = Means(protocol.rules, None, protocol.against, montage, file.facts(), facts)
+    means = Means(protocol.rules._replace(lpips=lpips), None, protocol.against, montage, file.facts(), facts)
     start = len(heads.entered) * (1 + len(models))
     told = lambda done, of: progress(start + done if done < of else total, total, "scores")  # noqa: E731
     notes = [sentence for sentence in said if sentence]

@@ -82,9 +82,9 @@ def compare_files(
     Raises:
       EvaluationError: where nothing can be compared. VolumeError: where a single input cannot be read.
     """
-    pairings = {method: _paired(reference, path, method) for method, path in outputs.items()}
-    inputs = {} if low is None else _paired(reference, low, "the input").matched
-    masks = {} if mask is None else _paired(reference, mask, "the mask", masks=True).matched
+    pairings = {method: paired(reference, path, method) for method, path in outputs.items()}
+    inputs = {} if low is None else paired(reference, low, "the input").matched
+    masks = {} if mask is None else paired(reference, mask, "the mask", masks=True).matched
     subjects = list(dict.fromkeys(s for pairing in pairings.values() for s in pairing.matched))
     notes = [note for method, pairing in pairings.items() for note in pairing.notes(method)]
     cases: dict[str, Files] = {}
@@ -112,9 +112,14 @@ def compare_subjects(
     notes: Sequence[str] = (),
     failures: Mapping[str, str] | None = None,
     left_out: Mapping[str, str] | None = None,
+    labels: Mapping[str, int] | None = None,
+    one: Callable[[str, Files, Means, Path | None], "Scored"] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Comparison:
     """Scores subject → files, one subject in memory at a time, and writes the tables; `notes`, `failures` and `left_out` join its own.
+
+    Args:
+      labels: region → label, where the files are label maps; one: what scores a subject then (labels.py).
 
     Raises: as `compare_files`; FileError where a file in `out_dir` would be replaced that is no evaluation's;
     EvaluationError also where no method goes by the name `means.against`.
@@ -134,7 +139,7 @@ def compare_subjects(
         progress(done, len(cases))
         picture = places.get(subject)
         try:
-            scored = _compare_subject(subject, case, means, picture)
+            scored = (one or _compare_subject)(subject, case, means, picture)
         except (EvaluationError, VolumeError) as error:
             if single:
                 raise
@@ -152,14 +157,16 @@ def compare_subjects(
     said += _several_of_one(list(sources))
     methods = dict.fromkeys(row.method for row in rows)
     against = means.against or (AGAINST if AGAINST in methods else next(iter(methods)))
-    provenance = {**means.provenance, **({"resampling": means.resampling} if means.resampling else {}), "against": against}
+    lpips = {"lpips": means.rules.lpips.facts} if means.rules.lpips else {}
+    provenance = {**means.provenance, **lpips, **({"resampling": means.resampling} if means.resampling else {}), "against": against}
     comparison = Comparison(
         tuple(rows),
         tuple(said),
         failed,
         tuple(pictures),
         against=against,
-        data_range=means.rules.data_range,
+        data_range=None if labels else means.rules.data_range,
+        labels=labels or {},
         left_out=left_out or {},
         sources=sources,
         curves=curves,
@@ -186,14 +193,14 @@ def dependence(images: int, people: int) -> str:
     )
 
 
-class _Scored(NamedTuple):
+class Scored(NamedTuple):
     rows: list[Row]
     curves: dict[str, Any]
     low: Path | None
     notes: list[str]
 
 
-def _compare_subject(subject: str, case: Files, means: Means, picture: Path | None) -> _Scored:
+def _compare_subject(subject: str, case: Files, means: Means, picture: Path | None) -> Scored:
     reference = read_volume(case.reference)
     notes: list[str] = []
     candidates = {method: on_grid(reference, path, method, means.resampling, notes) for method, path in case.outputs.items()}
@@ -226,7 +233,7 @@ def _compare_subject(subject: str, case: Files, means: Means, picture: Path | No
     rows, curves = score(reference, everything, region, _named(inside), subject, means.rules)
     if picture is not None:
         _draw(picture, subject, reference, everything, region, rows)
-    return _Scored(rows, curves, source, notes)
+    return Scored(rows, curves, source, notes)
 
 
 def _named(mask: np.ndarray | None) -> str:
@@ -252,11 +259,12 @@ def _draw(picture: Path, subject: str, reference: Volume, volumes: Mapping[str, 
     )
 
 
-def _paired(reference: Path, other: Path, name: str, *, masks: bool = False) -> Pairing:
+def paired(reference: Path, other: Path, name: str, *, masks: bool = False, labels: bool = False) -> Pairing:
+    """`pair_files`, with names for errors. Raises EvaluationError where a path is not there, or nothing is a pair."""
     for path in (reference, other):
         if not path.exists():
             raise EvaluationError(f"{shown(path)} does not exist: check the path")
-    pairing = pair_files(reference, other, masks=masks)
+    pairing = pair_files(reference, other, masks=masks, labels=labels)
     if not pairing.matched:
         raise EvaluationError(
             f"{name}: no file in {other} belongs to one in {reference} by its name "

@@ -35,7 +35,7 @@ class Pairing:
         return said + ([f"{method}: no reference for {listed(self.extra)}"] if self.extra else [])
 
 
-def pair_files(references: Path, others: Path, *, masks: bool = False) -> Pairing:
+def pair_files(references: Path, others: Path, *, masks: bool = False, labels: bool = False) -> Pairing:
     """Partners of `references` among `others`. Two files are a pair whatever they are called; in folders, searched with all their
     subfolders, names decide.
 
@@ -44,11 +44,12 @@ def pair_files(references: Path, others: Path, *, masks: bool = False) -> Pairin
     reference's ('head01_sr' for 'head01').
 
     masks: where any of `others` is called a mask, only those are taken; no reference is its own.
+    labels: both sides are label maps (`label_files`).
     """
     if references.is_file() and others.is_file():
         return Pairing({shown(subject_name(references)): (references, others)}, (), ())
-    left = {p: _relative(p, references) for p in volume_files(references, masks=False)}
-    right = {p: _relative(p, others) for p in volume_files(others, masks=masks)}
+    left = {p: _relative(p, references) for p in (label_files if labels else volume_files)(references)}
+    right = {p: _relative(p, others) for p in (label_files(others) if labels else volume_files(others, masks=masks))}
     if masks:
         own = {p.resolve() for p in left}
         named = {p: relative for p, relative in right.items() if _MASK.search(stem(p))}
@@ -74,6 +75,14 @@ def volume_files(path: Path, *, masks: bool = False) -> list[Path]:
         return [path]
     found = (p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES) and not p.name.startswith(".") and p.is_file())
     return sorted(p for p in found if (masks or not stem(p).endswith(_NOT_IMAGES)) and not is_map(p))
+
+
+def label_files(path: Path) -> list[Path]:
+    """The label map itself, or those below a folder: what is called dseg where anything is, otherwise all but masks and probabilities, or
+    masks where there is nothing else."""
+    files = [p for p in volume_files(path, masks=True) if not stem(p).endswith("probseg")]
+    named = [p for p in files if stem(p).endswith("dseg")]
+    return named or [p for p in files if not stem(p).endswith("mask")] or files
 
 
 def is_map(path: Path) -> bool:

@@ -20,13 +20,13 @@ class EvaluationError(ValueError):
     """Volumes that cannot be compared: one sentence that says what differs and the way out."""
 
 
-def check_same_grid(reference: Grid, candidate: Grid, name: str) -> None:
-    """Raises EvaluationError unless shapes are equal and every corner lies within TOLERANCE mm of the reference's."""
+def check_same_grid(reference: Grid, candidate: Grid, name: str, way_out: str = "") -> None:
+    """Raises EvaluationError, ending in `way_out`, unless shapes are equal and every corner lies within TOLERANCE mm of the reference's."""
     if candidate.shape != reference.shape:
-        raise EvaluationError(
-            f"{name}: {described(candidate)} is compared with a reference of {described(reference)}: "
+        to_one = (
             "bring both to one grid first, for instance by upscaling with --to-mm set to the reference's voxel size, or ask for --resample"
         )
+        raise EvaluationError(f"{name}: {described(candidate)} is compared with a reference of {described(reference)}: {way_out or to_one}")
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(reference.shape) - 1)
     index = np.concatenate([corners, np.ones((8, 1))], axis=1)
     apart = np.linalg.norm((index @ (candidate.affine - reference.affine).T)[:, :3], axis=1).max()
@@ -34,12 +34,18 @@ def check_same_grid(reference: Grid, candidate: Grid, name: str) -> None:
         raise EvaluationError(
             f"{name}: its voxels lie up to {apart:.3g} mm from the reference's ({described(candidate)}; "
             f"reference {described(reference)}): shifted, turned or scaled against each other; "
-            "register one to the other first, or ask for --resample where only the grids differ"
+            + (way_out or "register one to the other first, or ask for --resample where only the grids differ")
         )
 
 
 def read_mask(path: Path, of: Path, reference: Volume, resampling: Resampling | None, notes: list[str]) -> np.ndarray:
     """Where `path` is above 0.5; refused where it is an image: a head above 0.5 is nearly everything, and nobody would notice."""
+    check_mask(path, of)
+    return on_grid(reference, path, "the mask", resampling, notes, constant="allow").data > 0.5
+
+
+def check_mask(path: Path, of: Path) -> None:
+    """Raises EvaluationError where a mask is an image, or the volume `of` itself; VolumeError where it cannot be read."""
     if path.samefile(of):
         raise EvaluationError(f"the mask {shown(path)} is the reference itself: name masks with --mask, or leave it out")
     data = read_volume(path, constant="allow").data
@@ -48,7 +54,6 @@ def read_mask(path: Path, of: Path, reference: Volume, resampling: Resampling | 
             f"the mask {shown(path)} has more than two values, so it is an image, labels or probabilities: "
             "name a file of zeros and ones with --mask (in a folder, one called …_mask), or leave it out"
         )
-    return on_grid(reference, path, "the mask", resampling, notes, constant="allow").data > 0.5
 
 
 def on_grid(reference: Volume, path: Path, name: str, resampling: Resampling | None, notes: list[str], **how: Any) -> Volume:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxsr.data.people import person_of
 from jaxsr.evaluate.compare import dependence
 from jaxsr.evaluate.files import pair_files, subjects_of, volume_files
-from jaxsr.evaluate.grids import EvaluationError
+from jaxsr.evaluate.grids import EvaluationError, check_mask
 from jaxsr.evaluate.protocol import Protocol
 from jaxsr.files import shown
 from jaxsr.upscale.inputs import find_sources
@@ -43,7 +43,8 @@ def find_heads(source: Path, protocol: Protocol, out: Path | None = None) -> Hea
     Of a head that may enter, the voxels are read: no header says that they are labels.
 
     Raises:
-      EvaluationError: where there is no such path; NoHeads: where there is no volume. VolumeError: for a list that is none.
+      EvaluationError: where there is no such path; NoHeads: where there is no volume. VolumeError: for a list that is none, and where
+        `source` is a single volume that cannot be read.
     """
     if not source.exists():
         raise EvaluationError(f"{shown(source)} does not exist: check the path")
@@ -56,6 +57,8 @@ def find_heads(source: Path, protocol: Protocol, out: Path | None = None) -> Hea
         try:
             why = _made_here(path) or protocol.refusal(voxel_size(path)) or _no_image(path)
         except VolumeError as error:
+            if path == source:  # the single input is unusable, which is another thing than nothing to do
+                raise VolumeError(f"{shown(path)}: {error}") from None
             why = str(error)
         if why:
             heads.left_out[subject] = f"does not enter: {why}"
@@ -77,9 +80,20 @@ def voxel_size(path: Path) -> tuple[float, float, float]:
 def masks_of(heads: Heads, masks: Path) -> dict[Path, Path]:
     """Head → its mask in a file or folder, by name. Of a list each head is looked for alone; a mask that fits two is of none.
 
+    Those of heads that enter are read: none is an image.
+
     Raises:
-      EvaluationError: where there is no such path, or one file for the heads of a list.
+      EvaluationError: where there is no such path, one file for the heads of a list, or a mask is an image. VolumeError: for one that
+        cannot be read.
     """
+    found = _paired_masks(heads, masks)
+    for head in heads.entered.values():
+        if head in found:
+            check_mask(found[head], head)
+    return found
+
+
+def _paired_masks(heads: Heads, masks: Path) -> dict[Path, Path]:
     if not masks.exists():
         raise EvaluationError(f"--mask {shown(masks)} does not exist: check the path")
     if not _is_list(heads.source):
@@ -121,8 +135,11 @@ def _made_here(path: Path) -> str | None:
 def _no_image(path: Path) -> str | None:
     """Why the voxels are no image of a head."""
     data, _ = load_data(open_image(path), None)
-    if not np.isfinite(data).all():
-        return None  # reading it to degrade it says what is wrong
+    return labelled(data) if np.isfinite(data).all() else None  # reading it to degrade it says what is wrong
+
+
+def labelled(data: np.ndarray) -> str | None:
+    """Why voxels are those of a mask or a label map; None where they are an image's."""
     planes = [np.take(data, n // 2, axis) for axis, n in enumerate(data.shape)]
     values, counts = np.unique(np.concatenate([plane.ravel() for plane in planes]), return_counts=True)
     if len(values) < FEWEST and (distinct := len(np.unique(data))) < FEWEST:

@@ -16,7 +16,8 @@ from markupsafe import Markup
 
 from jaxsr.evaluate.grids import EvaluationError
 from jaxsr.evaluate.interpolation import INTERPOLATIONS
-from jaxsr.evaluate.report_figures import box_plot, shell_curves
+from jaxsr.evaluate.report_figures import box_plot, label_boxes, shell_curves
+from jaxsr.evaluate.report_labels import label_sentences, label_tables
 from jaxsr.evaluate.report_subjects import Subject, chosen_subjects, show_subject
 from jaxsr.evaluate.report_tables import metrics_of, regions, shown_as, summary_sentences, summary_tables, test_lines, text_of
 from jaxsr.evaluate.report_viewer import error_colours, viewer_data, viewer_script
@@ -28,7 +29,7 @@ WARNING = "For research only, not for diagnosis. The methods' outputs were made 
 LARGE = 30e6  # bytes
 # of metrics.json beside 'rows', any of which may be absent
 KEYS: dict[str, Any] = {"summary": [], "tests": [], "notes": []} | {
-    key: {} for key in ("files", "maps", "curves", "conventions", "provenance", "versions", "failures")
+    key: {} for key in ("labels", "files", "maps", "curves", "conventions", "provenance", "versions", "failures")
 }
 # of a sidecar's JaxSR block, in this order
 MODEL_KEYS = ["Model", "Method", "Checkpoint", "WeightsSHA256", "TrainedVoxelSize", "TrainedAcquisition"]
@@ -67,18 +68,23 @@ def write_report(
     _check_place(out)
     script = viewer_script()
     outputs = _outputs(document)
-    pages = [Subject(name, reason) for name, reason in chosen_subjects(document, subjects, outputs).items()]
+    chosen = {} if document["labels"] else chosen_subjects(document, subjects, outputs)  # of label maps there is nothing to look at
+    pages = [Subject(name, reason) for name, reason in chosen.items()]
     looks: dict[str, Any] = {}
     for subject in pages:
         head = show_subject(subject, document, folder)
         if head is not None and script and len(looks) < viewers:
             looks[subject.name] = viewer_data(head.columns, head.reference.data, head.reference.grid, head.region, head.window, viewer_mm)
-    if viewers and not script:
+    if viewers and pages and not script:
         pages[0].gaps.append("the viewer is left out: this version of nilearn comes without brainsprite")
 
     region = regions(document)[0]
     rows = [row for row in document["rows"] if row["region"] == region]
     metrics = metrics_of(document)
+    if document["labels"]:
+        boxes = [label_boxes(document["rows"], metric) for metric in ("dice", "relative_volume_error") if metric in metrics]
+    else:
+        boxes = [box_plot(rows, metric) for metric in ("psnr", "ssim") if metric in metrics]
     environment = jinja2.Environment(
         loader=(templates := jinja2.PackageLoader("jaxsr.evaluate", "templates")),
         autoescape=True,
@@ -92,11 +98,11 @@ def write_report(
         title=title,
         mark=Markup(PAGE),
         warning=WARNING,
-        sentences=summary_sentences(document, outputs),
-        region=region,
-        tables=summary_tables(document),
+        sentences=label_sentences(document) if document["labels"] else summary_sentences(document, outputs),
+        points="a colour a method" if document["labels"] else f"region: {region}",
+        tables=label_tables(document) if document["labels"] else summary_tables(document),
         tests=test_lines(document),
-        boxes=[box_plot(rows, metric) for metric in ("psnr", "ssim") if metric in metrics],
+        boxes=boxes,
         curves=shell_curves(document["curves"]) if document["curves"] else "",
         subjects=pages,
         viewer={"subjects": looks, "errorColours": error_colours()} if looks else None,

@@ -87,6 +87,52 @@ def box_plot(rows: Sequence[Mapping[str, Any]], metric: str) -> Markup:
     return _svg(figure, f"Box plot of {shown_as(metric).heading} for each method, a point a subject", metric, titles)
 
 
+def label_boxes(rows: Sequence[Mapping[str, Any]], metric: str) -> Markup:
+    """Labels below one another, in each a box a method, in its colour, and every subject as a point."""
+    groups: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        value = number(row["values"].get(metric))
+        if np.isfinite(value):
+            groups.setdefault(row["region"], {}).setdefault(row["method"], {})[row["subject"]] = value
+    if not groups:
+        return Markup("")
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    height = len(methods) + 0.8  # of a label, in boxes
+    figure, axes = _axes(6.2, 1.2 + 0.2 * height * len(groups))
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=_FAINT, linewidth=0.5, alpha=0.5)
+    titles = {}
+    for i, (label, found) in enumerate(groups.items()):
+        for method, values in found.items():
+            j = methods.index(method)
+            place, colour = i * height + j, _CURVE.format(j % COLOURS)
+            line = {"color": colour, "linewidth": 1.2}
+            axes.boxplot(
+                [list(values.values())],
+                positions=[place],
+                widths=0.7,
+                orientation="horizontal",
+                showfliers=False,
+                medianprops={"color": colour, "linewidth": 2.4},
+                boxprops=line,
+                whiskerprops=line,
+                capprops=line,
+            )
+            for k, (subject, value) in enumerate(values.items()):
+                name = f"{metric}-{i}-{j}-{k}"
+                axes.plot(value, place, "o", color=colour, markersize=3, alpha=0.6, gid=name)
+                titles[name] = f"{subject}, {method}, {label}: {text_of(metric, value)} {shown_as(metric).unit}".strip()
+    axes.set_yticks([i * height + (len(methods) - 1) / 2 for i in range(len(groups))], list(groups), parse_math=False)
+    axes.set_ylim(len(groups) * height - 0.4, -1)
+    axes.set_xlabel(shown_as(metric).heading)
+    for j, method in enumerate(methods):
+        axes.plot([], [], color=_CURVE.format(j % COLOURS), linewidth=2.4, label=method)
+    legend = axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, labelcolor=_INK, fontsize=10)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return _svg(figure, f"Box plots of {shown_as(metric).heading} for each label and method, a point a subject", metric, titles)
+
+
 def shell_curves(curves: Mapping[str, Mapping[str, Mapping[str, Sequence[Any]]]]) -> Markup:
     """Fourier shell correlation against spatial frequency: thin lines are subjects, thick ones their mean if all have the same shells.
 

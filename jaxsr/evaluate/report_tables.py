@@ -26,11 +26,12 @@ class Shown(NamedTuple):
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
-# How each metric is written. Intensities have the unit of the file, which nobody knows; LPIPS, which needs weights, is in no registry yet.
-METRICS = {"lpips": Shown("LPIPS", "", "lower", ".4f")} | {
+# How each metric is written. Intensities have the unit of the file, which nobody knows.
+METRICS = {
     name: Shown(metric.title, "" if metric.unit.startswith("intensity") else metric.unit, metric.better, metric.spec)
     for name, metric in registry.METRICS.items()
 }
+BETTER = {"higher": "higher is better", "lower": "lower is better", "zero": "nearer to zero is better", "": ""}
 SPOKEN = ("psnr", "ssim", "lpips", "resolution")  # metrics that the summary in words speaks of
 
 
@@ -45,11 +46,12 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """One region: `lines` are (method, cells in the order of `headings`), None where a method lacks the metric."""
+    """One region, or one metric of labels: `lines` are (what `of` says, cells in the order of `headings`), None where there is no value."""
 
-    region: str
+    title: str
     headings: list[tuple[str, str]]  # with "higher is better" and the like
     lines: list[tuple[str, list[Cell | None]]]
+    of: str = "method"
 
 
 def number(value: Any) -> float:
@@ -96,18 +98,17 @@ def ranking(document: Mapping[str, Any], region: str, metric: str) -> list[Mappi
 def summary_tables(document: Mapping[str, Any]) -> list[Table]:
     """A table for each region; the best mean of a metric is marked, and what is written like it."""
     metrics, tables = metrics_of(document), []
-    words = {"higher": "higher is better", "lower": "lower is better", "zero": "nearer to zero is better", "": ""}
     for region in regions(document):
         found = {(s["method"], s["metric"]): s for s in document["summary"] if s["region"] == region}
         here = [m for m in metrics if any(metric == m for _, metric in found)]
         first = {m: text_of(m, ranked[0]["mean"]) for m in here if len(ranked := ranking(document, region, m)) > 1}
         methods = list(dict.fromkeys(method for method, _ in found))
-        lines = [(method, [_cell(found.get((method, m)), first.get(m)) for m in here]) for method in methods]
-        tables.append(Table(region, [(shown_as(m).heading, words[shown_as(m).better]) for m in here], lines))
+        lines = [(method, [cell_of(found.get((method, m)), first.get(m)) for m in here]) for method in methods]
+        tables.append(Table(f"region: {region}", [(shown_as(m).heading, BETTER[shown_as(m).better]) for m in here], lines))
     return tables
 
 
-def _cell(summary: Mapping[str, Any] | None, best: str | None) -> Cell | None:
+def cell_of(summary: Mapping[str, Any] | None, best: str | None) -> Cell | None:
     if summary is None:
         return None
     metric = summary["metric"]
@@ -144,11 +145,19 @@ def summary_sentences(document: Mapping[str, Any], outputs: Sequence[str]) -> li
     subjects = len({row["subject"] for row in document["rows"]})
     baselines = len([m for m in methods if m not in outputs])
     where = {"mask": "inside the mask", "foreground": "inside the head (the foreground of the target)"}.get(region, "over the whole image")
-    compared = _count(len(methods) - baselines, "method") + (" was" if len(methods) - baselines == 1 else " were")
-    beside = f" beside {_count(baselines, 'interpolation')} of the input" if baselines else ""
-    said = [f"{compared} compared{beside} on {_count(subjects, 'subject')}, {where}."]
+    compared = count(len(methods) - baselines, "method") + (" was" if len(methods) - baselines == 1 else " were")
+    beside = f" beside {count(baselines, 'interpolation')} of the input" if baselines else ""
+    said = [f"{compared} compared{beside} on {count(subjects, 'subject')}, {where}."]
     for metric in SPOKEN:
         said += _verdict(document, region, metric, outputs)
+    return said + uneven_or_few(document)
+
+
+def uneven_or_few(document: Mapping[str, Any]) -> list[str]:
+    """What readers must know where methods were scored on different subjects, or on so few that no test can tell."""
+    region, said = regions(document)[0], []
+    methods = list(dict.fromkeys(row["method"] for row in document["rows"]))
+    subjects = len({row["subject"] for row in document["rows"]})
     scored = {
         method: {row["subject"] for row in document["rows"] if (row["method"], row["region"]) == (method, region)} for method in methods
     }
@@ -159,7 +168,7 @@ def summary_sentences(document: Mapping[str, Any], outputs: Sequence[str]) -> li
         )
     if subjects < 6 and len(methods) > 1:
         said.append(
-            f"With {_count(subjects, 'subject')} no ranking is certain: the smallest two-sided p a paired Wilcoxon test can give is "
+            f"With {count(subjects, 'subject')} no ranking is certain: the smallest two-sided p a paired Wilcoxon test can give is "
             f"{2.0 ** (1 - subjects):.4g}, before any correction."
         )
     return said
@@ -174,7 +183,7 @@ def _verdict(document: Mapping[str, Any], region: str, metric: str, outputs: Seq
     if spoken(best) == spoken(second):
         equal = [s["method"] for s in ranked if spoken(s) == spoken(best)]
         return [f"{_capital(how.title)} is equal, {spoken(best)} on average, for {', '.join(equal[:-1])} and {equal[-1]}."]
-    cell = _cell(best, None)
+    cell = cell_of(best, None)
     assert cell
     interval = f", 95 % interval {cell.interval}" if cell.interval else ""
     mean = f"{cell.mean} {how.unit}".strip()
@@ -208,7 +217,7 @@ def _equals(p: str) -> str:
     return p if p.startswith("<") else f"= {p}"
 
 
-def _count(n: int, noun: str) -> str:
+def count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxsr.evaluate.lpips_weights import NAME, LpipsWeights, check_lpips
 from jaxsr.evaluate.metrics.registry import METRICS, Metric
 from jaxsr.evaluate.metrics.resolution import fourier_shell_correlation
 from jaxsr.evaluate.tables import Row
-from jaxsr.volume.intensity import fit_window
+from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.io import Volume
 
 DataRange = Literal["robust", "full"]
@@ -31,11 +32,13 @@ class Rules(NamedTuple):
     Attributes:
       metrics: names in KNOWN, the first being the one that counts most.
       regions: 'inside', the mask or foreground, and 'image', the whole.
+      lpips: what 'lpips' among the metrics is computed with.
     """
 
     metrics: tuple[str, ...] = DEFAULT
     regions: tuple[str, ...] = ("image", "inside")
     data_range: DataRange = "robust"
+    lpips: LpipsWeights | None = None
 
 
 RULES = Rules()
@@ -58,7 +61,9 @@ def score(
 
     A metric is NaN where a side is shorter than it needs. Volumes are on the reference's grid, and go to the device once each.
     """
-    data_range = range_of(reference.data, region, rules.data_range)
+    check_lpips(rules.metrics, rules.lpips, "the list of metrics")
+    window = window_of(reference.data, region, rules.data_range)
+    data_range = window.high - window.low
     truth, inside = jnp.asarray(reference.data), jnp.asarray(region)
     places = {"image": ("image", None, reference.data.size), "inside": (region_name, inside, int(region.sum()))}
     curved = "inside" if "inside" in rules.regions else "image"
@@ -73,19 +78,18 @@ def score(
                     shells = fourier_shell_correlation(ours, truth, voxel_size=np.array(reference.voxel_size), mask=mask)
                     values[metric] = float(shells.resolution)
                     curves[method] = _curve(np.asarray(shells.frequency), np.asarray(shells.correlation))
+                elif metric == NAME and rules.lpips:
+                    values[metric] = rules.lpips.value(ours, truth, mask, window)
                 else:
                     values[metric] = _value(METRICS[metric], ours, truth, mask, data_range, reference.voxel_size)
             rows.append(Row(subject, method, name, data_range, voxels, values))
     return rows, curves
 
 
-def range_of(data: np.ndarray, region: np.ndarray, kind: DataRange) -> float:
-    """R of PSNR, SSIM and others, in the data's unit."""
+def window_of(data: np.ndarray, region: np.ndarray, kind: DataRange) -> Window:
+    """The intensities between which R of PSNR, SSIM and others lies, and which LPIPS maps to [−1, 1]."""
     assert kind in get_args(DataRange)
-    if kind == "full":
-        return float(data[region].max() - data[region].min())
-    window = fit_window(data, mask=region)
-    return window.high - window.low
+    return Window(float(data[region].min()), float(data[region].max())) if kind == "full" else fit_window(data, mask=region)
 
 
 def _value(metric: Metric, x: Array, y: Array, mask: Array | None, data_range: float, voxel_size: tuple[float, float, float]) -> float:

@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -40,6 +40,11 @@ CONVENTIONS = {
     "coarsest_resolution": "the same of what lies within 25 degrees of an axis, for the worst of the three axes",
     "hfen": "norm of the Laplacian of Gaussian (sigma 1.5 voxels, 15 taps) of the error over that of the reference",
     "gradient_error": "root of the mean square of the gradient vector's error over that of the reference's gradient",
+    "lpips": "version 0.1 with the weights that provenance.lpips names; mean over axial slices (of the region: by their share of it), the "
+    "data range mapped to [-1, 1] from its lower to its upper end, nothing clipped",
+    "dice": "2 |A & B| / (|A| + |B|), A the label's voxels in the output's map, B those in the reference's; null where neither has it",
+    "volume_error": "|A| - |B|, ml",
+    "relative_volume_error": "(|A| - |B|) / |B|: -1 where the output lacks the label, inf where the reference does, null where both do",
     "sd": "over subjects, N - 1",
     "low, high": "95 % BCa bootstrap interval of the mean over subjects, 9999 resamples, seed 0; null below 5 subjects",
     "p": "two-sided exact Wilcoxon signed-rank test of paired differences, zeros left out; null below 6 pairs",
@@ -48,8 +53,11 @@ CONVENTIONS = {
     "non_finite": "NaN is null, an infinite value is the string 'inf'; n, mean, sd, low and high are of the finite values (of the infinite "
     "ones where there are no others), the median is of all but NaN",
 }
+OF_IMAGES = ("intensities", "data_range", "foreground", "regions")  # conventions that label maps have nothing of
+OF_LABELS = "one a label, by its name or number; voxels: the reference's of that label"
 _RANGES = {"robust": "99.9 % minus 0.1 % percentile", "full": "largest minus smallest value"}
 _NUMBERS = re.compile(r"\[\n\s+([-+.\deE,\s]+?)\s+\]")
+_LISTED = 8  # names in a sentence
 _NEAR = 2  # folders upwards, up to which a path is written as relative
 
 
@@ -59,7 +67,7 @@ class Row(NamedTuple):
     subject: str
     method: str
     region: str
-    data_range: float
+    data_range: float | None  # None of label maps
     voxels: int
     values: Mapping[str, float]
 
@@ -98,6 +106,7 @@ class Comparison:
     Attributes:
       failures: subject → why it could not be compared; `left_out`: subject → why it was not meant to be.
       against: the method that others are tested against. data_range: of `jaxsr.evaluate.scores.Rules`.
+      labels: region → label, where label maps were compared; data_range is None then.
       sources: subject → its volumes. curves: subject → method → Fourier shell correlation.
       protocol, provenance: as they are to stand in metrics.json.
     """
@@ -108,12 +117,13 @@ class Comparison:
     montages: tuple[Path, ...] = ()
     files: tuple[Path, ...] = ()
     against: str | None = None
-    data_range: str = "robust"
+    data_range: str | None = "robust"
     left_out: Mapping[str, str] = field(default_factory=dict)
     sources: Mapping[str, Files] = field(default_factory=dict)
     curves: Mapping[str, Mapping[str, Mapping[str, list[float]]]] = field(default_factory=dict)
     protocol: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def summary(self) -> list[Summary]:
@@ -136,7 +146,7 @@ class Comparison:
     @property
     def all_notes(self) -> tuple[str, ...]:
         """`notes`, and what summaries and tests give cause to say."""
-        return (*self.notes, *_incomplete(self._values), *self._tested[1])
+        return (*self.notes, *_incomplete(self._values), *_joined(self._tested[1], list(self.labels)))
 
     @cached_property
     def _tested(self) -> tuple[list[Test], list[str]]:
@@ -192,13 +202,18 @@ def write_tables(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
 def _document(comparison: Comparison, folder: Path) -> dict[str, Any]:
     scored = {metric for row in comparison.rows for metric in row.values}
     told = {key: text for key, text in CONVENTIONS.items() if key not in METRICS or key in scored}
+    if comparison.data_range is None:
+        told = {"regions": OF_LABELS} | {key: text for key, text in told.items() if key not in OF_IMAGES}
+    else:
+        told["data_range"] = told["data_range"].format(range=_RANGES[comparison.data_range])
     rows = [{**row._asdict(), "values": {m: _json(v) for m, v in row.values.items()}} for row in comparison.rows]
     return {
-        "conventions": {**told, "data_range": told["data_range"].format(range=_RANGES[comparison.data_range])},
+        "conventions": told,
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in ("jaxsr", "jax", "numpy", "nibabel", "scipy")},
         },
+        **({"labels": dict(comparison.labels)} if comparison.labels else {}),
         "protocol": comparison.protocol,
         "provenance": dict(comparison.provenance),
         "summary": [{k: _json(v) for k, v in s._asdict().items()} for s in comparison.summary],
@@ -241,8 +256,23 @@ def _incomplete(values: Mapping[tuple[str, str, str], list[float]]) -> list[str]
         finite = int(np.isfinite(numbers).sum())
         if 0 < finite < len(numbers):
             told.setdefault(f"{len(numbers) - finite} of {len(numbers)} in {metric}, {region}", []).append(method)
-    listed = "; ".join(f"{what}: {', '.join(methods)}" for what, methods in told.items())
-    return [f"values that are not finite are left out of means, deviations and intervals ({listed})"] if told else []
+    parts = [f"{what}: {', '.join(methods)}" for what, methods in told.items()]
+    where = "; ".join([*parts[:_LISTED], *([f"{len(parts) - _LISTED} more in metrics.json"] if len(parts) > _LISTED else [])])
+    return [f"values that are not finite are left out of means, deviations and intervals ({where})"] if told else []
+
+
+def _joined(notes: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """Notes of labels that say the same as one, of the first labels and the number of the others."""
+    joined: dict[str, list[str]] = {}
+    for note in notes:
+        label = next((label for label in labels if note.startswith(f"{label}: ")), "")
+        joined.setdefault(note.removeprefix(f"{label}: ") if label else note, []).append(label)
+    return [f"{listed(of)}: {note}" if of[0] else note for note, of in joined.items()]
+
+
+def listed(names: Sequence[str]) -> str:
+    """As in 'a, b and 7 more'."""
+    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
 
 def _text(s: Summary) -> str:

@@ -9,7 +9,7 @@ import pytest
 from jaxsr.evaluate.grids import EvaluationError
 from jaxsr.evaluate.heads import NoHeads, find_heads, masks_of, people_note
 from jaxsr.evaluate.protocol import Protocol
-from jaxsr.volume.io import Volume, write_volume
+from jaxsr.volume.io import Volume, VolumeError, write_volume
 
 PROTOCOL = Protocol.model_validate({"name": "small", "acquisition": {"voxel_size": [2.0, 2.0, 2.0]}})
 SHAPE = (24, 26, 22)
@@ -99,6 +99,28 @@ def test_one_mask_is_not_of_two_heads_of_a_list(tmp_path):
     heads = find_heads(tmp_path / "heads.txt", PROTOCOL)
     assert len(heads.entered) == 2
     assert masks_of(heads, tmp_path / "masks") == {}
+
+
+def test_an_image_is_no_mask_of_a_head_that_enters(tmp_path):
+    at = write(tmp_path / "heads" / "a.nii.gz", image())
+    write(tmp_path / "heads" / "b.nii.gz", inside(1))  # does not enter, so that its mask is not looked at
+    heads = find_heads(tmp_path / "heads", PROTOCOL)
+    write(tmp_path / "masks" / "a_mask.nii.gz", inside(1))
+    write(tmp_path / "masks" / "b_mask.nii.gz", image(1))
+    assert heads.entered["a"] in masks_of(heads, tmp_path / "masks")
+    write(tmp_path / "masks" / "a_mask.nii.gz", image(1))
+    with pytest.raises(EvaluationError, match=r"a_mask\.nii\.gz has more than two values"):
+        masks_of(heads, tmp_path / "masks")
+    with pytest.raises(EvaluationError, match="the reference itself"):
+        masks_of(find_heads(at, PROTOCOL), at)
+
+
+def test_a_single_head_that_cannot_be_read_is_bad_input_not_nothing_to_do(tmp_path):
+    (tmp_path / "heads").mkdir()
+    (tmp_path / "heads" / "a.nii").write_text("no volume")
+    with pytest.raises(VolumeError, match=r"a\.nii: not a volume"):
+        find_heads(tmp_path / "heads" / "a.nii", PROTOCOL)
+    assert "not a volume" in find_heads(tmp_path / "heads", PROTOCOL).left_out["a"]
 
 
 def test_several_heads_of_one_person_are_told(tmp_path):

@@ -368,6 +368,25 @@ def test_the_region_mask_goes_with_masks_and_takes_them(tmp_path, heads, protoco
     assert {(r.region, r.voxels) for r in comparison.rows} == {("mask", int((head().data > 0).sum()))}
 
 
+def test_an_image_for_a_mask_is_refused_before_anything_is_degraded(tmp_path, heads, protocol):
+    masked = protocol._replace(protocol=protocol.protocol.model_copy(update={"regions": ("mask",)}))
+    with pytest.raises(EvaluationError, match="the reference itself"):
+        run_protocol(
+            masked, find_heads(heads / "sub-0_T1w.nii.gz", masked.protocol), {}, tmp_path / "out", masks=heads / "sub-0_T1w.nii.gz"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_lpips_and_its_weights_go_together_and_that_is_seen_before_anything_is_degraded(tmp_path, heads, protocol):
+    named = protocol._replace(protocol=protocol.protocol.model_copy(update={"metrics": ("psnr", "lpips")}))
+    found = find_heads(heads, protocol.protocol)
+    with pytest.raises(ValueError, match="needs its published weights"):
+        run_protocol(named, found, {}, tmp_path / "out")
+    with pytest.raises(ValueError, match="in vain"):
+        run_protocol(protocol, found, {}, tmp_path / "out", lpips=object())
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_of_the_interpolations_zero_filling_resolves_most_of_a_real_head(mri, tmp_path, protocol):
     """It alone passes every frequency that was acquired as it is."""

@@ -78,6 +78,10 @@ def chromium(started, page):
     started.get(page.as_uri())
     wait(started, lambda: shown(started) == "target")
     yield started
+    check_quiet(started, page)
+
+
+def check_quiet(started, page):
     messages = [json.loads(entry["message"])["message"] for entry in started.get_log("performance")]
     asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
     assert page.as_uri() in asked
@@ -240,6 +244,36 @@ def test_tables_are_sorted_by_the_heading_that_is_clicked(chromium):
         values = chromium.execute_script(column)
         assert values == sorted(values, reverse=direction == "descending")
         assert heading.find_element("xpath", "..").get_attribute("aria-sort") == direction
+
+
+def test_a_report_of_label_maps_is_as_quiet_and_fits_too(started, tmp_path):
+    labels = {f"Left-Structure-of-some-length-{i}": i for i in range(1, 31)}
+    rows = [
+        {"subject": f"sub-{s}", "method": method, "region": label, "values": {"dice": 0.9 - 0.02 * s - 0.1 * k, "volume_error": 0.1 * s}}
+        for label in labels
+        for k, method in enumerate(METHODS)
+        for s in range(7)
+    ]
+    summary = [
+        {"method": method, "region": label, "metric": "dice", "n": 7 - k, "mean": 0.84 - 0.1 * k, "sd": 0.04, "median": 0.84 - 0.1 * k}
+        for label in labels
+        for k, method in enumerate(METHODS)
+    ]
+    (tmp_path / "metrics.json").write_text(json.dumps({"rows": rows, "labels": labels, "summary": summary}))
+    page = write_report(tmp_path, tmp_path / "report.html").path
+    started.get_log("performance"), started.get_log("browser")
+    started.get(page.as_uri())
+    width, inner, plots = started.execute_script(
+        "return [document.documentElement.scrollWidth, window.innerWidth, document.querySelectorAll('.plots svg').length]"
+    )
+    assert width <= inner
+    assert plots == 1  # Dice; of the volume's error there is no relative one
+    assert not started.find_elements("css selector", "img, canvas")
+    table = started.find_element("css selector", "#numbers table")
+    assert table.text.splitlines()[0] == "Over subjects, Dice, higher is better"
+    assert [len(table.find_elements("css selector", part)) for part in ("tbody tr", "td.best")] == [30, 30]
+    assert table.find_element("css selector", "td.n").text == "6–7"
+    check_quiet(started, page)
 
 
 def test_a_phone_scrolls_tables_and_pictures_but_not_the_page(chromium):

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from jaxsr.evaluate.metrics import contrast, edges, pixel, resolution, ssim, tissue, vif
+from jaxsr.evaluate.metrics import contrast, edges, perceptual, pixel, resolution, ssim, tissue, vif
+from jaxsr.models.perceptual import LEAST_SIDE
 
 PLAIN = "#.4g"
 
@@ -42,8 +43,13 @@ METRICS = {
     ),
     "histogram_match": Metric(contrast.histogram_match, "histogram match", "", "higher", ("data_range",), spec=".4f"),
     "local_contrast_error": Metric(contrast.local_contrast_error, "local contrast error", "", "lower", least=contrast.WINDOW),
+    "lpips": Metric(  # (low, high) is its data range; two-dimensional, so `least` is of a slice's sides, for the net that needs least
+        perceptual.lpips, "LPIPS", "", "lower", ("weights", "data_range"), least=min(LEAST_SIDE.values()), spec=".4f"
+    ),
     "cnr": Metric(contrast.cnr, "CNR", "", "higher", ("roi", "background"), "image", masked=False),
     "dice": Metric(tissue.dice, "Dice", "", "higher", ("labels",), "labels", masked=False, spec=".4f"),
-    "volume_error": Metric(tissue.volume_error, "volume error", "ml", "zero", ("labels", "voxel_size"), "labels", masked=False),
-    "relative_volume_error": Metric(tissue.relative_volume_error, "relative volume error", "", "zero", ("labels",), "labels", masked=False),
+    "volume_error": Metric(tissue.volume_error, "volume error", "ml", "zero", ("labels", "voxel_size"), "labels", masked=False, spec=".3f"),
+    "relative_volume_error": Metric(
+        tissue.relative_volume_error, "relative volume error", "", "zero", ("labels",), "labels", masked=False, spec=".4f"
+    ),
 }

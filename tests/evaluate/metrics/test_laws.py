@@ -18,7 +18,9 @@ PERFECT = {
     "resolution": 2,
     "coarsest_resolution": 2,
 }  # two voxels of 1 mm; others 0
-PAIRED = [name for name, metric in METRICS.items() if metric.operands == "images"]
+PAIRED = [
+    name for name, metric in METRICS.items() if metric.operands == "images" and "weights" not in metric.needs
+]  # LPIPS: test_perceptual.py
 LOCAL = {"ssim": 5, "local_contrast_error": 5, "hfen": 7, "gradient_error": 1}  # voxels that a window reaches beyond its centre
 SMALL = [name for name in PAIRED if METRICS[name].least <= 24]
 POINTWISE = ("mse", "rmse", "nrmse", "mae", "psnr", "histogram_match")
@@ -127,7 +129,7 @@ def test_a_small_image_is_refused_with_its_sides(name):
 
 @pytest.mark.parametrize("name", METRICS)
 def test_what_a_metric_needs_are_its_keywords_without_default(name):
-    parameters = inspect.signature(METRICS[name].function).parameters.values()
-    required = {p.name for p in parameters if p.kind == p.KEYWORD_ONLY and p.default is p.empty}
+    parameters = list(inspect.signature(METRICS[name].function).parameters.values())
+    required = {p.name for p in parameters[1 if METRICS[name].operands == "image" else 2 :] if p.default is p.empty}
     assert required == set(METRICS[name].needs)
     assert METRICS[name].masked == ("mask" in {p.name for p in parameters})
