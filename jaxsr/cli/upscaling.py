@@ -58,6 +58,19 @@ def upscale(
     noise: Annotated[
         float | None, bare(help="For --consistency: the input's noise σ, in its units. [default: estimated from its air or tissue]")
     ] = None,
+    bias_field: Annotated[
+        Path | None, bare("--bias-field", help="For a guided model: the target's bias field, as N4 writes it; a folder for several inputs.")
+    ] = None,
+    gradient_map: Annotated[
+        Path | None,
+        bare("--gradient-map", help="For a guided model: displacement by gradient nonlinearity, a volume in mm, or a coil's coefficients."),
+    ] = None,
+    convention: Annotated[
+        str, typer.Option("--gradient-convention", help="Axes of a displacement volume: ras, lps (ITK, ANTs), fsl or fsl-absolute.")
+    ] = "ras",
+    isocentre: Annotated[
+        tuple[float, float, float], typer.Option("--isocentre", metavar="R A S", help="Of the magnet in scanner mm, for coefficients.")
+    ] = (0.0, 0.0, 0.0),
     axes: Annotated[str, typer.Option(help="all, or some of sagittal,coronal,axial: results are averaged.")] = "all",
     slice_map: Annotated[
         str, typer.Option("--slices", help="pad keeps voxels; resize brings slices to 256 × 256, as the papers do.")
@@ -93,6 +106,7 @@ def upscale(
     axis_names = choices("--axes", axes, ("sagittal", "coronal", "axial"))
     choice("--slices", slice_map, ("pad", "resize"))
     choice("--nan", nan, ("refuse", "zero"))
+    choice("--gradient-convention", convention, ("ras", "lps", "fsl", "fsl-absolute"))
     if precision is not None:
         choice("--precision", precision, ("f32", "bf16"))
     size = slices_at_a_time(batch_size)
@@ -103,6 +117,7 @@ def upscale(
         raise Exit(4, "no model named: pass --model RUN, a run directory made by `jaxsr demo` (demo/run) or `jaxsr train`")
 
     from jaxsr.files import shown
+    from jaxsr.upscale.guides import check_guides, guides_of
     from jaxsr.upscale.inputs import find_jobs, is_done, read_input
     from jaxsr.upscale.sidecar import check_maps, check_record, check_sidecar, map_names, picture_path, write_json
 
@@ -121,6 +136,7 @@ def upscale(
     if run_json:
         check_record(run_json, jobs, maps)
     check_maps(jobs, maps)
+    guides = guides_of(jobs, bids[0] if bids else source or Path(), bias_field, gradient_map, convention, isocentre)  # type: ignore[arg-type]
     single = None
     # What cannot be used is said before JAX and the model are loaded; but with --run-json where failures are recorded.
     if len(jobs) == 1 and not run_json and (overwrite or not is_done(jobs[0])):
@@ -152,6 +168,8 @@ def upscale(
     loaded = None if dry_run else load_model(model, precision=precision, note=terminal.print)
     recipe = read_recipe(model, precision=precision, note=terminal.print) if loaded is None else loaded.recipe
     check_sampling(recipe.method, recipe.experiment.method.kind, steps, eta)
+    for job in todo:
+        check_guides(recipe.experiment, guides[job.source])
     default, trained = recipe.method.default_request, recipe.experiment.data.voxel_size
     target = to_mm or trained
     if abs(target - trained) > 1e-6:
@@ -180,7 +198,7 @@ def upscale(
         assert loaded
         with progress(terminal, shown(job.source.name), None) as (advance, note):
             report = lambda n, total: advance(n, "slices", total)  # noqa: E731
-            done = upscale_file(engine, loaded, job, settings, volume=single, progress=report, note=note)
+            done = upscale_file(engine, loaded, job, settings, volume=single, guides=guides[job.source], progress=report, note=note)
         if picture:
             title = f"{shown(job.source.name)} at {target:g} mm (synthetic)"
             montage(picture_path(job.output), done.low, done.output, title)

@@ -19,6 +19,8 @@ from jaxsr.runtime.memory import OutOfMemory
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.upscale.consistency import Consistency, consistency_map
 from jaxsr.upscale.engine import BatchSize, Engine, Progress, Upscaled
+from jaxsr.upscale.guide_maps import guidance_facts, read_guides
+from jaxsr.upscale.guides import Guides, check_guides
 from jaxsr.upscale.inputs import Job, check_target, read_input, scale_notes
 from jaxsr.upscale.model import Model, ModelError
 from jaxsr.upscale.samples import Samples, draw
@@ -122,6 +124,7 @@ def upscale_file(
     settings: Settings,
     *,
     volume: Volume | None = None,
+    guides: Guides = Guides(),
     progress: Progress = lambda done, total: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Written:
@@ -134,7 +137,7 @@ def upscale_file(
     """
     name = shown(job.source)
     try:
-        return _upscale_file(engine, model, job, settings, volume, progress, note)
+        return _upscale_file(engine, model, job, settings, volume, guides, progress, note)
     except OutOfMemory as error:
         raise OutOfMemory(f"{name}: {error}") from error
     except MemoryError as error:
@@ -148,6 +151,7 @@ def _upscale_file(
     job: Job,
     settings: Settings,
     volume: Volume | None,
+    guides: Guides,
     progress: Progress,
     note: Callable[[str], None],
 ) -> Written:
@@ -161,11 +165,21 @@ def _upscale_file(
     for sentence in odd:
         note(f"{shown(job.source.name)}: {sentence}")
     volume = replace(volume, notes=(*volume.notes, *odd))
+    check_guides(model.experiment, guides)
+    guiding = read_guides(guides, engine.plan(volume, settings.to_mm, settings.axes).grid)
+    guidance = {"Guidance": guidance_facts(guides)} if guiding else {}
     started = time.monotonic()
 
     def facts_of(result: Upscaled, **more: Any) -> dict[str, Any]:
         seconds = round(time.monotonic() - started, 2)
-        own = {"Seed": settings.seed, **more, "BatchSize": engine.batch_size, "Compilations": result.compilations, "Seconds": seconds}
+        own = {
+            "Seed": settings.seed,
+            **guidance,
+            **more,
+            "BatchSize": engine.batch_size,
+            "Compilations": result.compilations,
+            "Seconds": seconds,
+        }
         return describe(model, job, result, settings.request, **own)
 
     kept: list[Path] = []
@@ -181,7 +195,7 @@ def _upscale_file(
 
     drawn = draw(
         engine, volume, settings.request, settings.samples, sampling=settings.samples == 1 or model.method.most_steps > 1,
-        to_mm=settings.to_mm, axes=settings.axes, seed=settings.seed, each=look_at, progress=progress, note=note,
+        to_mm=settings.to_mm, maps=guiding, axes=settings.axes, seed=settings.seed, each=look_at, progress=progress, note=note,
     )  # fmt: skip
     maps, more = _maps(volume, drawn, settings, lambda sentence: note(f"{shown(job.source.name)}: {sentence}"))
     facts = facts_of(drawn.mean, **more)

@@ -1,15 +1,20 @@
-"""Maps that guide a model, from files onto the grid of the output: the target's bias field and its gradient nonlinearity."""
+"""Which files guide a model on which input: the target's bias field and gradient nonlinearity. Needs no JAX; guide_maps.py reads them."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import numpy as np
-
-from jaxsr.data.gradients import Convention, field_on_grid, gradient_map
-from jaxsr.experiment import Experiment
+from jaxsr.evaluate.files import pair_files
 from jaxsr.files import shown
-from jaxsr.volume.geometry import Grid
-from jaxsr.volume.io import VolumeError, read_volume
+from jaxsr.upscale.inputs import Job
+from jaxsr.volume.io import VolumeError
+
+if TYPE_CHECKING:
+    from jaxsr.experiment import Experiment
+
+Convention = Literal["ras", "lps", "fsl", "fsl-absolute"]  # those of `jaxsr.data.gradients`
+
+OPTIONS = {"bias": "--bias-field", "gradient": "--gradient-map"}
 
 
 class Guides(NamedTuple):
@@ -31,47 +36,47 @@ class Guides(NamedTuple):
         return {name: path for name, path in (("bias", self.bias), ("gradient", self.gradient)) if path}
 
 
-def check_guides(experiment: Experiment, guides: Guides) -> None:
+def guides_of(
+    jobs: Sequence[Job],
+    source: Path,
+    bias: Path | None,
+    gradient: Path | None,
+    convention: Convention,
+    isocentre: tuple[float, float, float],
+) -> dict[Path, Guides]:
+    """Job's source → its maps. A folder is matched to the folder `source` by name (`pair_files`); a gradient's file is that of all.
+
+    Raises:
+      VolumeError: where a map is not there, an input has none, or one bias field is given for several scans.
+    """
+    found: dict[str, dict[Path, Path]] = {}
+    for name, path in (("bias", bias), ("gradient", gradient)):
+        if path is None:
+            continue
+        option = OPTIONS[name]
+        if not path.exists():
+            raise VolumeError(f"{option} {shown(path)} is not there: check the path")
+        if path.is_file():
+            if name == "bias" and len(jobs) > 1:
+                raise VolumeError(
+                    f"{option} {shown(path)} is the field of one scan, and there are {len(jobs)}: name a folder with one of each"
+                )
+            found[name] = {job.source: path for job in jobs}
+            continue
+        folder = source if source.is_dir() else source.parent
+        found[name] = dict(pair_files(folder, path).matched.values())
+        if missing := [shown(job.source.name) for job in jobs if job.source not in found[name]]:
+            raise VolumeError(
+                f"{option} {shown(path)} has no map for {', '.join(missing[:5])} by its name: add it, as in scan01_{name}.nii.gz"
+            )
+    bias_of, gradient_of = found.get("bias", {}), found.get("gradient", {})
+    return {job.source: Guides(bias_of.get(job.source), gradient_of.get(job.source), convention, isocentre) for job in jobs}
+
+
+def check_guides(experiment: "Experiment", guides: Guides) -> None:
     """Raises VolumeError where a map is given that the model is not guided by."""
     takes = getattr(experiment.method, "maps", ())
     for name, path in guides.named.items():
         if name not in takes:
             what = "no maps" if not takes else " and ".join(takes) + " only"
             raise VolumeError(f"{shown(path)}: this model is guided by {what}: leave {OPTIONS[name]} out, or use a teacher trained with it")
-
-
-OPTIONS = {"bias": "--bias-field", "gradient": "--gradient-map"}
-
-
-def read_guides(guides: Guides, grid: Grid) -> dict[str, np.ndarray]:
-    """The maps on `grid`, as `Engine.upscale` takes them.
-
-    Raises:
-      VolumeError: for what cannot be read, does not lie on the head, or is no such map.
-    """
-    maps = {}
-    if guides.bias:
-        maps["bias"] = bias_map(grid, guides.bias)
-    if guides.gradient:
-        maps["gradient"] = gradient_map(grid, guides.gradient, isocentre=guides.isocentre, convention=guides.convention)
-    return maps
-
-
-def bias_map(grid: Grid, path: Path) -> np.ndarray:
-    """The logarithm of the bias field in the file `path`, on `grid`, float32 `[X, Y, Z]`, its mean 0.
-
-    Raises:
-      VolumeError: where the field is not positive throughout, or covers too little of the grid.
-    """
-    volume = read_volume(path, constant="allow")
-    least = float(volume.data.min())
-    if not least > 0:
-        raise VolumeError(
-            f"{shown(path)}: a bias field multiplies intensities, so all of it is above 0, and here the least is {least:.3g}: "
-            "give the field as N4 writes it, not its logarithm and not masked"
-        )
-    try:
-        log = field_on_grid(np.log(volume.data, dtype=np.float32)[..., None], volume.grid, grid)[..., 0]
-    except VolumeError as error:
-        raise VolumeError(f"{shown(path)}: {error}") from None
-    return np.asarray(log - log.mean(dtype=np.float64), np.float32)
