@@ -154,6 +154,7 @@ def describe(model: "Model", job: Job, result: "Upscaled", request: "Request", *
             "Method": model.experiment.method.kind,
             "Checkpoint": model.step,
             "WeightsSHA256": model.sha256,
+            **({"Frozen": dict(model.frozen)} if model.frozen else {}),
             "TrainedVoxelSize": model.experiment.data.voxel_size,
             "TrainedAcquisition": _millimetres(model.experiment.data.acquired) or model.experiment.data.acquisition.name,
             "SamplingSteps": request.steps,

@@ -1,0 +1,234 @@
+"""Training in two phases: what was trained elsewhere is loaded by name, stays as it was, and is known by its SHA-256."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxsr.config import from_dict, to_dict
+from jaxsr.experiment import Experiment
+from jaxsr.train.build import abstract_batch
+from jaxsr.train.loop import train
+from jaxsr.train.state import abstract_variables
+from jaxsr.upscale.files import Settings, make_engine, upscale_file
+from jaxsr.upscale.guides import Guides
+from jaxsr.upscale.inputs import Job
+from jaxsr.upscale.model import ModelError, export_model, load_model
+from jaxsr.volume.io import Volume, VolumeError, read_volume, write_volume
+from jaxsr.weights.file import digest, write_arrays
+
+NETWORK = {"channels": 1, "width": 4, "multipliers": [1, 1], "blocks": 1, "latent": 2, "groups": 2}
+DATA = {"voxel_size": 6.0, "crop": 8, "subjects": 3, "draws": 8, "window": 2, "threads": 1}
+TRAIN = {"steps": 2, "batch_size": 2, "log_every": 1, "checkpoint_every": 100}
+
+
+def autoencoder(steps=1, seed=0):
+    method = {"kind": "autoencoder", "network": NETWORK}
+    return from_dict({"method": method, "data": DATA, "train": {**TRAIN, "steps": steps}, "seed": seed}, Experiment)
+
+
+def teacher(weights, steps=2, **settings):
+    method = {
+        "kind": "teacher",
+        "autoencoder": {"network": NETWORK},
+        "unet": {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention_at": [2], "heads": 2, "context_width": 6, "groups": 4},
+        "image_encoder": {"patch": 8, "width": 8, "layers": 1, "heads": 2, "projection": 6, "side": 16, "train": True},
+        "guidance": {"width": 4, "groups": 2},
+        "lambda_rec": 0.5,
+        "sampling_steps": 2,
+        "weights": {"autoencoder": str(weights) if weights else None},
+        **settings,
+    }
+    data = {**DATA, "maps": ["bias", "gradient"]}
+    return from_dict({"method": method, "data": data, "train": {**TRAIN, "steps": steps}}, Experiment)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A run of each phase."""
+    folder = tmp_path_factory.mktemp("phases")
+    train(autoencoder(), folder / "autoencoder")
+    train(teacher(folder / "autoencoder"), folder / "teacher")
+    return folder
+
+
+def same(a, b):
+    for (path, x), (_, y) in zip(*(jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (a, b)), strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), jax.tree_util.keystr(path)
+
+
+def test_the_frozen_autoencoder_is_that_of_its_run_and_no_part_of_the_checkpoint(first):
+    model, source = load_model(first / "teacher"), load_model(first / "autoencoder")
+    same(model.variables["frozen"]["autoencoder"], source.variables["params"])
+    assert model.frozen == {"autoencoder": source.sha256}
+    assert "autoencoder" not in model.variables["params"]
+    saved = json.loads((first / "teacher/checkpoints/2/about/metadata").read_text())
+    assert saved["frozen"] == {"autoencoder": source.sha256}
+
+
+def test_two_phases_that_were_stopped_and_resumed_equal_two_that_were_not(first, tmp_path):
+    train(autoencoder(), tmp_path / "autoencoder")
+    train(teacher(tmp_path / "autoencoder", steps=1), tmp_path / "teacher")
+    train(teacher(tmp_path / "autoencoder", steps=2), tmp_path / "teacher")
+    same(*(load_model(folder / "teacher").variables for folder in (first, tmp_path)))
+
+
+def test_a_teacher_refuses_another_autoencoder_and_names_both_hashes(first, tmp_path):
+    shutil.copytree(first, tmp_path, dirs_exist_ok=True)
+    train(autoencoder(seed=1), tmp_path / "other")
+    now, then = load_model(tmp_path / "other").sha256, load_model(tmp_path / "autoencoder").sha256
+    with pytest.raises(ModelError, match=f"SHA-256 {then} then, {now} now"):
+        train(teacher(tmp_path / "other", steps=3), tmp_path / "teacher")
+    config = tmp_path / "teacher/config.yaml"
+    config.write_text(config.read_text().replace(str(first / "autoencoder"), str(tmp_path / "other")))
+    with pytest.raises(ModelError, match=f"{then} then, {now} now.*config.yaml"):
+        load_model(tmp_path / "teacher")
+    # The same one in another place is the same.
+    config.write_text(config.read_text().replace(str(tmp_path / "other"), str(tmp_path / "autoencoder")))
+    assert load_model(tmp_path / "teacher").frozen == {"autoencoder": then}
+    train(teacher(tmp_path / "autoencoder", steps=3), tmp_path / "teacher")
+
+
+def test_an_exported_teacher_holds_all_it_needs_and_says_where_nothing_was(first, tmp_path):
+    model = load_model(first / "teacher")
+    export_model(model, tmp_path / "teacher.safetensors")
+    alone = load_model(tmp_path / "teacher.safetensors")
+    same(alone.variables, model.variables)
+    assert alone.frozen == model.frozen
+    assert alone.sha256 == model.sha256
+    assert alone.experiment.method.weights.autoencoder is None
+    assert str(first).encode() not in (tmp_path / "teacher.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"weights": {}}, "method.weights.autoencoder names nothing.*jaxsr train configs/autoencoder.yaml"),
+        ({"image_encoder": {"patch": 8, "width": 8, "layers": 1, "heads": 2, "projection": 6, "side": 16}}, "image_encoder.train=true"),
+        ({"autoencoder": {"network": {**NETWORK, "groups": 4}}}, "another network.*\n.*groups: 2 → 4"),
+    ],
+)
+def test_what_a_teacher_needs_and_does_not_get_is_said_before_anything_is_written(first, tmp_path, settings, said):
+    experiment = teacher(first / "autoencoder", **settings)
+    with pytest.raises(ModelError, match=said):
+        train(experiment, tmp_path / "run")
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_a_run_of_another_kind_is_no_autoencoder(first, tmp_path):
+    with pytest.raises(ModelError, match="holds a model of kind teacher, expected autoencoder"):
+        train(teacher(first / "teacher"), tmp_path / "run")
+
+
+def test_imported_weights_are_what_training_starts_from(first, tmp_path):
+    experiment = teacher(first / "autoencoder")
+    method = experiment.method.build()
+    shapes = abstract_variables(method, abstract_batch(experiment))["params"]["unet"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    sizes = {"in_channels": 4, **{name: to_dict(experiment.method.unet)[name] for name in ("width", "multipliers", "blocks", "attention_at", "heads", "depth", "context_width", "groups")}}  # fmt: skip
+    about = {"format": "jaxsr weights 1", "kind": "unet", "configuration": json.dumps(sizes), "sha256": digest({"params": params})}
+    write_arrays(tmp_path / "unet.safetensors", {"params": params}, about)
+    started = teacher(first / "autoencoder", steps=1, weights={"autoencoder": str(first / "autoencoder"), "unet": str(tmp_path / "unet.safetensors")})  # fmt: skip
+    frugal = started.model_copy(update={"optimizer": started.optimizer.model_copy(update={"learning_rate": 1e-12})})
+    state = train(frugal, tmp_path / "run")
+    for (path, x), (_, y) in zip(*(jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (state.params["unet"], params)), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
+    data = np.random.default_rng(0).uniform(100, 900, (20, 18, 17)).astype(np.float32)
+    write_volume(path, Volume(data, np.diag([6.0, 6.0, 6.0, 1.0])))
+    return path
+
+
+def write_field(path, shape=(10, 9, 9), size=12.0, shift=0.0, value=None, components=None):
+    affine = np.diag([size, size, size, 1.0])
+    affine[:3, 3] = 3.0 + shift
+    x = np.linspace(-1, 1, shape[0])[:, None, None] * np.ones(shape)
+    data = np.exp(0.3 * x) if value is None else np.full(shape, value)
+    if components:
+        import nibabel
+
+        nibabel.save(nibabel.Nifti1Image(np.stack([2 * x, -x, 0.5 * x], -1).astype(np.float32), affine), path)
+    else:
+        write_volume(path, Volume(data.astype(np.float32), affine))
+    return path
+
+
+def made(first, scan, out, guides, variables=None):
+    model = load_model(first / "teacher")
+    if variables is not None:
+        model = model._replace(variables=variables(model.variables))
+    engine = make_engine(model, batch_size=8)
+    settings = Settings(6.0, model.method.default_request, picture=False)
+    written = upscale_file(engine, model, Job(scan, out), settings, guides=guides)
+    return read_volume(out).data, written.facts["JaxSR"]
+
+
+def loud(variables):
+    """Guidance that has been trained: its last convolutions are not zero."""
+    rng = np.random.default_rng(1)
+    noisy = lambda leaf: leaf + rng.normal(size=leaf.shape).astype(np.float32)  # noqa: E731
+    return {
+        **variables,
+        "params": {**variables["params"], **{n: jax.tree.map(noisy, variables["params"][n]) for n in ("guidance", "unet")}},
+    }
+
+
+def test_upscale_works_with_maps_and_without_and_the_sidecar_says_which(first, scan, tmp_path):
+    bias, gradient = write_field(tmp_path / "bias.nii.gz"), write_field(tmp_path / "gradient.nii.gz", components=True)
+    images = []
+    for name, guides in {
+        "none": Guides(),
+        "bias": Guides(bias),
+        "gradient": Guides(None, gradient),
+        "both": Guides(bias, gradient),
+    }.items():
+        image, facts = made(first, scan, tmp_path / f"{name}.nii.gz", guides, loud)
+        assert set(facts.get("Guidance", {})) == set(guides.named)
+        assert facts["Frozen"] == load_model(first / "teacher").frozen
+        images.append(image)
+    apart = [float(np.abs(a - b).max()) for i, a in enumerate(images) for b in images[:i]]
+    assert min(apart) > 1e-3
+
+
+def test_a_field_on_another_grid_is_brought_to_the_outputs_by_its_affine(first, scan, tmp_path):
+    """exp(0.3 x) on voxels of 12 mm and of 4 mm is the same field."""
+    coarse = write_field(tmp_path / "coarse.nii.gz")
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[:3, 3] = -1.0
+    world = affine[0, 0] * np.arange(30) + affine[0, 3]
+    x = (world - 3.0) / 108 * 2 - 1  # −1 … 1 from the first voxel of the coarse field to its last
+    data = np.exp(0.3 * np.clip(x, -1, 1))[:, None, None] * np.ones((30, 27, 26))
+    write_volume(tmp_path / "fine.nii.gz", Volume(data.astype(np.float32), affine))
+    a, b = (made(first, scan, tmp_path / f"out_{name}.nii.gz", Guides(tmp_path / f"{name}.nii.gz"), loud)[0] for name in ("coarse", "fine"))
+    none = made(first, scan, tmp_path / "out.nii.gz", Guides(), loud)[0]
+    assert np.abs(a - b).max() < 0.05 * np.abs(a - none).max()
+
+
+@pytest.mark.parametrize(
+    "field, said",
+    [
+        ({"shift": 500.0}, "covers 0%"),
+        ({"value": 0.0}, "above 0.*not its logarithm"),
+    ],
+)
+def test_a_field_that_does_not_lie_on_the_head_or_is_none_is_refused(first, scan, tmp_path, field, said):
+    path = write_field(tmp_path / "bias.nii.gz", **field)
+    with pytest.raises(VolumeError, match=said):
+        made(first, scan, tmp_path / "out.nii.gz", Guides(path))
+    assert not (tmp_path / "out.nii.gz").exists()
+
+
+def test_a_model_without_guidance_refuses_maps(first, scan, tmp_path):
+    path = write_field(tmp_path / "bias.nii.gz")
+    model = load_model(first / "autoencoder")
+    with pytest.raises(VolumeError, match="guided by no maps: leave --bias-field out"):
+        upscale_file(
+            make_engine(model, batch_size=8), model, Job(scan, tmp_path / "out.nii.gz"), Settings(6.0, model.method.default_request), guides=Guides(path)
+        )  # fmt: skip
