@@ -23,6 +23,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 CHANNELS, WIDTH, MULTIPLIERS, BLOCKS, LATENT, GROUPS = 3, 16, (1, 2, 4, 4), 2, 4, 8
 
+
 @pytest.fixture(scope="module")
 def theirs():
     torch.manual_seed(0)

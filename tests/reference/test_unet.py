@@ -83,9 +83,16 @@ def nhwc(x):
     return x.detach().numpy().transpose(0, 2, 3, 1)
 
 
-def assert_close(ours, theirs, name=""):
+def assert_close(ours, theirs, name="", largest=None):
     """Relative to the largest entry: 1e-4, in float32."""
-    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max(), rtol=1e-4, err_msg=name)
+    atol = 1e-4 * (np.abs(theirs).max() if largest is None else largest)
+    np.testing.assert_allclose(ours, theirs, atol=atol, rtol=1e-4, err_msg=name)
+
+
+def one_scale(name):
+    """Whose gradients are of one scale: an attention's four layers together. Those by its queries and keys are what is left of larger terms
+    that cancel in the softmax, and theirs lie as far as ours from the same in float64, up to 3e-4 of their own size."""
+    return name.rsplit("/", 2)[0] if "/self/" in name or "/cross/" in name else name
 
 
 def test_values_and_gradients_are_diffusers(theirs):
@@ -112,8 +119,11 @@ def test_values_and_gradients_are_diffusers(theirs):
     assert_close(by_x, nhwc(their_x.grad))
     assert_close(by_context, their_context.grad.numpy())
     by_params, expected = (flatten_dict(p, sep="/") for p in (by_params, our_params(arrays_of(theirs, gradients=True))))
-    for name in expected:
-        assert_close(by_params[name], expected[name], name)
+    largest = {}
+    for name, gradient in expected.items():
+        largest[one_scale(name)] = max(largest.get(one_scale(name), 0), np.abs(gradient).max())
+    for name, gradient in expected.items():
+        assert_close(by_params[name], gradient, name, largest[one_scale(name)])
 
 
 def test_every_parameter_of_theirs_is_one_of_ours_and_the_other_way_round(theirs):

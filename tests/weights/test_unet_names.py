@@ -1,5 +1,7 @@
 """Laws of the UNet's names: one for every parameter of any configuration; those of the published files."""
 
+from functools import cache
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from jaxsr.weights.unet import diffusers_names, ldm_names
 PREFIX = "model.diffusion_model."
 
 
+@cache
 def shapes_of(network):
     """Every parameter of ours by its path, with 8 channels in and a context of 768 features."""
     x, time, context = (jnp.zeros(shape) for shape in ((1, 16, 16, 8), (1,), (1, 1, 768)))
