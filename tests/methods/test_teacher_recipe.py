@@ -14,6 +14,7 @@ from jaxsr.diffusion.schedule import level_at
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Batch, Condition, Request
 from jaxsr.methods.teacher import Teacher, TeacherConfig
+from jaxsr.models.clip import clip_image
 from jaxsr.train.state import abstract_variables
 
 AUTOENCODER = {"network": {"channels": 1, "width": 4, "multipliers": (1, 1), "blocks": 1, "latent": 2, "groups": 2}}
@@ -203,7 +204,7 @@ def test_the_context_starts_as_what_clip_says_itself():
     method, given = recipe(guidance=None), batch()
     params = nn.meta.unbox(method.init(jax.random.key(0), given))["params"]
     variables = {**weights(method), "params": params}
-    seen = method.image_encoder.apply({"params": variables["frozen"]["image_encoder"]}, jax.jit(lambda x: _clip_image(x))(given.low))
+    seen = method.image_encoder.apply({"params": variables["frozen"]["image_encoder"]}, clip_image(given.low, ENCODER["side"]))
     np.testing.assert_allclose(method._show(variables, given.condition, {}).context[:, 0], seen.pooled, rtol=1e-4, atol=1e-5)
 
 

@@ -29,7 +29,7 @@ def autoencoder(steps=1, seed=0):
     return from_dict({"method": method, "data": DATA, "train": {**TRAIN, "steps": steps}, "seed": seed}, Experiment)
 
 
-def teacher(weights, steps=2, **settings):
+def teacher(source, steps=2, **settings):
     method = {
         "kind": "teacher",
         "autoencoder": {"network": NETWORK},
@@ -38,7 +38,7 @@ def teacher(weights, steps=2, **settings):
         "guidance": {"width": 4, "groups": 2},
         "lambda_rec": 0.5,
         "sampling_steps": 2,
-        "weights": {"autoencoder": str(weights) if weights else None},
+        "weights": {"autoencoder": str(source)},
         **settings,
     }
     data = {**DATA, "maps": ["bias", "gradient"]}
@@ -128,10 +128,11 @@ def test_imported_weights_are_what_training_starts_from(first, tmp_path):
     shapes = abstract_variables(method, abstract_batch(experiment))["params"]["unet"]
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    sizes = {"in_channels": 4, **{name: to_dict(experiment.method.unet)[name] for name in ("width", "multipliers", "blocks", "attention_at", "heads", "depth", "context_width", "groups")}}  # fmt: skip
+    sizes = {"in_channels": 4, **{name: value for name, value in to_dict(experiment.method.unet).items() if name != "remat"}}
     about = {"format": "jaxsr weights 1", "kind": "unet", "configuration": json.dumps(sizes), "sha256": digest({"params": params})}
     write_arrays(tmp_path / "unet.safetensors", {"params": params}, about)
-    started = teacher(first / "autoencoder", steps=1, weights={"autoencoder": str(first / "autoencoder"), "unet": str(tmp_path / "unet.safetensors")})  # fmt: skip
+    paths = {"autoencoder": str(first / "autoencoder"), "unet": str(tmp_path / "unet.safetensors")}
+    started = teacher(first / "autoencoder", steps=1, weights=paths)
     frugal = started.model_copy(update={"optimizer": started.optimizer.model_copy(update={"learning_rate": 1e-12})})
     state = train(frugal, tmp_path / "run")
     for (path, x), (_, y) in zip(*(jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (state.params["unet"], params)), strict=True):
@@ -199,7 +200,7 @@ def test_upscale_works_with_maps_and_without_and_the_sidecar_says_which(first, s
 
 def test_a_field_on_another_grid_is_brought_to_the_outputs_by_its_affine(first, scan, tmp_path):
     """exp(0.3 x) on voxels of 12 mm and of 4 mm is the same field."""
-    coarse = write_field(tmp_path / "coarse.nii.gz")
+    write_field(tmp_path / "coarse.nii.gz")
     affine = np.diag([4.0, 4.0, 4.0, 1.0])
     affine[:3, 3] = -1.0
     world = affine[0, 0] * np.arange(30) + affine[0, 3]
@@ -228,7 +229,6 @@ def test_a_field_that_does_not_lie_on_the_head_or_is_none_is_refused(first, scan
 def test_a_model_without_guidance_refuses_maps(first, scan, tmp_path):
     path = write_field(tmp_path / "bias.nii.gz")
     model = load_model(first / "autoencoder")
+    job, settings = Job(scan, tmp_path / "out.nii.gz"), Settings(6.0, model.method.default_request)
     with pytest.raises(VolumeError, match="guided by no maps: leave --bias-field out"):
-        upscale_file(
-            make_engine(model, batch_size=8), model, Job(scan, tmp_path / "out.nii.gz"), Settings(6.0, model.method.default_request), guides=Guides(path)
-        )  # fmt: skip
+        upscale_file(make_engine(model, batch_size=8), model, job, settings, guides=Guides(path))
