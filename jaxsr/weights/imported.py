@@ -114,8 +114,8 @@ def _expected(path: Path, about: Mapping[str, str]) -> tuple[Mapping[str, Any], 
     try:
         sizes = json.loads(about["configuration"])
         shapes = {f"params/{name}": shape for name, shape in KINDS[about["kind"]].shapes(sizes).items()}
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"{shown(path)} says of itself what makes no sense ({error}): import it again") from error
+    except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise WeightsError(f"{shown(path)} says of itself what makes no sense ({_first_line(error)}): import it again") from error
     with opened(path) as file:
         shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys() if name in ("context/kernel", "context/bias")}  # noqa: SIM118
     return sizes, unflatten_dict({name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}, sep="/")
@@ -126,3 +126,7 @@ def _check_finite(tensors: Mapping[str, Any], path: Path) -> None:
         array = np.asarray(tensor)
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise WeightsError(f"{shown(path)}: {shown(name)} holds NaN or Inf: download or train it again")
+
+
+def _first_line(error: Exception) -> str:
+    return shown(next(iter(str(error).splitlines()), type(error).__name__))

@@ -225,9 +225,7 @@ class _Resuming:
         done = self._part.stat().st_size if self._part.is_file() else 0
         wanted = {"Range": f"bytes={done}-"} if done else {}
         with requests.get(url, headers={**wanted, "Accept-Encoding": "identity"}, stream=True, timeout=TIMEOUT) as answer:
-            if done and answer.status_code == 416:  # there is no more: it was whole
-                total = done
-            else:
+            if not (done and answer.status_code == 416):  # where there is no more, it was whole
                 answer.raise_for_status()
                 if answer.status_code != 206:  # from the start, whatever was asked for
                     done = 0
