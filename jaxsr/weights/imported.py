@@ -101,10 +101,12 @@ def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
             about = read_about(path)
         if {"sha256", "format"} <= about.keys() and digest(unflatten_dict(dict(tensors), sep="/")) != about["sha256"]:
             raise WeightsError(f"{shown(path)} is not what was written: the SHA-256 of its arrays differs: copy or make it again")
+        if about.get("kind") in KINDS:
+            _, wanted = _expected(path, about)
+            found = {name: tensor.shape for name, tensor in tensors.items()}
+            if found != {name: leaf.shape for name, leaf in flatten_dict(wanted, sep="/").items()}:
+                raise WeightsError(f"{shown(path)} does not fit its own configuration: import it again")
         count = {"tensors": len(tensors), "parameters": sum(int(np.prod(tensor.shape)) for tensor in tensors.values())}
-    if about.get("kind") in KINDS:
-        _, wanted = _expected(path, about)
-        read_arrays(path, wanted)
     said = {name: about[name] for name in ("format", "kind", "layout", "configuration", "source") if name in about}
     return {"file": str(path), "sha256": sums, **count, "about": said, "own_digest": "sha256" in about}
 

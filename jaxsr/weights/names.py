@@ -105,8 +105,8 @@ def _read(ours: str, piece: Piece, tensor: Tensor, shape: tuple[int, ...]) -> np
     array = np.asarray(tensor)
     if piece.of > 1:
         array = np.split(array, piece.of)[piece.part]
-    array = array.astype(np.float32, copy=False)
-    return from_torch(ours, array, shape) if piece.turned else array
+    turned = from_torch(ours, array, shape) if piece.turned else array
+    return np.array(turned, np.float32, order="C")  # a copy, so that nothing keeps what was read
 
 
 def _turned(ours: str, piece: Piece) -> bool:
