@@ -204,7 +204,7 @@ def download(
     except requests.RequestException as error:
         kept = f"; {part.stat().st_size:,} bytes are kept, the same command goes on from there" if part.is_file() else ""
         raise WeightsError(
-            f"{entry.url} was not fetched ({_first_line(error)}){kept}: check the network, or copy the file to {shown(path)}"
+            f"{entry.url} was not fetched ({_reason(error)}){kept}: check the network, or copy the file to {shown(path)}"
         ) from error
     except ValueError as error:  # of the hash: pooch has deleted what came
         raise WeightsError(
@@ -240,5 +240,7 @@ class _Resuming:
         os.replace(self._part, output_file)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _reason(error: Exception) -> str:
+    """In a line; urllib3 wraps what happened in how often it tried."""
+    inner = getattr(next(iter(error.args), None), "reason", None) or error
+    return next(iter(str(inner).splitlines()), type(error).__name__)
