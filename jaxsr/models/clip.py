@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsr.nn.convolution import DENSE, INWARD, OUTWARD, conv, dense
+from jaxsr.nn.convolution import DENSE, conv, dense
 
 CLIP: Mapping[str, Mapping[str, int]] = {
     "vit-l-14": {"patch": 14, "width": 1024, "layers": 24, "heads": 16, "projection": 768},
@@ -102,13 +102,13 @@ class Block(nn.Module):
         width = x.shape[-1]
         normed = _norm(self.dtype, "norm1")(x)
         query, key, value = (
-            dense(width, axes=INWARD, dtype=self.dtype, name=name)(normed).reshape(*x.shape[:2], self.heads, width // self.heads)
+            dense(width, dtype=self.dtype, name=name)(normed).reshape(*x.shape[:2], self.heads, width // self.heads)
             for name in ("query", "key", "value")
         )
         y = jax.nn.dot_product_attention(query, key, value)  # [B, N, heads, d]; softmax in float32
-        x = x + dense(width, axes=OUTWARD, dtype=self.dtype, name="out")(y.reshape(x.shape))
-        y = dense(4 * width, axes=INWARD, dtype=self.dtype, name="wide")(_norm(self.dtype, "norm2")(x))
-        return x + dense(width, axes=OUTWARD, dtype=self.dtype, name="narrow")(y * nn.sigmoid(1.702 * y))
+        x = x + dense(width, dtype=self.dtype, name="out")(y.reshape(x.shape))
+        y = dense(4 * width, dtype=self.dtype, name="wide")(_norm(self.dtype, "norm2")(x))
+        return x + dense(width, dtype=self.dtype, name="narrow")(y * nn.sigmoid(1.702 * y))
 
 
 def clip_image(image: Array, side: int = SIDE) -> Array:

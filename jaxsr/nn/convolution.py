@@ -7,8 +7,6 @@ import flax.linen as nn
 # Names of the dimensions of every parameter in this package; runtime/mesh.py maps them to mesh axes.
 KERNEL = ("kernel_height", "kernel_width", "conv_in", "conv_out")
 DENSE = ("embed_in", "embed_out")
-# Two linear layers that follow each other, as in attention and in a feed-forward: what lies between them is split, what comes and goes is whole.
-INWARD, OUTWARD = ("token_features", "hidden_features"), ("hidden_features", "token_features")
 
 
 def conv(
@@ -38,13 +36,13 @@ def conv(
     )
 
 
-def dense(features: int, *, bias: bool = True, axes: tuple[str, str] = DENSE, dtype: Any = None, name: str | None = None) -> nn.Dense:
-    """A linear layer over the last dimension; `axes` name its kernel's dimensions."""
+def dense(features: int, *, bias: bool = True, dtype: Any = None, name: str | None = None) -> nn.Dense:
+    """A linear layer over the last dimension."""
     return nn.Dense(
         features,
         use_bias=bias,
-        kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[-1:]),
+        kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), DENSE),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, DENSE[-1:]),
         dtype=dtype,
         name=name,
     )

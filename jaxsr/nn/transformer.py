@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsr.nn.convolution import INWARD, OUTWARD, conv, dense, group_norm
+from jaxsr.nn.convolution import conv, dense, group_norm
 
 GROUP_EPSILON = 1e-6  # of the norm over pixels; the norms over a token's features have another
 LAYER_EPSILON = 1e-5
@@ -35,12 +35,12 @@ class Attention(nn.Module):
         channels = tokens.shape[-1]
 
         def project(x: Array, name: str) -> Array:
-            x = dense(channels, bias=False, axes=INWARD, dtype=self.dtype, name=name)(x)
+            x = dense(channels, bias=False, dtype=self.dtype, name=name)(x)
             return x.reshape(*x.shape[:2], self.heads, channels // self.heads)
 
         q, k, v = project(tokens, "query"), project(context, "key"), project(context, "value")
         seen = jax.nn.dot_product_attention(q, k, v)  # [B, N, heads, d]; softmax in float32
-        return jnp.asarray(dense(channels, axes=OUTWARD, dtype=self.dtype, name="out")(seen.reshape(tokens.shape)))
+        return jnp.asarray(dense(channels, dtype=self.dtype, name="out")(seen.reshape(tokens.shape)))
 
 
 class FeedForward(nn.Module):
@@ -51,8 +51,8 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
         channels = tokens.shape[-1]
-        a, b = jnp.split(dense(2 * WIDER * channels, axes=INWARD, dtype=self.dtype, name="in")(tokens), 2, axis=-1)
-        return jnp.asarray(dense(channels, axes=OUTWARD, dtype=self.dtype, name="out")(a * nn.gelu(b, approximate=False)))
+        a, b = jnp.split(dense(2 * WIDER * channels, dtype=self.dtype, name="in")(tokens), 2, axis=-1)
+        return jnp.asarray(dense(channels, dtype=self.dtype, name="out")(a * nn.gelu(b, approximate=False)))
 
 
 class TransformerBlock(nn.Module):

@@ -22,8 +22,6 @@ LOGICAL_AXES: Mapping[str, str | None] = {
     "conv_out": "tensor",
     "embed_in": None,
     "embed_out": "tensor",
-    "token_features": None,
-    "hidden_features": "tensor",
     "experts": "expert",
 }
 

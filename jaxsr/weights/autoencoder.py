@@ -21,7 +21,7 @@ def diffusers_names(multipliers: Sequence[int], blocks: int, *, old: bool = Fals
     """Our paths, as in `encoder/stem/kernel` → names of AutoencoderKL's state; `old`: as files of before 2023 have them (Stable
     Diffusion's among them), where the attention's layers had other names."""
     levels = len(multipliers)
-    places = {}
+    places: dict[str, str] = {}
     for half in ("encoder", "decoder"):
         places |= {f"{half}/stem": f"{half}.conv_in", f"{half}/norm": f"{half}.conv_norm_out", f"{half}/out": f"{half}.conv_out"}
         places |= {f"{half}/middle_{i}": f"{half}.mid_block.resnets.{i}" for i in (0, 1)}
@@ -42,7 +42,7 @@ def linear_in_diffusers(ours: str) -> bool:
 
 def ldm_names(multipliers: Sequence[int], blocks: int) -> dict[str, str]:
     """Our paths, as in `encoder/stem/kernel` → names in Stable Diffusion's and Zero-1-to-3's original files, `first_stage_model.…`."""
-    places = {}
+    places: dict[str, str] = {}
     for half in ("encoder", "decoder"):
         places |= {f"{half}/stem": f"{half}.conv_in", f"{half}/norm": f"{half}.norm_out", f"{half}/out": f"{half}.conv_out"}
         places |= {f"{half}/middle_{i}": f"{half}.mid.block_{i + 1}" for i in (0, 1)}

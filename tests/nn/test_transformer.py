@@ -58,7 +58,7 @@ def test_scores_and_softmax_are_float32_whatever_is_computed_in(dtype):
     params["out"]["bias"] = jnp.zeros(2)
     out = Attention(1, dtype).apply({"params": params}, tokens, context)
     assert out.dtype == dtype
-    np.testing.assert_allclose(np.float32(out[0, 0]), [np.tanh(0.125 / np.sqrt(2)), 0], rtol=1e-5 if dtype == jnp.float32 else 0.05)
+    np.testing.assert_allclose(np.float32(out[0, 0]), [np.tanh(0.125 / np.sqrt(2)), 0], rtol=1e-3 if dtype == jnp.float32 else 0.05)
 
 
 def test_a_feed_forward_is_its_equation_with_the_exact_gelu():

@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxsr.models.autoencoder import LOG_VARIANCE, Decoder, Encoder, Gaussian
+from jaxsr.weights.autoencoder import diffusers_names, ldm_names, linear_in_diffusers
+from jaxsr.weights.pytorch import from_torch, to_torch
 
 pytestmark = pytest.mark.reference
 
@@ -17,100 +19,9 @@ pytest.importorskip("diffusers")
 from diffusers import AutoencoderKL  # noqa: E402
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint  # noqa: E402
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 CHANNELS, WIDTH, MULTIPLIERS, BLOCKS, LATENT, GROUPS = 3, 16, (1, 2, 4, 4), 2, 4, 8
-
-# ------------------------------------------------------------------------------------------------ names from there to here
-
-_RESNET = {
-    "norm1.scale": "norm1.weight",
-    "norm1.bias": "norm1.bias",
-    "conv1.kernel": "conv1.weight",
-    "conv1.bias": "conv1.bias",
-    "norm2.scale": "norm2.weight",
-    "norm2.bias": "norm2.bias",
-    "conv2.kernel": "conv2.weight",
-    "conv2.bias": "conv2.bias",
-}
-
-
-def _both(ours, theirs):
-    return {f"{ours}.kernel": f"{theirs}.weight", f"{ours}.bias": f"{theirs}.bias"}
-
-
-def _norm(ours, theirs):
-    return {f"{ours}.scale": f"{theirs}.weight", f"{ours}.bias": f"{theirs}.bias"}
-
-
-def _resnet(ours, theirs, skip):
-    return {f"{ours}.{a}": f"{theirs}.{b}" for a, b in _RESNET.items()} | (_both(f"{ours}.skip", f"{theirs}.{skip}"))
-
-
-def diffusers_names(multipliers, blocks):
-    """Ours → diffusers'. Skips are named for every block; a block that keeps its channels has none."""
-    levels = len(multipliers)
-    names = {}
-    for half in ("encoder", "decoder"):
-        names |= (
-            _both(f"{half}.stem", f"{half}.conv_in")
-            | _both(f"{half}.out", f"{half}.conv_out")
-            | _norm(f"{half}.norm", f"{half}.conv_norm_out")
-        )
-        for i in (0, 1):
-            names |= _resnet(f"{half}.middle_{i}", f"{half}.mid_block.resnets.{i}", "conv_shortcut")
-        theirs = f"{half}.mid_block.attentions.0"
-        names |= _norm(f"{half}.middle_attention.norm", f"{theirs}.group_norm")
-        for a, b in {"query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}.items():
-            names |= _both(f"{half}.middle_attention.{a}", f"{theirs}.{b}")
-    for level in range(levels):
-        down, up = f"encoder.down_blocks.{level}", f"decoder.up_blocks.{levels - 1 - level}"
-        for i in range(blocks):
-            names |= _resnet(f"encoder.down{level}_{i}", f"{down}.resnets.{i}", "conv_shortcut")
-        for i in range(blocks + 1):
-            names |= _resnet(f"decoder.up{level}_{i}", f"{up}.resnets.{i}", "conv_shortcut")
-        names |= _both(f"encoder.down{level}_half.conv", f"{down}.downsamplers.0.conv")
-        names |= _both(f"decoder.up{level}_double.conv", f"{up}.upsamplers.0.conv")
-    return names | _both("encoder.moments", "quant_conv") | _both("decoder.latent", "post_quant_conv")
-
-
-def ldm_names(multipliers, blocks):
-    """Ours → those of the original checkpoints (Stable Diffusion v1, Zero-1-to-3, without 'first_stage_model.')."""
-    names = {}
-    for half in ("encoder", "decoder"):
-        names |= (
-            _both(f"{half}.stem", f"{half}.conv_in") | _both(f"{half}.out", f"{half}.conv_out") | _norm(f"{half}.norm", f"{half}.norm_out")
-        )
-        for i in (0, 1):
-            names |= _resnet(f"{half}.middle_{i}", f"{half}.mid.block_{i + 1}", "nin_shortcut")
-        names |= _norm(f"{half}.middle_attention.norm", f"{half}.mid.attn_1.norm")
-        for a, b in {"query": "q", "key": "k", "value": "v", "out": "proj_out"}.items():
-            names |= _both(f"{half}.middle_attention.{a}", f"{half}.mid.attn_1.{b}")
-    for level in range(len(multipliers)):
-        for i in range(blocks):
-            names |= _resnet(f"encoder.down{level}_{i}", f"encoder.down.{level}.block.{i}", "nin_shortcut")
-        for i in range(blocks + 1):
-            names |= _resnet(f"decoder.up{level}_{i}", f"decoder.up.{level}.block.{i}", "nin_shortcut")
-        names |= _both(f"encoder.down{level}_half.conv", f"encoder.down.{level}.downsample.conv")
-        names |= _both(f"decoder.up{level}_double.conv", f"decoder.up.{level}.upsample.conv")
-    return names | _both("encoder.moments", "quant_conv") | _both("decoder.latent", "post_quant_conv")
-
-
-def to_ours(array):
-    """OIHW → HWIO; a linear layer OI → a 1 × 1 convolution."""
-    match array.ndim:
-        case 4:
-            return array.transpose(2, 3, 1, 0)
-        case 2:
-            return array.T[None, None]
-    return array
-
-
-def to_ldm(array):
-    """HWIO → OIHW."""
-    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
-
-
-# ------------------------------------------------------------------------------------------------ the two networks
 
 
 @pytest.fixture(scope="module")
@@ -137,24 +48,18 @@ NAMES = diffusers_names(MULTIPLIERS, BLOCKS)
 
 
 def our_shapes():
-    """Every parameter of ours by its dotted name."""
+    """Every parameter of ours by its path."""
     image = jax.ShapeDtypeStruct((1, 16, 16, CHANNELS), jnp.float32)
     posterior, encoder = jax.eval_shape(ENCODER.init_with_output, jax.random.key(0), image)
     decoder = jax.eval_shape(DECODER.init, jax.random.key(0), posterior.mode)
     tree = nn.meta.unbox({"encoder": encoder["params"], "decoder": decoder["params"]})
-    return {name: leaf.shape for name, leaf in flatten_dict(tree, sep=".").items()}
+    return {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
 
 
 def our_params(half, tensors):
     """{diffusers' name: tensor} → the parameters of our `half`."""
-    tree = {}
-    for ours in (name for name in our_shapes() if name.startswith(half)):
-        *path, leaf = ours.split(".")[1:]
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = to_ours(tensors[NAMES[ours]])
-    return tree
+    flat = {ours: from_torch(ours, tensors[NAMES[ours]], shape) for ours, shape in our_shapes().items() if ours.startswith(half)}
+    return unflatten_dict(flat, sep="/")[half]
 
 
 def numpy_of(model, gradients=False):
@@ -233,12 +138,28 @@ def test_every_parameter_of_theirs_is_one_of_ours_and_the_other_way_round(theirs
 def test_the_original_s_names_are_those_that_diffusers_converts_to_its_own(theirs):
     """diffusers reads original checkpoints by a table of its own: through it, our two tables are one."""
     ldm, tensors = ldm_names(MULTIPLIERS, BLOCKS), numpy_of(theirs)
-    original = {ldm[name]: torch.tensor(to_ldm(to_ours(tensors[NAMES[name]]))) for name in our_shapes()}
+    ours = {name: from_torch(name, tensors[NAMES[name]], shape) for name, shape in our_shapes().items()}
+    original = {ldm[name]: torch.tensor(to_torch(name, array)) for name, array in ours.items()}
     assert len(original) == len(tensors)
-    converted = convert_ldm_vae_checkpoint({f"first_stage_model.{name}": tensor for name, tensor in original.items()}, theirs.config)
+    converted = convert_ldm_vae_checkpoint(original, theirs.config)
     assert converted.keys() == tensors.keys()
     for name, tensor in converted.items():
         np.testing.assert_array_equal(tensor.reshape(tensors[name].shape), tensors[name], err_msg=name)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_what_goes_to_diffusers_is_what_came_from_it(theirs, old, tmp_path):
+    """Under their names, of now and of before 2023, in a file that they read."""
+    names, tensors = diffusers_names(MULTIPLIERS, BLOCKS, old=old), numpy_of(theirs)
+    theirs.save_config(tmp_path)
+    state = {}
+    for ours, shape in our_shapes().items():
+        array = to_torch(ours, from_torch(ours, tensors[NAMES[ours]], shape), linear=linear_in_diffusers(ours))
+        state[names[ours]] = torch.tensor(np.ascontiguousarray(array))
+    save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
+    again = AutoencoderKL.from_pretrained(tmp_path, low_cpu_mem_usage=False)
+    for name, array in numpy_of(again).items():
+        np.testing.assert_array_equal(array, tensors[name], err_msg=name)
 
 
 def test_the_posterior_is_diffusers(theirs):
