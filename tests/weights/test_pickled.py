@@ -65,12 +65,12 @@ class Storages:
         )
 
 
-def write_zip(path, pickled, storages=None, compression=zipfile.ZIP_STORED, byteorder=b"little"):
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("archive/data.pkl", PROTO + pickled + STOP)
+def write_zip(path, pickled, storages=None, byteorder=b"little", compressed=()):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", PROTO + pickled + STOP, "data.pkl" in compressed and zipfile.ZIP_DEFLATED)
         archive.writestr("archive/byteorder", byteorder)
         for key, array in (storages.arrays if storages else {}).items():
-            archive.writestr(f"archive/data/{key}", array.tobytes())
+            archive.writestr(f"archive/data/{key}", array.tobytes(), "data" in compressed and zipfile.ZIP_DEFLATED)
     return path
 
 
@@ -273,11 +273,12 @@ def test_a_file_that_is_not_whole_is_refused(writer, cut, tmp_path):
         read(path)
 
 
-def test_a_compressed_archive_is_refused_as_it_could_grow_without_end(tmp_path):
+@pytest.mark.parametrize("compressed", ["data.pkl", "data"])
+def test_a_compressed_archive_is_refused_as_it_could_grow_without_end(compressed, tmp_path):
     storages = Storages()
     state = dictionary({"w": storages.tensor(np.zeros(10**6, np.float32))})
     with pytest.raises(WeightsError, match="compressed"):
-        read(write_zip(tmp_path / "m.pt", state, storages, compression=zipfile.ZIP_DEFLATED))
+        read(write_zip(tmp_path / "m.pt", state, storages, compressed=[compressed]))
 
 
 @pytest.mark.parametrize("make, message", [
