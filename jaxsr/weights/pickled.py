@@ -10,6 +10,7 @@ called is refused. So is a file that sets the state of something that it did not
 A tensor is a view (offset, shape, strides) of a storage, and several may share one. Storages are read when a tensor is asked for.
 """
 
+import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -90,8 +91,10 @@ def _zipped(file: IO[bytes], path: Path) -> object:
     if root is None:
         raise KeyError("no data.pkl in the archive")
     entries = {entry.filename: entry for entry in archive.infolist()}
-    if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
-        raise _Refused("to be read on a big-endian machine")
+    if f"{root}byteorder" in entries:
+        with archive.open(f"{root}byteorder") as order:
+            if order.read(16) != b"little":
+                raise _Refused("to be read on a big-endian machine")
     last: dict[str, bytes] = {}  # views of one storage mostly follow each other
 
     def read(storage: _Storage) -> bytes:
@@ -131,7 +134,7 @@ def _legacy(file: IO[bytes], path: Path) -> object:
 
 
 def _exactly(file: IO[bytes], size: int) -> bytes:
-    if len(data := file.read(size)) < size:
+    if size > os.fstat(file.fileno()).st_size or len(data := file.read(size)) < size:
         raise EOFError("it ends within its storages")
     return data
 
@@ -145,7 +148,7 @@ class _Refused(Exception):
 
 _BROKEN = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError),
-    *(NotImplementedError, RuntimeError, RecursionError, MemoryError),  # zipfile's, and of sizes that make no sense
+    *(NotImplementedError, RuntimeError, RecursionError),  # zipfile's
 )
 
 
