@@ -105,14 +105,13 @@ def weights_import(
     from jaxsr.weights.imported import import_weights
 
     converted = import_weights(kind, [source, *(beside or [])], out)
-    leaves = jax.tree.leaves(converted.variables)
+    parameters = {part: sum(int(leaf.size) for leaf in jax.tree.leaves(tree)) for part, tree in converted.variables.items()}
     facts = {
         "file": str(out),
         "kind": kind,
         "layout": converted.layout,
         "configuration": dict(converted.sizes),
-        "arrays": len(leaves),
-        "parameters": sum(int(leaf.size) for leaf in leaves),
+        "parameters": parameters,
         "left_out": converted.left,
     }
     if as_json:
@@ -120,7 +119,8 @@ def weights_import(
         return
     terminal = open_console()
     sizes = ", ".join(f"{name} {value}" for name, value in converted.sizes.items())
-    terminal.print(f"wrote {out}: {kind} of {facts['parameters']:,} parameters in {len(leaves)} arrays, from {converted.layout}'s names")
+    beside_it = "".join(f", {part} of {count:,}" for part, count in parameters.items() if part != "params")
+    terminal.print(f"wrote {out}: {kind} of {parameters['params']:,} parameters{beside_it}, from {converted.layout}'s names")
     if sizes:
         terminal.print(f"  made with  {sizes}")
     for prefix, count in sorted(converted.left.items()):

@@ -101,10 +101,12 @@ def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
             about = read_about(path)
         if {"sha256", "format"} <= about.keys() and digest(unflatten_dict(dict(tensors), sep="/")) != about["sha256"]:
             raise WeightsError(f"{shown(path)} is not what was written: the SHA-256 of its arrays differs: copy or make it again")
+        if about.get("kind") in KINDS:
+            _, wanted = _expected(path, about)
+            found = {name: tensor.shape for name, tensor in tensors.items()}
+            if found != {name: leaf.shape for name, leaf in flatten_dict(wanted, sep="/").items()}:
+                raise WeightsError(f"{shown(path)} does not fit its own configuration: import it again")
         count = {"tensors": len(tensors), "parameters": sum(int(np.prod(tensor.shape)) for tensor in tensors.values())}
-    if about.get("kind") in KINDS:
-        _, wanted = _expected(path, about)
-        read_arrays(path, wanted)
     said = {name: about[name] for name in ("format", "kind", "layout", "configuration", "source") if name in about}
     return {"file": str(path), "sha256": sums, **count, "about": said, "own_digest": "sha256" in about}
 
@@ -114,8 +116,8 @@ def _expected(path: Path, about: Mapping[str, str]) -> tuple[Mapping[str, Any], 
     try:
         sizes = json.loads(about["configuration"])
         shapes = {f"params/{name}": shape for name, shape in KINDS[about["kind"]].shapes(sizes).items()}
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"{shown(path)} says of itself what makes no sense ({error}): import it again") from error
+    except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise WeightsError(f"{shown(path)} says of itself what makes no sense ({_first_line(error)}): import it again") from error
     with opened(path) as file:
         shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys() if name in ("context/kernel", "context/bias")}  # noqa: SIM118
     return sizes, unflatten_dict({name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}, sep="/")
@@ -126,3 +128,7 @@ def _check_finite(tensors: Mapping[str, Any], path: Path) -> None:
         array = np.asarray(tensor)
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise WeightsError(f"{shown(path)}: {shown(name)} holds NaN or Inf: download or train it again")
+
+
+def _first_line(error: Exception) -> str:
+    return shown(next(iter(str(error).splitlines()), type(error).__name__))

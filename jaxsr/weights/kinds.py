@@ -108,6 +108,8 @@ def _layout(layouts: tuple[Layout, ...], tensors: Tensors, source: str) -> Layou
     for layout in layouts:
         if layout.prefix + layout.probe in tensors:
             return layout
+    if any(name.startswith("params/") for name in tensors):
+        raise WeightsError(f"{shown(source)} has jaxsr's names already: use it as it is, `jaxsr weights verify` says what it is")
     begin = ", ".join(shown(name) for name in sorted({name.split(".")[0] for name in tensors})[:8])
     probes = ", ".join(layout.prefix + layout.probe for layout in layouts)
     raise WeightsError(f"{shown(source)} holds none of {probes}: its {len(tensors)} tensors begin with {begin}; is it another kind?")

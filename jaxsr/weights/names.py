@@ -59,7 +59,7 @@ def take(
     """The `tensors` under our names, kernels turned from PyTorch's order of axes to ours. None is read before all are known to fit.
 
     Args:
-      names: ours, as in `stem/kernel` → theirs. Only those that end in `/kernel` are turned.
+      names: ours, as in `stem/kernel` → theirs. Only those whose last part is `kernel` are turned.
       shapes: of ours, one for every name.
       what: as in 'torchvision weights', for the error.
       leave: beginnings of the names of tensors that are not ours to use.
@@ -105,9 +105,9 @@ def _read(ours: str, piece: Piece, tensor: Tensor, shape: tuple[int, ...]) -> np
     array = np.asarray(tensor)
     if piece.of > 1:
         array = np.split(array, piece.of)[piece.part]
-    array = array.astype(np.float32, copy=False)
-    return from_torch(ours, array, shape) if piece.turned else array
+    turned = from_torch(ours, array, shape) if piece.turned else array
+    return np.array(turned, np.float32, order="C")  # a copy, so that nothing keeps what was read
 
 
 def _turned(ours: str, piece: Piece) -> bool:
-    return piece.turned and ours.endswith("/kernel")
+    return piece.turned and ours.rpartition("/")[2] == "kernel"

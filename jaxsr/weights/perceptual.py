@@ -1,12 +1,8 @@
 """The published weights of LPIPS: from the names of torchvision and of lpips to ours, and in a file of their own.
 
 torchvision keeps a backbone as `features.<i>.weight` and `.bias`; lpips keeps the same under `net.slice<k>.<i>`, and its heads as
-`lin<k>.model.1.weight`. Ours are the trees of `jaxsr.models.perceptual`. Kernels turn from OIHW to HWIO; no value changes. To make a file
-once, where torch is, of state dictionaries as NumPy arrays:
-
-    weights = from_lpips("alex", {k: v.numpy() for k, v in lpips.LPIPS(net="alex").state_dict().items()})
-    weights = from_torchvision("alex", state_of_alexnet, state_of_lpips_weights_v0_1_alex_pth)            # or so
-    write_perceptual(Path("alex.safetensors"), weights, source="torchvision IMAGENET1K_V1, lpips 0.1")
+`lin<k>.model.1.weight`. Ours are the trees of `jaxsr.models.perceptual`. Kernels turn from OIHW to HWIO; no value changes.
+`jaxsr weights import lpips` makes a file of either, and `read_perceptual` reads it.
 """
 
 import re
@@ -19,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxsr.files import shown
 from jaxsr.models.perceptual import CHANNELS, NETS, SCALE, SHIFT, Net, perceptual_shapes
-from jaxsr.weights.file import SUFFIX, WeightsError, read_about, read_arrays, write_arrays
+from jaxsr.weights.file import WeightsError, read_about, read_arrays
 from jaxsr.weights.names import Tensor, take
 
 Arrays = Mapping[str, Tensor]
@@ -101,19 +97,8 @@ def from_lpips(net: Net, state: Arrays) -> Perceptual:
     return _checked(net, _take(net, state, lpips_names(net), "lpips weights"))
 
 
-def write_perceptual(path: Path, weights: Perceptual, *, source: str) -> None:
-    """A file for `read_perceptual`; `source` says where the weights are from, in words.
-
-    Raises:
-      WeightsError: for a name that does not end in .safetensors. FileError: where it cannot be written.
-    """
-    if path.suffix != SUFFIX:
-        raise WeightsError(f"{shown(path)}: weights are written to a {SUFFIX} file: name it {shown(path.with_suffix(SUFFIX))}")
-    write_arrays(path, weights.variables, {"format": FORMAT, "net": weights.net, "source": source})
-
-
 def read_perceptual(path: Path) -> Perceptual:
-    """What `write_perceptual` wrote. There is nothing to fall back to: without published weights there is no LPIPS.
+    """What `jaxsr weights import lpips` wrote. There is nothing to fall back to: without published weights there is no LPIPS.
 
     Raises:
       WeightsError: where the file is not there, is no such file, or does not fit the network that it names.
@@ -121,14 +106,14 @@ def read_perceptual(path: Path) -> Perceptual:
     if not path.is_file():
         raise WeightsError(
             f"{shown(path)} is not there, and LPIPS is defined by its published weights: make the file once from those of lpips "
-            "or torchvision, as jaxsr/weights/perceptual.py says at its top, and name it"
+            "or torchvision, with `jaxsr weights import lpips` (docs/weights.md)"
         )
     about = read_about(path)
     net = about.get("net")
     if about.get("format") != FORMAT or net not in NETS:
         raise WeightsError(
             f"{shown(path)} holds no LPIPS weights of ours (format {about.get('format')!r}, net {net!r}, expected {FORMAT!r} and one of "
-            f"{', '.join(NETS)}): make it by write_perceptual of jaxsr/weights/perceptual.py"
+            f"{', '.join(NETS)}): make it with `jaxsr weights import lpips`"
         )
     variables = read_arrays(path, {"params": perceptual_shapes(net)["params"]})
     return _checked(net, flatten_dict(variables["params"], sep="/"), shown(path))

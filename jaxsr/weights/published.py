@@ -204,7 +204,7 @@ def download(
     except requests.RequestException as error:
         kept = f"; {part.stat().st_size:,} bytes are kept, the same command goes on from there" if part.is_file() else ""
         raise WeightsError(
-            f"{entry.url} was not fetched ({_first_line(error)}){kept}: check the network, or copy the file to {shown(path)}"
+            f"{entry.url} was not fetched ({_reason(error)}){kept}: check the network, or copy the file to {shown(path)}"
         ) from error
     except ValueError as error:  # of the hash: pooch has deleted what came
         raise WeightsError(
@@ -225,9 +225,7 @@ class _Resuming:
         done = self._part.stat().st_size if self._part.is_file() else 0
         wanted = {"Range": f"bytes={done}-"} if done else {}
         with requests.get(url, headers={**wanted, "Accept-Encoding": "identity"}, stream=True, timeout=TIMEOUT) as answer:
-            if done and answer.status_code == 416:  # there is no more: it was whole
-                total = done
-            else:
+            if not (done and answer.status_code == 416):  # where there is no more, it was whole
                 answer.raise_for_status()
                 if answer.status_code != 206:  # from the start, whatever was asked for
                     done = 0
@@ -242,5 +240,7 @@ class _Resuming:
         os.replace(self._part, output_file)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _reason(error: Exception) -> str:
+    """In a line; urllib3 wraps what happened in how often it tried."""
+    inner = getattr(next(iter(error.args), None), "reason", None) or error
+    return next(iter(str(inner).splitlines()), type(error).__name__)

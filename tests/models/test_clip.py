@@ -60,13 +60,14 @@ def test_activations_computed_again_give_the_same_parameters_values_and_gradient
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), gradients_again, gradients)
 
 
-def test_what_lies_between_two_matrices_of_a_block_is_split_over_the_tensor_axis():
+def test_every_matrix_is_split_over_the_tensor_axis_by_its_outputs():
     """By names that the table of runtime/mesh.py has; one that it has not is an error there."""
     boxed = jax.eval_shape(VisionTransformer(**TINY).init, jax.random.key(0), images())
     variable_shardings(make_mesh(devices=jax.devices()[:1]), boxed)
-    names = nn.get_partition_spec(boxed)["params"]["block0"]
-    split = {part: tuple(names[part]["kernel"]).index("hidden_features") for part in ("query", "key", "value", "out", "wide", "narrow")}
-    assert split == {"query": 1, "key": 1, "value": 1, "out": 0, "wide": 1, "narrow": 0}
+    names = nn.get_partition_spec(boxed)["params"]
+    assert tuple(names["positions"]) == (None, "embed_out")
+    for part in ("query", "key", "value", "out", "wide", "narrow"):
+        assert tuple(names["block0"][part]["kernel"]) == ("embed_in", "embed_out")
 
 
 @pytest.mark.parametrize("shape", [(1, 12, 16, 3), (1, 14, 14, 3)])
