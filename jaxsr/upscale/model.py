@@ -122,7 +122,7 @@ def load_frozen(experiment: Experiment, method: Method) -> Frozen:
       ModelError: where the config names nothing, or something made with other settings; WeightsError, CheckpointError: as `load_model`.
     """
     shapes = nn.meta.unbox(method.frozen())
-    found = {name: _read_part(experiment, name, wanted) for name, wanted in shapes.items()}
+    found = {name: _read_part(experiment, name, shapes)[name] for name in shapes}
     return Frozen(found, {name: digest(tree) for name, tree in found.items()})
 
 
@@ -133,7 +133,10 @@ def load_start(experiment: Experiment, method: Method) -> dict[str, Any]:
     """
     shapes = abstract_variables(method, abstract_batch(experiment))
     named = {name for name, path in getattr(experiment.method, "weights", ()) if path is not None}
-    return {name: _read_part(experiment, name, shapes["params"][name]) for name in sorted(named - shapes["frozen"].keys())}
+    start: dict[str, Any] = {}
+    for name in sorted(named - shapes["frozen"].keys()):
+        start |= _read_part(experiment, name, shapes["params"])
+    return start
 
 
 def check_frozen(experiment: Experiment, frozen: Frozen, before: Mapping[str, str], source: Path) -> None:
@@ -148,8 +151,11 @@ def check_frozen(experiment: Experiment, frozen: Frozen, before: Mapping[str, st
             )
 
 
-def _read_part(experiment: Experiment, name: str, wanted: Any) -> Any:
-    """The parameters of one network, of the shapes `wanted`, from the file or run that `method.weights` names."""
+def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of one network, of the `shapes` under its name, from the file or run that `method.weights` names.
+
+    A UNet of Zero-1-to-3 brings its layer to the context with it, which is another network here.
+    """
     path: Path | None = getattr(experiment.method.weights, name)  # type: ignore[union-attr]
     title = name.replace("_", " ")
     if path is None:
@@ -168,9 +174,10 @@ def _read_part(experiment: Experiment, name: str, wanted: Any) -> Any:
             raise ModelError(
                 f"{path} has another network than method.{name}.network says: set there, from its value to this one:\n  {listed}"
             )
-        return model.variables["params"]
-    weights = read_weights(path, _KINDS[name])
-    return _fitting(weights.variables["params"], wanted, f"{path} does not fit method.{name}")
+        return {name: model.variables["params"]}
+    read = read_weights(path, _KINDS[name]).variables
+    parts = {name: read["params"]} | ({"context": read["context"]} if "context" in read and "context" in shapes else {})
+    return {part: _fitting(tree, shapes[part], f"{path} does not fit method.{part}") for part, tree in parts.items()}
 
 
 def _fitting(tree: Any, wanted: Any, what: str) -> Any:

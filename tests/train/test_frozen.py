@@ -128,14 +128,17 @@ def test_imported_weights_are_what_training_starts_from(first, tmp_path):
     shapes = abstract_variables(method, abstract_batch(experiment))["params"]["unet"]
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    sizes = {"in_channels": 4, **{name: value for name, value in to_dict(experiment.method.unet).items() if name != "remat"}}
-    about = {"format": "jaxsr weights 1", "kind": "unet", "configuration": json.dumps(sizes), "sha256": digest({"params": params})}
-    write_arrays(tmp_path / "unet.safetensors", {"params": params}, about)
+    sizes = {"in_channels": 4, "channels": 2, **{name: value for name, value in to_dict(experiment.method.unet).items() if name != "remat"}}
+    context = {"kernel": rng.normal(size=(6, 6)).astype(np.float32), "bias": rng.normal(size=6).astype(np.float32)}  # Zero-1-to-3's
+    variables = {"params": params, "context": context}
+    about = {"format": "jaxsr weights 1", "kind": "unet", "configuration": json.dumps(sizes), "sha256": digest(variables)}
+    write_arrays(tmp_path / "unet.safetensors", variables, about)
     paths = {"autoencoder": str(first / "autoencoder"), "unet": str(tmp_path / "unet.safetensors")}
     started = teacher(first / "autoencoder", steps=1, weights=paths)
     frugal = started.model_copy(update={"optimizer": started.optimizer.model_copy(update={"learning_rate": 1e-12})})
     state = train(frugal, tmp_path / "run")
-    for (path, x), (_, y) in zip(*(jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (state.params["unet"], params)), strict=True):
+    found, wanted = ({"unet": tree, "context": of} for tree, of in ((state.params["unet"], state.params["context"]), (params, context)))
+    for (path, x), (_, y) in zip(*(jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (found, wanted)), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-6, err_msg=jax.tree_util.keystr(path))
 
 
@@ -190,7 +193,7 @@ def test_upscale_works_with_maps_and_without_and_the_sidecar_says_which(first, s
         "gradient": Guides(None, gradient),
         "both": Guides(bias, gradient),
     }.items():
-        image, facts = made(first, scan, tmp_path / f"{name}.nii.gz", guides, loud)
+        image, facts = made(first, scan, tmp_path / f"out_{name}.nii.gz", guides, loud)
         assert set(facts.get("Guidance", {})) == set(guides.named)
         assert facts["Frozen"] == load_model(first / "teacher").frozen
         images.append(image)
