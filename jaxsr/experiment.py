@@ -33,6 +33,8 @@ class DataConfig(Strict):
       draws: slices taken of a subject each time it is visited.
       window: subjects mixed at a time; memory holds two more.
       maps: what slices have beside high and low, where the set has it: reference, bias, gradient, labels, mask.
+      carries: what of the target scanner a rendered head shows: bias, gradient. What is acquired has neither, so that only who is given the
+        maps can know them.
       augment: true: flip slices at random; or a mapping of flip, rotation, scale, elastic, gamma.
       threads: that prepare batches.
     """
@@ -50,6 +52,7 @@ class DataConfig(Strict):
     draws: int = pydantic.Field(256, ge=1)
     window: int = pydantic.Field(4, ge=1)
     maps: tuple[MapName, ...] = ()
+    carries: tuple[Literal["bias", "gradient"], ...] = ()
     augment: bool | AugmentConfig = True
     threads: int = pydantic.Field(2, ge=0)
 
@@ -60,6 +63,8 @@ class DataConfig(Strict):
             raise ValueError(f"{' and '.join(named)} name {len(named)} sets: keep one of them, and leave out the rest or make it null")
         if self.contrast == "FLAIR" and self.labels is None:
             raise ValueError("contrast FLAIR is rendered from label maps only: give labels, or another contrast")
+        if self.carries and (self.volumes or self.manifest):
+            raise ValueError("carries is of rendered heads, and volumes or manifest name others: what those show is in them")
         if len(set(self.maps)) < len(self.maps):
             raise ValueError(f"maps names one of them twice: {', '.join(self.maps)}")
         return self

@@ -3,7 +3,7 @@
     OUT/high/NAME.nii.gz         the head, 0…1000
     OUT/reference/NAME.nii.gz    a second contrast of it
     OUT/bias/NAME.nii.gz         the bias field that is in `high`, where it was asked for: what multiplies, not its logarithm
-    OUT/gradient/NAME.nii.gz     displacement in mm along right, anterior, superior
+    OUT/gradient/NAME.nii.gz     displacement in mm along right, anterior, superior; in `high` only where it is to carry that
     OUT/labels/NAME.nii.gz       structures
     OUT/mask/NAME.nii.gz         0 where skull or face were taken off
 
@@ -23,11 +23,12 @@ import numpy as np
 import jaxsr
 from jaxsr.data.anatomy import Head
 from jaxsr.data.people import person_of
-from jaxsr.data.subjects import AnatomySubjects, stable_hash
+from jaxsr.data.subjects import AnatomySubjects, carrying, stable_hash
 from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.files import write_text, write_whole
 from jaxsr.physics.protocol import named_acquisition
 from jaxsr.volume.errors import VolumeError
+from jaxsr.volume.geometry import Grid
 from jaxsr.volume.io import Volume, write_volume
 
 SCALE = 1000.0
@@ -42,6 +43,7 @@ def generate(
     voxel_size: float = 1.0,
     contrast: str = "random",
     maps: Sequence[str] = (),
+    carries: Sequence[str] | None = None,
     seed: int = 0,
     advance: Callable[[int, str], None] = lambda done, name: None,
     note: Callable[[str], None] = lambda text: None,
@@ -50,12 +52,14 @@ def generate(
 
     Args:
       labels: a folder of label maps; the embedded tissue maps where there is none.
-      maps: of those of a pair, what they come with. With `bias` the field is in the image.
+      maps: of those of a pair, what they come with.
+      carries: of bias and gradient, what shows in the image; None: bias, where it is one of the maps.
 
     Raises:
       VolumeError: where `labels` holds no label map, or `out` heads generated in another way.
       FileError: where they cannot be written.
     """
+    shown_in = tuple({"bias"} & {*maps}) if carries is None else tuple(carries)
     about = {
         "Description": WARNING,
         "JaxSR": {
@@ -64,6 +68,7 @@ def generate(
             "VoxelSize": voxel_size,
             "Contrast": contrast,
             "Maps": sorted(maps),
+            "Carries": sorted(shown_in),
             "Seed": seed,
         },
     }
@@ -74,7 +79,7 @@ def generate(
         "seed": stable_hash(f"generate/{seed}"),
         "contrast": contrast,
         "maps": tuple(maps),
-        "biased": "bias" in maps,
+        "carries": shown_in,
     }
     subjects: AnatomySubjects | LabelSubjects
     if labels is None:
@@ -93,18 +98,18 @@ def generate(
     for i, name in enumerate(names):
         path = out / "high" / f"{name}.nii.gz"
         if not path.exists():
-            _write(out, name, subjects.head(i), subjects.grid.affine, maps)
+            _write(out, name, subjects.head(i), subjects.grid, maps, shown_in)
         written.append(path)
         advance(i + 1, name)
     return written
 
 
-def _write(out: Path, name: str, head: Head, affine: np.ndarray, maps: Sequence[str]) -> None:
+def _write(out: Path, name: str, head: Head, grid: Grid, maps: Sequence[str], carries: tuple[str, ...]) -> None:
     """All files of one head, `high` last: where it is, all are."""
-    field = np.exp(np.asarray(head.bias)) if "bias" in maps else np.float32(1)
+    affine, image = grid.affine, carrying(head, grid.voxel_size, carries)
     volumes = {
         "reference": None if head.reference is None else np.asarray(head.reference) * SCALE,
-        "bias": field,
+        "bias": None if head.bias is None else np.exp(np.asarray(head.bias)),
         "labels": np.asarray(head.labels, np.float32),
         "mask": None if head.mask is None else np.asarray(head.mask, np.float32),
     }
@@ -116,7 +121,7 @@ def _write(out: Path, name: str, head: Head, affine: np.ndarray, maps: Sequence[
         vectors.header.set_intent("vector")
         vectors.header.set_xyzt_units("mm")
         write_whole(out / "gradient" / f"{name}.nii.gz", lambda part: nib.save(vectors, part))
-    write_volume(out / "high" / f"{name}.nii.gz", Volume(np.asarray(head.image) * field * SCALE, affine), description="jaxsr: synthetic")
+    write_volume(out / "high" / f"{name}.nii.gz", Volume(image * SCALE, affine), description="jaxsr: synthetic")
 
 
 def _claim(out: Path, about: dict[str, Any]) -> None:

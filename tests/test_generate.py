@@ -72,7 +72,7 @@ def labelled(tmp_path_factory):
 
 
 def subjects(kind, labelled, seed):
-    how = {"voxel_size": MM, "acquisition": named_acquisition("1.5T"), "seed": seed, "contrast": "T1w", "maps": MAPS, "biased": True}
+    how = {"voxel_size": MM, "acquisition": named_acquisition("1.5T"), "seed": seed, "contrast": "T1w", "maps": MAPS, "carries": ("bias",)}
     if kind == "embedded":
         return AnatomySubjects(2, "train", **how)
     return LabelSubjects(find_label_maps(labelled[2])[0], labelled[2], 6, "train", **how)

@@ -24,7 +24,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 config_app = typer.Typer(name="config", help="Look at configurations, and check them.", no_args_is_help=True)
-bench_app = typer.Typer(name="bench", help="Measure: parameters and multiply-adds, training, its input, upscaling.", no_args_is_help=True)
+bench_app = typer.Typer(
+    name="bench", help="Measure: parameters and multiply-adds, training, its input, upscaling, memory.", no_args_is_help=True
+)
 weights_app = typer.Typer(name="weights", help="Weights that others have published: list, download, import, verify.", no_args_is_help=True)
 
 for command in (
@@ -49,6 +51,7 @@ bench_app.command("count")(inspect.bench_count)
 bench_app.command("train")(inspect.bench_train)
 bench_app.command("data")(inspect.bench_data)
 bench_app.command("upscale")(inspect.bench_upscale)
+bench_app.command("compile")(inspect.bench_compile)
 app.add_typer(weights_app)
 weights_app.command("list")(weights.weights_list)
 weights_app.command("download")(weights.weights_download)

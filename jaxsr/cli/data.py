@@ -156,6 +156,9 @@ def generate(
     voxel_size: Annotated[float, typer.Option("--voxel-size", min=0.3, max=10, help="Millimetres.")] = 1.0,
     contrast: Annotated[str, typer.Option(help="random, T1w, T2w or PDw; with --labels FLAIR too.")] = "random",
     extra: Annotated[str | None, bare("--with", help="Maps to write too: some of reference,bias,gradient,labels,mask, or all.")] = None,
+    carry: Annotated[
+        str | None, bare("--carry", help="What of the target scanner shows in the heads: bias,gradient. [default: bias, if it is written]")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
     device: Device = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
@@ -170,13 +173,15 @@ def generate(
     """
     choice("--contrast", contrast, ("random", "T1w", "T2w", "PDw", *(["FLAIR"] if labels else [])))
     maps = choices("--with", extra, ("reference", "bias", "gradient", "labels", "mask")) if extra else ()
+    carries = None if carry is None else choices("--carry", carry, ("bias", "gradient"))
     select_device(device)
     from jaxsr.files import shown
     from jaxsr.generate import generate as run
 
     terminal = open_console(quiet=quiet)
     with progress(terminal, "rendering", count) as (advance, note):
-        written = run(out, count, labels=labels, voxel_size=voxel_size, contrast=contrast, maps=maps, seed=seed, advance=advance, note=note)
+        how = {"labels": labels, "voxel_size": voxel_size, "contrast": contrast, "maps": maps, "carries": carries, "seed": seed}
+        written = run(out, count, **how, advance=advance, note=note)  # type: ignore[arg-type]
     beside = [name for name in maps if name in ("labels", "mask", "gradient")]
     options = "".join(
         [

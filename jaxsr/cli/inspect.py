@@ -243,3 +243,42 @@ def bench_upscale(
         raise typer.BadParameter(f"{said}, for the scan that it is upscaled from to have slices that serve", param_hint="--shape")
     result = bench.bench_upscale(experiment, sides, sampling_steps, size)
     print_result(result, bench.describe(result), as_json)
+
+
+def bench_compile(
+    config: Config,
+    overrides: Overrides = None,
+    mesh: Annotated[str | None, bare(help="As in data=8,fsdp=4. [default: the config's]")] = None,
+    devices: Annotated[int | None, bare(min=1, help="CPU devices to simulate. [default: the real ones]")] = None,
+    upscale: Annotated[
+        int | None, bare("--upscale", min=1, help="A batch of so many slices in upscale, in place of the training step.")
+    ] = None,
+    size: Annotated[int | None, bare(help="Side of those slices in pixels. [default: data.crop]")] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Compile the training step of CONFIG for a mesh and say what memory each device needs; nothing is allocated.
+
+    Examples:
+
+        jaxsr bench compile configs/teacher.yaml --devices 8 --mesh fsdp=8
+
+        jaxsr bench compile configs/teacher.yaml --upscale 16 --device cpu
+    """
+    # What the program does is planned before machine code is made of it, and that is never run: so it need not be fast.
+    flags = ["--xla_backend_optimization_level=0", *([f"--xla_force_host_platform_device_count={devices}"] if devices else [])]
+    if devices or device == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
+        device, os.environ["XLA_FLAGS"] = "cpu", " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
+    sizes = [f"mesh.{part.strip()}" for part in mesh.split(",")] if mesh else []
+    if sizes and not any(part.startswith("mesh.data=") for part in sizes):
+        sizes.append("mesh.data=-1")
+    select_device(device)
+    from jaxsr.bench import compile as bench
+    from jaxsr.experiment import load_experiment
+
+    experiment = load_experiment(config, [*(overrides or []), *sizes])
+    if upscale is None:
+        result = bench.compile_train(experiment)
+    else:
+        result = bench.compile_upscale(experiment, upscale, size or experiment.data.crop)
+    print_result(result, bench.describe(result), as_json)

@@ -24,6 +24,7 @@ from jaxsr.data.people import person_of
 from jaxsr.data.splits import SPLITS, assign_splits
 from jaxsr.data.splits import Split as Split
 from jaxsr.physics.acquisition import Acquisition, acquire
+from jaxsr.physics.gradients import warp
 from jaxsr.volume.decode import open_image
 from jaxsr.volume.geometry import Grid, Kind, resample, target_grid
 from jaxsr.volume.header import place
@@ -49,7 +50,7 @@ class RenderedSubjects(ABC):
       grid: of every pair, `[X, Y, Z]` voxels.
       ids: everybody's name.
       maps: of those of a pair, what pairs come with.
-      biased: the truth carries the bias field that the map `bias` is of.
+      carries: which of the maps `bias` and `gradient` the truth shows: that bias field, that displacement.
     """
 
     def __init__(
@@ -63,15 +64,15 @@ class RenderedSubjects(ABC):
         contrast: str = "random",
         interpolation: Kind = "cubic",
         maps: tuple[str, ...] = (),
-        biased: bool = False,
+        carries: tuple[str, ...] = (),
     ):
         # Heads and acquisitions have keys of their own: were one folded from the other, a visit could draw the noise that shaped the head.
         place = SPLITS.index(split)
         self._key, self._acquisition_key = (jax.random.fold_in(jax.random.key(seed), i) for i in (place, len(SPLITS) + place))
         self.grid, self.ids = grid, ids
         self._acquisition, self._contrast, self._interpolation = acquisition, contrast, interpolation
-        self._maps, self._biased = maps, biased
-        self._rendered = tuple({*maps, *(["bias"] if biased else [])} - {"labels"})  # labels come with every head
+        self._maps, self._carries = maps, carries
+        self._rendered = tuple({*maps, *carries} - {"labels"})  # labels come with every head
 
     @abstractmethod
     def head(self, index: int) -> Head:
@@ -87,7 +88,9 @@ class RenderedSubjects(ABC):
 
     def load(self, index: int, visit: int = 0) -> Pair:
         key = jax.random.fold_in(jax.random.fold_in(self._acquisition_key, index), visit)
-        return pair_of_head(self.head(index), self.grid, self._acquisition, key, self._interpolation, maps=self._maps, biased=self._biased)
+        return pair_of_head(
+            self.head(index), self.grid, self._acquisition, key, self._interpolation, maps=self._maps, carries=self._carries
+        )
 
 
 class AnatomySubjects(RenderedSubjects):
@@ -186,15 +189,16 @@ def pair_of_head(
     interpolation: Kind = "cubic",
     *,
     maps: tuple[str, ...] = (),
-    biased: bool = False,
+    carries: tuple[str, ...] = (),
 ) -> Pair:
     """A synthetic head, its simulated acquisition, and those of the pair's `maps` that are wanted.
 
-    The bias field is the target scanner's: where the target is to carry it (`biased`), what is acquired does not. `gradient` is the
-    displacement by the target's gradients; it has moved neither image. `reference` is as rendered, in a window of its own.
+    Bias field and displacement are the target scanner's. Where the target `carries` one, it shows, and what is acquired does not have it:
+    then an image of the target is known in full only with the map. `reference` is as rendered, in a window of its own; labels and mask lie
+    where the head is, not where gradients show it.
     """
     image = np.asarray(head.image)
-    target = image * np.exp(np.asarray(head.bias)) if biased else None
+    target = carrying(head, grid.voxel_size, carries) if carries else None
     mask = None if head.mask is None else np.asarray(head.mask)
     pair = make_pair(Volume(image, grid.affine), acquisition, key, interpolation, target=target, mask=mask)
     if not maps:
@@ -203,6 +207,18 @@ def pair_of_head(
     if "reference" in found:
         found["reference"] = fit_window(found["reference"]).forward(found["reference"])
     return pair._replace(**found)  # type: ignore[arg-type]
+
+
+def carrying(head: Head, voxel_size: tuple[float, float, float], carries: tuple[str, ...]) -> np.ndarray:
+    """The head as its target scanner shows it, with those of its bias field and its displacement that are named: float32 `[X, Y, Z]`."""
+    image = jnp.asarray(head.image)
+    if "gradient" in carries:
+        assert head.gradient is not None
+        image = jnp.maximum(warp(image, head.gradient, voxel_size), 0)
+    if "bias" in carries:
+        assert head.bias is not None
+        image = image * jnp.exp(head.bias)
+    return np.asarray(image)
 
 
 def find_volumes(folder: Path, voxel_size: float) -> tuple[list[Path], list[str]]:

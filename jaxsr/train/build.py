@@ -28,7 +28,7 @@ def build_method(experiment: Experiment) -> Method:
 def build_subjects(data: DataConfig, split: Split, seed: int, note: Note = lambda text: None) -> Subjects:
     """The subjects of one split of the set that `data` names; what was left out is told to `note`."""
     how: dict[str, Any] = {key: getattr(data, key) for key in ("voxel_size", "acquisition", "interpolation")} | {"seed": seed}
-    rendered = how | {"contrast": data.contrast, "maps": data.maps}
+    rendered = how | {"contrast": data.contrast, "maps": data.maps, "carries": data.carries}
 
     def chosen(folder: Path, found: tuple[list[Path], list[str]], what: str) -> list[Path]:
         paths, left_out = found

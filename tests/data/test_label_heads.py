@@ -324,9 +324,9 @@ def test_the_target_carries_its_bias_only_when_asked_and_the_acquisition_never(t
     root = folder_of(tmp_path, ["a.nii.gz"])
     plain, biased = (
         LabelSubjects(
-            find_label_maps(root)[0], root, 1, "train", voxel_size=8.0, acquisition=SCANNER, maps=ALL, biased=b, variation=PLAIN
+            find_label_maps(root)[0], root, 1, "train", voxel_size=8.0, acquisition=SCANNER, maps=ALL, carries=b, variation=PLAIN
         ).load(0)
-        for b in (False, True)
+        for b in ((), ("bias",))
     )
     np.testing.assert_allclose(plain.low, biased.low, atol=1e-5)
     # In the window, which is affine, y ↦ b y + (b − 1) c, c its place of zero signal.

@@ -1,0 +1,111 @@
+"""What the training step, or a batch of `upscale`, needs of each device: compiled for a mesh from shapes alone, nothing is allocated.
+
+The devices may be simulated: a CPU's compiler partitions a program for as many as are asked for, and its plan of the buffers is of the same
+program. It computes bfloat16 in float32, though, so the program is compiled in float32 there, and of a configuration in bfloat16 what is
+temporary is taken at half, but for gradients, which have the parameters' precision: an estimate, and called one. Compilers for accelerators
+choose other layouts, workspaces and fusions.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsr.bench.count import quantity
+from jaxsr.bench.measure import circumstances, compiled
+from jaxsr.experiment import Experiment
+from jaxsr.methods.base import Condition
+from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated
+from jaxsr.train.build import abstract_batch, build_method
+from jaxsr.train.state import abstract_state, abstract_variables, frozen_shardings, make_optimizer, state_shardings
+from jaxsr.train.step import make_step
+from jaxsr.upscale.engine import MAP_CHANNELS
+
+
+def compile_train(experiment: Experiment) -> dict[str, Any]:
+    """The trainer's step of `experiment` on its mesh over all devices, as JSON can hold it; bytes are of one device."""
+    experiment, estimated = _compilable(experiment)
+    mesh, method = make_mesh(**dict(experiment.mesh)), build_method(experiment)
+    optimizer, batch = make_optimizer(experiment.optimizer, experiment.train.steps), abstract_batch(experiment)
+    shardings = state_shardings(method, optimizer, batch, mesh)
+    state = abstract_state(method, optimizer, batch, shardings)
+    frozen = _laid(abstract_variables(method, batch)["frozen"], frozen_shardings(method, mesh))
+    placed = _laid(batch, jax.tree.map(lambda _: batch_sharding(mesh), batch))
+    key = _laid(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
+    step = jax.jit(
+        make_step(method, optimizer, ema=experiment.train.ema, accumulate=experiment.train.accumulate),
+        donate_argnums=0,
+        out_shardings=(shardings, replicated(mesh)),
+    )
+    program, times = compiled(step, state, placed, key, frozen)
+    held = {"state": _bytes(state), "frozen": _bytes(frozen), "batch": _bytes(placed)}
+    facts = {"what": "training step", "batch_size": experiment.train.batch_size, "size": experiment.data.crop}
+    return {**facts, **_memory(program, held, estimated, _bytes(state.params)), **times, **_about(experiment, mesh, estimated)}
+
+
+def compile_upscale(experiment: Experiment, batch_size: int, size: int) -> dict[str, Any]:
+    """A batch of slices of `size`² pixels in `upscale`, with the maps that the method takes; parameters in the precision of the config."""
+    precision = experiment.precision
+    experiment, estimated = _compilable(experiment)
+    mesh, method = make_mesh(**dict(experiment.mesh)), build_method(experiment)
+    variables = abstract_variables(
+        method, jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), abstract_batch(experiment))
+    )
+    variables = _laid(variables, jax.tree.map(lambda _: replicated(mesh), variables))
+    names = ("low", *getattr(experiment.method, "maps", ()))
+    maps = {name: jax.ShapeDtypeStruct((batch_size, size, size, MAP_CHANNELS.get(name, 1)), jnp.float32) for name in names}
+    placed = _laid(maps, {name: batch_sharding(mesh) for name in maps})
+    keys = _laid(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size)), batch_sharding(mesh))
+    request = method.default_request
+    program, times = compiled(jax.jit(lambda v, c, k: method.upscale(v, Condition(**c), k, request)), variables, placed, keys)
+    parameters = _bytes(variables) // (2 if precision == "bf16" else 1)
+    facts = {"what": f"upscaling in {request.steps} steps", "batch_size": batch_size, "size": size}
+    held = {"parameters": parameters, "batch": _bytes(placed)}
+    return {**facts, **_memory(program, held, estimated), **times, **_about(experiment, mesh, estimated)}
+
+
+def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows of a table for people."""
+    held = ", ".join(f"{name} {quantity(value, 'B', 1024)}" for name, value in result["held_bytes"].items())
+    temporary = quantity(result["temporary_bytes"], "B", 1024)
+    whole = quantity(result["device_bytes"], "B", 1024)
+    mesh = ", ".join(f"{name} {size}" for name, size in result["mesh"].items() if size > 1) or "one device"
+    said = " (estimate: gradients, and half of what else the CPU's compiler plans in float32)" if result["estimated"] else ""
+    return [
+        (result["what"], f"{result['batch_size']} slices of {result['size']} × {result['size']} over {mesh}"),
+        ("each device holds", held),
+        ("temporary", temporary + said),
+        ("in all", f"{whole} a device"),
+        ("compilation", f"{result['compile_seconds']:.0f} s, traced and lowered in {result['trace_seconds']:.0f} s"),
+    ]
+
+
+def _compilable(experiment: Experiment) -> tuple[Experiment, bool]:
+    """With the precision that this platform's compiler computes in, and whether that is another than was asked for."""
+    estimated = jax.default_backend() == "cpu" and experiment.precision == "bf16"
+    return (experiment.model_copy(update={"precision": "f32"}) if estimated else experiment), estimated
+
+
+def _memory(program: Any, held: dict[str, int], estimated: bool, gradients: int = 0) -> dict[str, Any]:
+    stats = program.memory_analysis()
+    if stats is None:
+        return {"held_bytes": held, "temporary_bytes": None, "device_bytes": None}
+    temporary = int(stats.temp_size_in_bytes)
+    if estimated:
+        whole = min(gradients, temporary)
+        temporary = whole + (temporary - whole) // 2
+    return {"held_bytes": held, "temporary_bytes": temporary, "device_bytes": sum(held.values()) + temporary}
+
+
+def _about(experiment: Experiment, mesh: Any, estimated: bool) -> dict[str, Any]:
+    return {"mesh": dict(mesh.shape), "estimated": estimated, **circumstances(experiment)}
+
+
+def _laid(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings)
+
+
+def _bytes(tree: Any) -> int:
+    """Of the shards of one device."""
+    return sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
