@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from jaxsr.data.subjects import split_by_subject
 from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.experiment import DataConfig
 from jaxsr.physics.acquisition import Acquisition
+from jaxsr.physics.gradients import unwarp
 from jaxsr.train.build import build_subjects
 from jaxsr.volume.intensity import FILLING
 from jaxsr.volume.io import VolumeError
@@ -334,6 +336,24 @@ def test_the_target_carries_its_bias_only_when_asked_and_the_acquisition_never(t
     solution, *_ = np.linalg.lstsq(design, biased.high.ravel(), rcond=None)
     np.testing.assert_allclose(solution[0], 1, atol=1e-3)
     assert np.abs(design @ solution - biased.high.ravel()).max() < 1e-3
+
+
+def test_the_target_is_moved_by_its_gradients_only_when_asked_and_the_acquisition_never(tmp_path):
+    """Unwarped by the map of the pair, it is the head again, as far as interpolating twice goes."""
+    root = folder_of(tmp_path, ["a.nii.gz"])
+    plain, moved = (
+        LabelSubjects(
+            find_label_maps(root)[0], root, 1, "train", voxel_size=4.0, acquisition=SCANNER, maps=ALL, carries=c, variation=PLAIN
+        ).load(0)
+        for c in ((), ("gradient",))
+    )
+    np.testing.assert_allclose(plain.low, moved.low, atol=1e-5)
+    np.testing.assert_array_equal(plain.gradient, moved.gradient)
+    size = moved.grid.voxel_size
+    zero = plain.high.min()  # of the signal: unwarping thins what is there by the Jacobian, and there is nothing there
+    back = np.asarray(unwarp(jnp.asarray(moved.high - zero), jnp.asarray(moved.gradient), size)) + zero
+    apart = [np.sqrt(np.mean((x - plain.high) ** 2)) for x in (moved.high, back)]
+    assert apart[1] < 0.5 * apart[0], apart
 
 
 def test_a_config_names_one_set_and_label_maps_are_one(tmp_path):

@@ -1,0 +1,58 @@
+"""The memory of a program is known from shapes alone, and splits as the mesh says."""
+
+import json
+
+import jax
+import pytest
+
+from jaxsr.bench.compile import compile_train, compile_upscale, describe
+from jaxsr.experiment import DataConfig, Experiment, TrainConfig
+from jaxsr.methods.teacher import TeacherConfig
+
+TEACHER = TeacherConfig(
+    autoencoder={"network": {"channels": 1, "width": 4, "multipliers": (1, 1), "blocks": 1, "latent": 2, "groups": 2}},
+    unet={"width": 8, "multipliers": (1, 2), "blocks": 1, "attention_at": (2,), "heads": 2, "context_width": 6, "groups": 4},
+    image_encoder=None,
+    guidance={"width": 4, "groups": 2},
+    sampling_steps=2,
+)
+EXPERIMENT = Experiment(
+    method=TEACHER, data=DataConfig(crop=8, maps=("bias", "gradient")), train=TrainConfig(batch_size=jax.device_count()), precision="bf16"
+)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return compile_train(EXPERIMENT)
+
+
+def test_the_state_held_is_four_times_the_parameters_and_the_frozen_network_comes_on_top(trained):
+    """Parameters, their average, both moments, in float32, and two counters."""
+    assert json.loads(json.dumps(trained)) == trained
+    from jaxsr.train.build import abstract_batch
+    from jaxsr.train.state import abstract_variables
+
+    shapes = abstract_variables(TEACHER.build(), abstract_batch(EXPERIMENT))
+    count = {name: sum(leaf.size for leaf in jax.tree.leaves(shapes[name])) for name in ("params", "frozen")}
+    assert 0 <= trained["held_bytes"]["state"] - 4 * 4 * count["params"] < 64
+    assert trained["held_bytes"]["frozen"] == 4 * count["frozen"]
+    assert trained["device_bytes"] == sum(trained["held_bytes"].values()) + trained["temporary_bytes"]
+
+
+def test_what_is_estimated_is_called_so(trained):
+    assert trained["estimated"] == (jax.default_backend() == "cpu")
+    said = dict(describe(trained))["temporary"]
+    assert ("estimate" in said) == trained["estimated"]
+    exact = compile_train(EXPERIMENT.model_copy(update={"precision": "f32"}))
+    assert not exact["estimated"]
+    assert "estimate" not in dict(describe(exact))["temporary"]
+    if trained["estimated"]:
+        assert exact["temporary_bytes"] / 2 <= trained["temporary_bytes"] < exact["temporary_bytes"]
+
+
+def test_a_batch_of_upscale_holds_parameters_in_the_configured_precision_and_all_maps():
+    half, whole = (
+        compile_upscale(EXPERIMENT.model_copy(update={"precision": precision}), 2 * jax.device_count(), 8) for precision in ("bf16", "f32")
+    )
+    assert whole["held_bytes"]["parameters"] == 2 * half["held_bytes"]["parameters"]
+    assert whole["held_bytes"]["batch"] == 2 * 8 * 8 * (1 + 1 + 3) * 4
