@@ -50,8 +50,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, expert: int = 1, *
     data, fsdp, tensor, expert = sizes
     if data > 1 and fsdp > 1 and max(tensor, expert) > 1:  # see tests/runtime/test_mesh_gradients.py
         raise MeshError(
-            f"on a mesh of {dict(zip(AXES, sizes, strict=True))} XLA computes wrong gradients and says nothing: data and fsdp cannot both be "
-            f"above 1 beside tensor or expert; fsdp computes what data does, so set data=1 and fsdp={data * fsdp}"
+            f"on a mesh of {dict(zip(AXES, sizes, strict=True))} XLA computes wrong gradients and says nothing: data and fsdp cannot both "
+            f"be above 1 beside tensor or expert; slices lie over both, so set data=1 and fsdp={data * fsdp}"
         )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 

@@ -38,8 +38,8 @@ def fingerprint(batch):
 def make_told_step(*arguments, **options):
     step = make_step(*arguments, **options)
 
-    def told(state, batch, root):
-        state, metrics = step(state, batch, root)
+    def told(state, batch, *rest):
+        state, metrics = step(state, batch, *rest)
         high, low = fingerprint(batch)
         return state, {**metrics, "high_bits": high, "low_bits": low}
 
