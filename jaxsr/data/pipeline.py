@@ -149,37 +149,29 @@ class SliceStream:
         return make_sample(maps, corner, self._crop, draw(self._augment, self._crop, rng), np.array([visit, subject, axis, index]))
 
 
-def batches(
-    stream: Stream, batch_size: int, *, start: int = 0, process: int = 0, processes: int = 1, threads: int = 2
-) -> grain.DatasetIterator:
-    """This process's shares of the global batches `start`, `start` + 1, … of `batch_size` slices each.
+def batches(stream: Stream, batch_size: int, *, start: int = 0, rows: np.ndarray | None = None, threads: int = 2) -> grain.DatasetIterator:
+    """Of the global batches `start`, `start` + 1, … of `batch_size` slices each those at the places `rows` (None: all), in that order.
 
-    The shares of all processes, one after the other, are the batch that a single process would see.
-
-    Raises:
-      ValueError: where the batch does not divide over the processes.
+    What is at a place does not depend on `rows`: what processes read of a batch is, put together, what a single one would see.
     """
-    if batch_size % processes:
-        raise ValueError(f"a batch of {batch_size} slices does not divide over {processes} processes")
-    share = _Share(stream, batch_size, start, process, processes)
-    dataset = grain.MapDataset.source(share).batch(batch_size // processes)
+    share = _Share(stream, batch_size, start, np.arange(batch_size) if rows is None else rows)
+    dataset = grain.MapDataset.source(share).batch(len(share.rows))
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)))
 
 
 class _Share:
-    """One process's slices of every batch from `start` on, random access."""
+    """Some slices of every batch from `start` on, random access."""
 
-    def __init__(self, stream: Stream, batch_size: int, start: int, process: int, processes: int):
+    def __init__(self, stream: Stream, batch_size: int, start: int, rows: np.ndarray):
         self._stream, self._batch_size, self._start = stream, batch_size, start
-        self._mine = batch_size // processes
-        self._offset = process * self._mine
+        self.rows = rows
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, position: int) -> Sample:
-        batch, within = divmod(int(position), self._mine)
-        return self._stream[(self._start + batch) * self._batch_size + self._offset + within]
+        batch, within = divmod(int(position), len(self.rows))
+        return self._stream[(self._start + batch) * self._batch_size + int(self.rows[within])]
 
 
 def augmentation_of(augment: bool | AugmentConfig) -> AugmentConfig:

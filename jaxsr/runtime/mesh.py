@@ -30,14 +30,14 @@ FSDP_FLOOR = 2**16  # elements; splitting less costs more in latency than it sav
 
 
 class MeshError(ValueError):
-    """Mesh sizes that do not fit the devices; names both."""
+    """Mesh sizes that do not fit the devices, or that XLA computes wrongly on; names them."""
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, expert: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over `devices` (None: all of all processes); one size may be -1: whatever is left.
 
     Raises:
-      MeshError: where the sizes do not multiply to the number of devices.
+      MeshError: where the sizes do not multiply to the number of devices, or XLA would compute wrong gradients.
     """
     sizes, count = [data, fsdp, tensor, expert], jax.device_count() if devices is None else len(devices)
     if any(s < 1 and s != -1 for s in sizes) or sizes.count(-1) > 1:
@@ -47,6 +47,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, expert: int = 1, *
         sizes[sizes.index(-1)] = count // known
     if int(np.prod(sizes)) != count:
         raise MeshError(f"a mesh of {dict(zip(AXES, sizes, strict=True))} does not cover {count} devices; use -1 for the axis to be filled")
+    data, fsdp, tensor, expert = sizes
+    if data > 1 and fsdp > 1 and max(tensor, expert) > 1:  # see tests/runtime/test_mesh_gradients.py
+        raise MeshError(
+            f"on a mesh of {dict(zip(AXES, sizes, strict=True))} XLA computes wrong gradients and says nothing: data and fsdp cannot both "
+            f"be above 1 beside tensor or expert; slices lie over both, so set data=1 and fsdp={data * fsdp}"
+        )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
@@ -59,10 +65,10 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
-def share_of_batch(mesh: Mesh, size: int) -> tuple[int, int]:
-    """`(part, parts)`: which equal part of a batch of `size` slices lies on this process's devices.
+def share_of_batch(mesh: Mesh, size: int) -> np.ndarray:
+    """Which slices of a batch of `size` lie on this process's devices: their places in the batch, ascending; not always neighbours.
 
-    Processes that differ only along `tensor` or `expert` have the same part.
+    Processes that differ only along `tensor` or `expert` have the same ones.
 
     Raises:
       MeshError: where the batch does not divide over the devices.
@@ -70,9 +76,8 @@ def share_of_batch(mesh: Mesh, size: int) -> tuple[int, int]:
     over = mesh.shape["data"] * mesh.shape["fsdp"]
     if size % over:
         raise MeshError(f"a batch of {size} slices does not divide over data × fsdp = {over} devices: make it a multiple of {over}")
-    ranges = {index[0].indices(size)[:2] for index in batch_sharding(mesh).addressable_devices_indices_map((size,)).values()}  # type: ignore[index]
-    start, stop = min(a for a, _ in ranges), max(b for _, b in ranges)
-    return start // (stop - start), size // (stop - start)
+    places = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[index] for index in places]))  # type: ignore[index]
 
 
 def variable_shardings(mesh: Mesh, boxed: Any) -> Any:

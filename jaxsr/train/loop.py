@@ -66,7 +66,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
     if begun:
         _check_config(run_dir, experiment)
     mesh = make_mesh(**dict(experiment.mesh))
-    part, parts = share_of_batch(mesh, config.batch_size)
+    rows = share_of_batch(mesh, config.batch_size)
     method = build_method(experiment)
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     frozen = load_frozen(experiment, method)
@@ -112,7 +112,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
             build_stream(experiment, subjects, note) as stream,
             record(run_dir, start, config.tensorboard) as write,
         ):
-            iterator = batches(stream, config.batch_size, start=start, process=part, processes=parts, threads=experiment.data.threads)
+            iterator = batches(stream, config.batch_size, start=start, rows=rows, threads=experiment.data.threads)
             done = start
             try:
                 while done < config.steps:
@@ -139,7 +139,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
 
 
 def _global(sample: Sample, shape: Batch, sharding: NamedSharding) -> Batch:
-    """This process's share of a batch as its part of the whole, laid out over all devices."""
+    """This process's share of a batch, in ascending order, as its part of the whole, laid out over all devices; no copy is made here."""
     wanted = {name: leaf for name, leaf in shape._asdict().items() if leaf is not None}
     return Batch(**{name: jax.make_array_from_process_local_data(sharding, sample[name], leaf.shape) for name, leaf in wanted.items()})  # type: ignore[literal-required]
 

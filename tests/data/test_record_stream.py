@@ -78,7 +78,8 @@ def test_another_seed_is_another_stream(made):
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_the_shares_of_all_processes_one_after_the_other_are_the_batch_of_one_whatever_the_threads(made, processes):
     alone = batches(stream(made), 4, start=3, threads=0)
-    shares = [batches(stream(made), 4, start=3, process=p, processes=processes, threads=p % 3) for p in range(processes)]
+    rows = np.split(np.arange(4), processes)
+    shares = [batches(stream(made), 4, start=3, rows=rows[p], threads=p % 3) for p in range(processes)]
     for _ in range(8):
         whole, parts = next(alone), [next(share) for share in shares]
         assert same(whole, {name: np.concatenate([p[name] for p in parts]) for name in whole})

@@ -1,6 +1,7 @@
 """What test_devices.py runs in processes of their own: trainings, one after the other, whose batches leave a fingerprint in the metrics.
 
-python many_devices.py TASK…        TASK is JSON: {"run": DIR, "set": [override, …], "copy_to": [DIR, …], "signal": [process, step]}
+python many_devices.py TASK…        TASK is JSON: {"run": DIR, "set": [override, …], "copy_to": [DIR, …], "signal": [process, step],
+                                            "devices": [the mesh's, by number]}
 """
 
 import json
@@ -21,7 +22,7 @@ from jaxsr.runtime.distributed import start
 from jaxsr.train import loop
 
 CONFIG = Path(__file__).with_name("many_devices.yaml")
-make_step = loop.make_step
+make_step, make_mesh = loop.make_step, loop.make_mesh
 
 
 def fingerprint(batch):
@@ -37,8 +38,8 @@ def fingerprint(batch):
 def make_told_step(*arguments, **options):
     step = make_step(*arguments, **options)
 
-    def told(state, batch, root):
-        state, metrics = step(state, batch, root)
+    def told(state, batch, *rest):
+        state, metrics = step(state, batch, *rest)
         high, low = fingerprint(batch)
         return state, {**metrics, "high_bits": high, "low_bits": low}
 
@@ -50,6 +51,8 @@ def perform(task):
         if task.get("signal") == [jax.process_index(), step]:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    devices = [jax.devices()[i] for i in task.get("devices", range(jax.device_count()))]
+    loop.make_mesh = lambda **sizes: make_mesh(**sizes, devices=devices)
     loop.train(load_experiment(CONFIG, task.get("set", [])), Path(task["run"]), report=report)
     for folder in task.get("copy_to", ()):
         shutil.copytree(task["run"], folder)

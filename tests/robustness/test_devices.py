@@ -67,7 +67,7 @@ def write_heads(folder):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder of the same run on six arrangements of devices, four steps each; and what the one on four had saved after two."""
+    """A folder of the same run on seven arrangements of devices, four steps each; and what the one on four had saved after two."""
     folder = tmp_path_factory.mktemp("runs")
     write_heads(folder / "heads")
     copies = ["on_1x1", "on_1x2", "on_2x1"]
@@ -81,6 +81,8 @@ def runs(tmp_path_factory):
     two = [
         {"run": "2x2"},
         {"run": "2x2 tensor", "set": ["mesh.data=1", "mesh.tensor=4"]},  # every process computes every slice, and has half of the weights
+        # Devices need not be in the order of processes, as on a TPU pod: here the first process has the slices 0, 1, 6, 7 of eight.
+        {"run": "2x2 fsdp", "set": ["mesh.data=2", "mesh.fsdp=2"], "devices": [0, 2, 3, 1]},
     ]
     statuses = finish(folder, one, start(four, 1, 4, folder), start(two, 2, 2, folder))
     assert statuses == [[0], [0], [0, 0]], "\n".join(log.read_text()[-3000:] for log in folder.glob("*.log"))
@@ -133,7 +135,7 @@ def _moments(opt):
     return {"count": adam.count, "first moments": adam.mu, "second moments": adam.nu}
 
 
-ARRANGEMENTS = ["1x4", "1x4 fsdp", "1x4 tensor", "2x2", "2x2 tensor"]
+ARRANGEMENTS = ["1x4", "1x4 fsdp", "1x4 tensor", "2x2", "2x2 tensor", "2x2 fsdp"]
 
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
