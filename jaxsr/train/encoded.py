@@ -9,11 +9,14 @@ from jaxsr.data.prepared import PreparedSet
 from jaxsr.experiment import Experiment
 
 _AGAIN = "encode again with"
-_WAYS = {  # what a set may lack
-    "high": f"method.lambda_rec > 0 compares with them: {_AGAIN} --keep high, or set method.lambda_rec=0",
-    "low": f"an image encoder that is trained sees them: {_AGAIN} --keep low, or leave it out, method.image_encoder=null",
-    "pooled": f"{_AGAIN} --image-encoder FILE, or leave it out, method.image_encoder=null",
-    "tokens": f"{_AGAIN} --image-encoder FILE --tokens patches, or set method.image_encoder.context=pooled and method.spatial=autoencoder",
+_LACKS = {  # what a set may lack, and the way out
+    "high": f"images of the target, which method.lambda_rec > 0 needs: {_AGAIN} --keep high, or set method.lambda_rec=0",
+    "low": f"low-resolution images, which an image encoder that is trained needs: {_AGAIN} --keep low, or set method.image_encoder=null",
+    "pooled": f"pooled tokens of an image encoder: {_AGAIN} --image-encoder FILE, or set method.image_encoder=null",
+    "tokens": (
+        "tokens of all patches, which method.image_encoder.context=patches and method.spatial=vit need: "
+        f"{_AGAIN} --image-encoder FILE --tokens patches, or set them to pooled and autoencoder"
+    ),
 }
 
 
@@ -29,7 +32,7 @@ def fitted_augment(experiment: Experiment, records: PreparedSet, wanted: Mapping
     data, encoding = experiment.data, records.manifest.encoding
     if encoding is None:
         return None
-    where = f"the encoded set of data.manifest={data.manifest}"
+    where = f"the encoded set {data.manifest} (data.manifest)"
     if not wanted:
         raise ConfigError(f"{where} holds latents, and method.kind={experiment.method.kind} learns from images: give the set before --encode")
     if data.crop != encoding.crop:
@@ -38,12 +41,13 @@ def fitted_augment(experiment: Experiment, records: PreparedSet, wanted: Mapping
             f"or {_AGAIN} --crop {data.crop}"
         )
     if "augment" in data.model_fields_set and augmentation_of(data.augment) != encoding.augment:
+        settings = " ".join(f"{name}={str(value).lower()}" for name, value in encoding.augment)
         raise ConfigError(
-            f"data.augment is {data.augment}, and slices of {where} were varied by {encoding.augment} when they were encoded: "
-            f"leave it out, or {_AGAIN} another --augment"
+            f"data.augment says otherwise than slices of {where} were varied when they were encoded ({settings}): leave it out, "
+            f"or {_AGAIN} another --augment"
         )
     if missing := [name for name in wanted if name not in records.manifest.maps]:
-        raise ConfigError(*(f"{where} has no {name}: {_WAYS.get(name, 'make it again')}" for name in missing))
+        raise ConfigError(*(f"{where} has no {_LACKS.get(name, name)}" for name in missing))
     for name, shape in wanted.items():
         if (found := getattr(encoding, name, shape)) != shape:
             sizes = " × ".join(map(str, found)), " × ".join(map(str, shape))

@@ -143,7 +143,8 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
 def _global(sample: Sample, shape: Batch, sharding: NamedSharding) -> Batch:
     """This process's share of a batch as its part of the whole, laid out over all devices."""
     wanted = {name: leaf for name, leaf in shape._asdict().items() if leaf is not None}
-    return Batch(**{name: jax.make_array_from_process_local_data(sharding, sample[name], leaf.shape) for name, leaf in wanted.items()})  # type: ignore[literal-required]
+    made = {name: jax.make_array_from_process_local_data(sharding, sample[name], leaf.shape) for name, leaf in wanted.items()}  # type: ignore[literal-required]
+    return shape._replace(**made)
 
 
 def _settled(experiment: Experiment) -> Experiment:
