@@ -56,7 +56,7 @@ def prepare(
     crop: Annotated[int | None, bare(min=8, help="With --encode: side of the squares. [default: the autoencoder's, or 256]")] = None,
     copies: Annotated[int, typer.Option(min=1, max=1000, help="With --encode: of each slice, each cropped and varied anew.")] = 1,
     augment: Annotated[str, typer.Option(help="With --encode: flip, off, or as in rotation=5,scale=0.1 (as data.augment).")] = "flip",
-    keep: Annotated[str | None, bare(help="With --encode: images to keep: high (for lambda_rec > 0), low (a trained image encoder).")] = None,
+    keep: Annotated[str | None, bare(help="With --encode: keep images: high (lambda_rec > 0), low (a trained image encoder).")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="With --encode: slices at a time.")] = 16,
     precision: Annotated[str, typer.Option(help="With --encode: f32 or bf16, of the computation.")] = "f32",
     device: Device = "auto",

@@ -56,18 +56,20 @@ def encode(
     from jaxsr.config import from_dict
     from jaxsr.data.augmentation import AugmentConfig
     from jaxsr.files import shown
-    from jaxsr.precompute import latents
     from jaxsr.precompute.encoders import load_encoders
+    from jaxsr.precompute.latents import encode_set
+    from jaxsr.precompute.plan import describe
+    from jaxsr.precompute.plan import plan as look
     from jaxsr.prepare.summary import split_counts
 
     terminal = open_console(quiet=quiet or as_json)
     encoders = load_encoders(autoencoder, image_encoder, precision)  # type: ignore[arg-type]
     settings = {"tokens": tokens, "crop": crop, "copies": copies, "augment": from_dict(varied, AugmentConfig), "keep": kept}
-    plan = latents.plan(source, out, encoders, **settings, dtype=dtype, precision=precision, seed=seed)
-    what = latents.describe(plan)
+    plan = look(source, out, encoders, **settings, dtype=dtype, precision=precision, seed=seed)
+    what = describe(plan)
     terminal.print(
         f"{len(plan.tasks)} scans, {what['slices']} squares of {what['crop']} × {what['crop']}: {', '.join(what['maps'])}; "
-        f"at most {what['bytes'] / 1e9:.3g} GB of them encoded"
+        f"{what['bytes'] / 1e9:.3g} GB before compression, the set's own maps not counted"
     )
     if plan.done:
         terminal.print(f"{plan.done} of {len(plan.tasks)} are there already; kept if their files have not changed since")
@@ -81,14 +83,16 @@ def encode(
                 terminal.print(f"  … and {len(scans) - 20} more (--json lists all)")
         return
     with progress(terminal, "encoding", plan.slices) as (advance, _):
-        manifest = latents.encode_set(plan, batch_size=batch_size, advance=advance)
+        manifest = encode_set(plan, batch_size=batch_size, advance=advance)
     counts = split_counts(manifest)
     if as_json:
         print(json.dumps({"manifest": str(out / "manifest.json"), "splits": counts, "rejected": 0}))
         return
     names = ("people", "scans", "slices")
     print_table(terminal, [{"split": split, **dict(zip(names, map(str, numbers), strict=True))} for split, numbers in counts.items()])
-    terminal.print(f"Train a teacher with data.manifest={shown(out)} data.crop={what['crop']} method.weights.autoencoder={shown(autoencoder)}")
+    terminal.print(
+        f"Train a teacher with data.manifest={shown(out)} data.crop={what['crop']} method.weights.autoencoder={shown(autoencoder)}"
+    )
 
 
 def _augment(text: str) -> dict[str, Any]:

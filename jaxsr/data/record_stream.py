@@ -98,9 +98,7 @@ class EncodedStream(RecordStream):
         return shaped(taken, self._records.origin(record))
 
 
-def draw_crop(
-    low: np.ndarray, crop: tuple[int, int], augment: AugmentConfig, rng: np.random.Generator
-) -> tuple[tuple[int, int], Draw]:
+def draw_crop(low: np.ndarray, crop: tuple[int, int], augment: AugmentConfig, rng: np.random.Generator) -> tuple[tuple[int, int], Draw]:
     """Where a crop of the slice `low` begins, and how it is varied."""
     for _ in range(20):  # as in a SliceStream
         corner = draw_corner(rng, low.shape, crop)

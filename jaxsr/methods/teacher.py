@@ -178,7 +178,8 @@ class Teacher:
 
     def encoded(self, size: int) -> dict[str, tuple[int, ...]]:
         encoder, latent, side = self.config.image_encoder, self.config.autoencoder.network.latent, size // self.autoencoder.multiple
-        image, shapes = (size, size, 1), {"latents": (side, side, 2 * latent)}
+        image = (size, size, 1)
+        shapes: dict[str, tuple[int, ...]] = {"latents": (side, side, 2 * latent)}
         if self.config.spatial == "autoencoder":
             shapes["low_latents"] = (side, side, latent)
         if encoder and encoder.train:
@@ -197,8 +198,10 @@ class Teacher:
         t = jax.vmap(lambda key: jax.random.randint(key, (), 1, self.schedule.steps + 1))(draw["time"])
         level = level_at(self.schedule, t)
 
-        encoded = batch.latents is not None
-        posterior = Gaussian.of(batch.latents) if encoded else self.autoencoder.posterior(self._autoencoder(variables), batch.high)
+        if batch.latents is None:
+            posterior = self.autoencoder.posterior(self._autoencoder(variables), batch.high)
+        else:
+            posterior = Gaussian.of(batch.latents)
         z0 = self.config.autoencoder.latent_scale * posterior.sample(draw["latents"])
         noise = draw_noise(draw["noise"], 0, z0.shape[1:])
         z_t = add_noise(z0, noise, level)

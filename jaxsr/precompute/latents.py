@@ -2,133 +2,34 @@
 
 A latent of a flipped slice is not a flipped latent: place, flip and whatever else varies a slice are drawn here, and each slice is encoded
 `copies` times, each copy with draws of its own from (seed, scan, record, copy). Each scan is one shard and written whole; what is done
-already, of the same shard with the same settings, is left as it is. The slices of a scan go through the networks in batches of one shape, of
-which the last is filled up, so a scan's bytes do not depend on what else was to be done. Reading, computing and writing overlap.
+already, of the same shard with the same settings, is left as it is. Slices go through the networks in batches of one shape, of one scan
+each, the last filled up: a scan's bytes do not depend on what else was to be done. Reading, computing and writing overlap.
 """
 
 import functools
-import hashlib
 import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import grain
 import jax
 import numpy as np
-import pydantic
 
-from jaxsr.config import ConfigError, Strict
-from jaxsr.data.augmentation import AugmentConfig, take
-from jaxsr.data.prepared import PreparedSet
+from jaxsr.data.augmentation import take
 from jaxsr.data.record_stream import draw_crop
-from jaxsr.data.records import MANIFEST, SUFFIX, Encoding, Manifest, Shard, encode, file_sha256, read_manifest, record_writer, write_manifest
+from jaxsr.data.records import MANIFEST, Manifest, Shard, encode, file_sha256, record_writer, write_manifest
 from jaxsr.data.subjects import stable_hash
-from jaxsr.files import shown, write_text, write_together
-from jaxsr.precompute.encoders import Encoders
-from jaxsr.prepare.job import BEFORE, check_settings, sweep
+from jaxsr.files import write_text, write_together
+from jaxsr.precompute.plan import Plan, Task, encoded_names, encoding_of, read_part, settings_text, stored_maps
+from jaxsr.prepare.job import BEFORE, sweep
 from jaxsr.prepare.part import Part, made_by
-from jaxsr.prepare.people import check_nobody_moves
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated
 from jaxsr.volume.errors import VolumeError
 
 Advance = Callable[..., None]
-
-
-class EncodeSettings(Strict):
-    """Attributes:
-    prepared: SHA-256 of the settings that the set was prepared with.
-    autoencoder, image_encoder: SHA-256 of their parameters.
-    tokens: of the image encoder: pooled, or patches: all of them too.
-    crop: side of the squares in pixels; smaller slices are padded with background.
-    copies: of each slice.
-    augment: how slices are varied.
-    keep: images that records have too: high, for a loss on the decoded estimate; low, for an image encoder that is trained.
-    dtype: of latents, tokens, images and maps.
-    precision: of the computation.
-    seed: of crops and augmentation.
-    """
-
-    prepared: str
-    autoencoder: str
-    image_encoder: str | None = None
-    tokens: Literal["pooled", "patches"] = "pooled"
-    crop: int = pydantic.Field(256, ge=8)
-    copies: int = pydantic.Field(1, ge=1, le=1000)
-    augment: AugmentConfig = AugmentConfig()
-    keep: tuple[Literal["high", "low"], ...] = ()
-    dtype: Literal["float16", "float32"] = "float16"
-    precision: Literal["f32", "bf16"] = "f32"
-    seed: int = pydantic.Field(0, ge=0)
-
-
-class Task(NamedTuple):
-    """One scan to encode.
-
-    Attributes:
-      shard: its number in the set that is encoded.
-      digest: of all that its bytes depend on.
-    """
-
-    shard: int
-    name: str
-    out: Path
-    digest: str
-
-    @property
-    def file(self) -> Path:
-        return self.out / "shards" / f"{self.name}{SUFFIX}"
-
-    @property
-    def entry(self) -> Path:
-        return self.out / "parts" / f"{self.name}.json"
-
-
-class Plan(NamedTuple):
-    """What is to be done: `tasks`, of which `done` have been, as far as their files are what they were."""
-
-    records: PreparedSet
-    encoders: Encoders
-    settings: EncodeSettings
-    out: Path
-    tasks: list[Task]
-    done: int
-    before: Manifest | None
-
-    @property
-    def slices(self) -> int:
-        return len(self.records) * self.settings.copies
-
-
-def plan(source: Path, out: Path, encoders: Encoders, **settings: Any) -> Plan:
-    """Looks at the prepared set `source`, and for what is encoded of it in `out`.
-
-    Args:
-      settings: of `EncodeSettings`, but for the networks'; `crop` None: that of the autoencoder's training.
-
-    Raises:
-      VolumeError: where `source` is no prepared set.
-      ConfigError: where it is encoded already, `out` holds something else, the crop does not suit the autoencoder, or somebody would
-        change their split.
-    """
-    records, out = PreparedSet(source, None), out.resolve()
-    if records.manifest.encoding:
-        raise ConfigError(f"{shown(source)} is an encoded set already: give the one that it was made of")
-    folder = records.folder.resolve()
-    if out == folder or folder in out.parents:
-        raise ConfigError(f"{shown(out)} lies in the set {shown(folder)} that is to be encoded: choose another folder for it")
-    crop = settings.pop("crop") or encoders.crop or 256
-    if crop % encoders.autoencoder.multiple:
-        raise ConfigError(f"--crop must be a multiple of {encoders.autoencoder.multiple} for this autoencoder, got {crop}")
-    prepared = hashlib.sha256(records.manifest.settings.encode()).hexdigest()
-    chosen = EncodeSettings(prepared=prepared, **encoders.sha256, crop=crop, **settings)
-    check_settings(out, chosen, _text(chosen))
-    before = next((read_manifest(path) for path in (out / MANIFEST, out / BEFORE) if path.exists()), None)
-    check_nobody_moves(before, {shard.person: shard.split for shard in records.shards})
-    tasks = [Task(i, Path(shard.file).stem, out, _digest(shard, chosen)) for i, shard in enumerate(records.shards)]
-    return Plan(records, encoders, chosen, out, tasks, sum(_read_part(task) is not None for task in tasks), before)
 
 
 def encode_set(plan: Plan, *, batch_size: int = 16, advance: Advance = lambda *_, **__: None) -> Manifest:
@@ -143,7 +44,7 @@ def encode_set(plan: Plan, *, batch_size: int = 16, advance: Advance = lambda *_
       FileError: where nothing can be written.
     """
     out, source = plan.out, plan.records.manifest
-    write_text(out / "settings.json", _text(plan.settings))
+    write_text(out / "settings.json", settings_text(plan.settings))
     if (out / MANIFEST).exists():  # what it says of scans that are made anew would not be true
         os.replace(out / MANIFEST, out / BEFORE)
     parts = {task.name: part for task in plan.tasks if (part := _whole_part(task))}
@@ -153,46 +54,23 @@ def encode_set(plan: Plan, *, batch_size: int = 16, advance: Advance = lambda *_
         advance(done, "done before")
     with _Encoded(plan, todo, batch_size) as results:
         for task in todo:
-            parts[task.name] = _make_part(plan, task, results, lambda count, name=task.name, before=done: advance(before + count, name))
+            parts[task.name] = _make_part(plan, task, results, functools.partial(_advance, advance, done, task.name))
             done += parts[task.name].shard.records
     splits = {task.name: plan.records.shards[task.shard].split for task in plan.tasks}
     manifest = Manifest(
         made_by=made_by(),
         voxel_size=source.voxel_size,
         dtype=plan.settings.dtype,
-        maps=(*_encoded_names(plan.settings), *_stored(plan)),
-        settings=json.dumps({**json.loads(source.settings), "encoding": json.loads(_text(plan.settings))}, indent=1) + "\n",
+        maps=(*encoded_names(plan.settings), *stored_maps(plan)),
+        settings=json.dumps({**json.loads(source.settings), "encoding": json.loads(settings_text(plan.settings))}, indent=1) + "\n",
         shards=tuple(parts[name].shard.model_copy(update={"split": splits[name]}) for name in sorted(parts)),
         rejected=source.rejected,
-        encoding=_encoding(plan),
+        encoding=encoding_of(plan),
     )
     sweep(out, set(parts))
     write_manifest(out, manifest)  # last: with it the set is complete
     (out / BEFORE).unlink(missing_ok=True)
     return manifest
-
-
-def describe(plan: Plan) -> dict[str, Any]:
-    """What `--dry-run --json` prints."""
-    return {
-        "scans": [
-            {"id": shard.subject, "person": shard.person, "split": shard.split, "slices": shard.records * plan.settings.copies}
-            for shard in plan.records.shards
-        ],
-        "slices": plan.slices,
-        "crop": plan.settings.crop,
-        "maps": [*_encoded_names(plan.settings), *_stored(plan)],
-        "bytes": plan.slices * slice_bytes(plan),
-        "parts": len(plan.tasks),
-        "done": plan.done,
-    }
-
-
-def slice_bytes(plan: Plan) -> int:
-    """Of a record before it is compressed, the maps that come with the set left out."""
-    crop, encoding = plan.settings.crop, _encoding(plan)
-    made = sum(int(np.prod(getattr(encoding, name))) for name in _encoded_names(plan.settings))
-    return (made + len(plan.settings.keep) * crop**2) * np.dtype(plan.settings.dtype).itemsize
 
 
 class _Crops:
@@ -249,6 +127,10 @@ class _Encoded:
         yield from ahead
 
 
+def _advance(advance: Advance, before: int, name: str, count: int) -> None:
+    advance(before + count, name)
+
+
 def _make_part(plan: Plan, task: Task, results: Iterator[Any], advance: Callable[[int], None]) -> Part:
     """Encodes one scan and writes its part, which appears whole or not at all."""
     source, copies, found = plan.records.shards[task.shard], plan.settings.copies, {}
@@ -257,7 +139,7 @@ def _make_part(plan: Plan, task: Task, results: Iterator[Any], advance: Callable
         left = source.records * copies
         while left:
             crops, made = next(results)
-            rows = {name: crops[name] for name in _stored(plan)} | {name: np.asarray(x) for name, x in made.items()}
+            rows = {name: crops[name] for name in stored_maps(plan)} | {name: np.asarray(x) for name, x in made.items()}
             rows = {name: _cast(name, x, plan, source) for name, x in rows.items()}
             taken = min(left, len(crops["low"]))
             for i in range(taken):
@@ -270,10 +152,10 @@ def _make_part(plan: Plan, task: Task, results: Iterator[Any], advance: Callable
         found["sha256"] = file_sha256(path)
 
     def part() -> Part:
-        file = task.file.relative_to(task.out).as_posix()
         sagittal, coronal, axial = (copies * count for count in source.slices)
+        about = {"file": task.file.relative_to(task.out).as_posix(), "sha256": found["sha256"], "split": "train"}
         counts = {"records": copies * source.records, "slices": (sagittal, coronal, axial)}
-        return Part(digest=task.digest, shard=source.model_copy(update={"file": file, "sha256": found["sha256"], "split": "train", **counts}))
+        return Part(digest=task.digest, shard=source.model_copy(update=about | counts))
 
     entry = lambda path: path.write_text(part().model_dump_json(indent=1) + "\n", encoding="utf-8")  # noqa: E731
     write_together({task.file: write_shard, task.entry: entry})
@@ -295,46 +177,6 @@ def _cast(name: str, x: np.ndarray, plan: Plan, shard: Shard) -> np.ndarray:
     return cast
 
 
-def _stored(plan: Plan) -> tuple[str, ...]:
-    """Maps of the set that records have too."""
-    return tuple(name for name in plan.records.manifest.maps if name not in ("high", "low") or name in plan.settings.keep)
-
-
-def _encoded_names(settings: EncodeSettings) -> tuple[str, ...]:
-    of_image = ("pooled", "tokens") if settings.tokens == "patches" else ("pooled",)
-    return ("latents", "low_latents", *(of_image if settings.image_encoder else ()))
-
-
-def _encoding(plan: Plan) -> Encoding:
-    settings = plan.settings
-    image = jax.ShapeDtypeStruct((1, settings.crop, settings.crop, 1), np.float32)
-    made = jax.eval_shape(functools.partial(plan.encoders.encode, tokens=settings.tokens == "patches"), plan.encoders.params, image, image)
-    about = {name: getattr(settings, name) for name in ("autoencoder", "image_encoder", "crop", "copies", "augment")}
-    return Encoding(source=plan.records.sha256, **about, **{name: leaf.shape[1:] for name, leaf in made.items()})
-
-
-def _read_part(task: Task) -> Part | None:
-    """The part on the disk, if it is of the same and its shard is there."""
-    try:
-        part = Part.model_validate_json(task.entry.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, pydantic.ValidationError):
-        return None
-    return part if part.digest == task.digest and task.file.is_file() else None
-
-
 def _whole_part(task: Task) -> Part | None:
     """`_read_part`, if its shard is what was written."""
-    return part if (part := _read_part(task)) and file_sha256(task.file) == part.shard.sha256 else None
-
-
-def _digest(shard: Shard, settings: EncodeSettings) -> str:
-    facts = {
-        "made_by": made_by(),
-        "settings": settings.model_dump(mode="json"),
-        "shard": shard.model_dump(mode="json", exclude={"split"}),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _text(settings: EncodeSettings) -> str:
-    return settings.model_dump_json(indent=1) + "\n"
+    return part if (part := read_part(task)) and file_sha256(task.file) == part.shard.sha256 else None

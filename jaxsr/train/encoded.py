@@ -34,7 +34,8 @@ def fitted_augment(experiment: Experiment, records: PreparedSet, wanted: Mapping
         return None
     where = f"the encoded set {data.manifest} (data.manifest)"
     if not wanted:
-        raise ConfigError(f"{where} holds latents, and method.kind={experiment.method.kind} learns from images: give the set before --encode")
+        kind = experiment.method.kind
+        raise ConfigError(f"{where} holds latents, and method.kind={kind} learns from images: give the set that was encoded")
     if data.crop != encoding.crop:
         raise ConfigError(
             f"data.crop is {data.crop}, and {where} was encoded in squares of {encoding.crop}: set data.crop={encoding.crop}, "

@@ -25,9 +25,10 @@ def load_needed(experiment: Experiment, method: Method, encoding: Encoding | Non
     there = load_frozen(experiment, method, named | needed.keys())
     for name, sha256 in used.items():
         if there.sha256.get(name, sha256) != sha256:
+            path = getattr(experiment.method.weights, name)  # type: ignore[union-attr]
             raise ConfigError(
                 f"data.manifest={experiment.data.manifest} was encoded with another {name.replace('_', ' ')} than "
-                f"method.weights.{name}={getattr(experiment.method.weights, name)} names: SHA-256 {sha256} there, {there.sha256[name]} here. "  # type: ignore[union-attr]
+                f"method.weights.{name}={path} names: SHA-256 {sha256} there, {there.sha256[name]} here. "
                 "Name that one, or encode the set again with this one"
             )
     variables = {name: {part: there.variables[name][part] for part in parts} for name, parts in needed.items()}

@@ -15,19 +15,25 @@ from jaxsr.precompute.encoders import Encoders
 from jaxsr.train.state import abstract_variables
 
 AUTOENCODER = {"network": {"channels": 1, "width": 4, "multipliers": (1, 1), "blocks": 1, "latent": 2, "groups": 2}}
-UNET = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention_at": (2,), "heads": 2, "context_width": 6, "groups": 4}
+UNET = {"width": 4, "multipliers": (1,), "blocks": 1, "attention_at": (1,), "heads": 1, "context_width": 6, "groups": 2}
 ENCODER = {"patch": 8, "width": 8, "layers": 1, "heads": 2, "projection": 6, "side": 16}
 SIDE, SLICES = 8, 4
 
 KINDS = {
     "pooled": {"lambda_rec": 0.7},
     "tokens": {"spatial": "vit", "image_encoder": {**ENCODER, "context": "patches"}},
-    "trained": {"image_encoder": {**ENCODER, "train": True}},
 }
 MORE = {
+    "trained": {"image_encoder": {**ENCODER, "train": True}},
     "vit and pooled": {"spatial": "vit"},
     "no image encoder": {"image_encoder": None, "guidance": None},
 }
+
+
+@functools.cache
+def named(kind):
+    """Once: what it has compiled serves again."""
+    return recipe(**{**KINDS, **MORE}[kind])
 
 
 def recipe(**settings):
@@ -79,7 +85,7 @@ def loss_of(method, variables, batch):
 
 @pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in MORE)])
 def test_the_loss_of_stored_encodings_is_that_of_the_slices(kind):
-    method = recipe(**{**KINDS, **MORE}[kind])
+    method = named(kind)
     variables, given = weights(method), slices(method)
     stored = encoded(method, variables, given)
     assert (stored.high is None, stored.low is None) == (kind != "pooled", kind != "trained")
@@ -91,7 +97,7 @@ def test_the_loss_of_stored_encodings_is_that_of_the_slices(kind):
 
 
 def test_in_half_precision_the_loss_is_the_same_to_a_thousandth():
-    method = recipe(**KINDS["pooled"])
+    method = named("pooled")
     variables, given = weights(method), slices(method)
     loss = loss_of(method, variables, encoded(method, variables, given, np.float16))
     np.testing.assert_allclose(loss, loss_of(method, variables, given), rtol=1e-3)

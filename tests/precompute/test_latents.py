@@ -23,14 +23,23 @@ from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.base import Batch
 from jaxsr.models.clip import VisionTransformer, clip_image
 from jaxsr.precompute.encoders import Encoders
-from jaxsr.precompute.latents import encode_set, plan
+from jaxsr.precompute.latents import encode_set
+from jaxsr.precompute.plan import plan
 from jaxsr.volume.errors import VolumeError
 from jaxsr.weights.file import digest
 
 NETWORK = {"channels": 1, "width": 4, "multipliers": (1, 1), "blocks": 1, "latent": 2, "groups": 2}
 CLIP = {"patch": 8, "width": 8, "layers": 1, "heads": 2, "projection": 6}
 SCANS, SLICES, SIDE, CROP, COPIES = 3, 5, 24, 16, 2
-SETTINGS = {"crop": CROP, "copies": COPIES, "augment": AugmentConfig(), "keep": ("low",), "tokens": "patches", "dtype": "float32", "seed": 3}
+SETTINGS = {
+    "crop": CROP,
+    "copies": COPIES,
+    "augment": AugmentConfig(),
+    "keep": ("low",),
+    "tokens": "patches",
+    "dtype": "float32",
+    "seed": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +189,9 @@ def test_what_is_no_set_to_encode_is_refused(prepared, encoders, made, tmp_path)
         plan(made, tmp_path / "set", encoders, **SETTINGS)
     with pytest.raises(ConfigError, match="lies in the set"):
         plan(prepared, prepared / "encoded", encoders, **SETTINGS)
+    shutil.copytree(prepared, tmp_path / "plain")
+    (tmp_path / "plain" / "settings.json").write_text("{}")
     with pytest.raises(ConfigError, match="set of another kind"):
-        shutil.copytree(prepared, tmp_path / "plain")
-        (tmp_path / "plain" / "settings.json").write_text("{}")
         plan(prepared, tmp_path / "plain", encoders, **SETTINGS)
     with pytest.raises(VolumeError, match="no manifest of a prepared set"):
         plan(tmp_path, tmp_path / "set", encoders, **SETTINGS)
