@@ -8,6 +8,7 @@ import typer
 
 from jaxsr.cli.options import choice, choices, select_device
 from jaxsr.cli.output import open_console, print_table, progress
+from jaxsr.cli.status import Exit
 
 # Options of `prepare` that say how a set is encoded, and those that mean the same whatever is made; of all others one or the other kind
 # of set is made.
@@ -82,17 +83,19 @@ def encode(
             if len(scans) > 20:
                 terminal.print(f"  … and {len(scans) - 20} more (--json lists all)")
         return
-    with progress(terminal, "encoding", plan.slices) as (advance, _):
-        manifest = encode_set(plan, batch_size=batch_size, advance=advance)
-    counts = split_counts(manifest)
+    with progress(terminal, "encoding", plan.slices) as (advance, note):
+        manifest = encode_set(plan, batch_size=batch_size, advance=advance, note=note)
+    counts, failed = split_counts(manifest), len(plan.tasks) - len(manifest.shards)
     if as_json:
-        print(json.dumps({"manifest": str(out / "manifest.json"), "splits": counts, "rejected": 0}))
-        return
-    names = ("people", "scans", "slices")
-    print_table(terminal, [{"split": split, **dict(zip(names, map(str, numbers), strict=True))} for split, numbers in counts.items()])
-    terminal.print(
-        f"Train a teacher with data.manifest={shown(out)} data.crop={what['crop']} method.weights.autoencoder={shown(autoencoder)}"
-    )
+        print(json.dumps({"manifest": str(out / "manifest.json"), "splits": counts, "rejected": failed}))
+    else:
+        names = ("people", "scans", "slices")
+        print_table(terminal, [{"split": split, **dict(zip(names, map(str, numbers), strict=True))} for split, numbers in counts.items()])
+        terminal.print(
+            f"Train a teacher with data.manifest={shown(out)} data.crop={what['crop']} method.weights.autoencoder={shown(autoencoder)}"
+        )
+    if failed:
+        raise Exit(1, f"{failed} of {len(plan.tasks)} scans could not be encoded: prepare {shown(source)} again, then run this again")
 
 
 def _augment(text: str) -> dict[str, Any]:

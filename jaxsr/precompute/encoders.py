@@ -55,6 +55,11 @@ def load_encoders(autoencoder: Path, image_encoder: Path | None = None, precisio
     """
     dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
     crop = None
+    if not autoencoder.exists():
+        raise ModelError(
+            f"{shown(autoencoder)} is not there: name a run directory, an exported file or one made by `jaxsr weights import autoencoder`; "
+            "`jaxsr train configs/autoencoder.yaml` trains one"
+        )
     if autoencoder.is_dir() or read_about(autoencoder).get("format") == "jaxsr":
         model = load_model(autoencoder)
         if not isinstance(config := model.experiment.method, AutoencoderConfig):

@@ -85,6 +85,10 @@ class Plan(NamedTuple):
     def slices(self) -> int:
         return len(self.records) * self.settings.copies
 
+    def count(self, task: Task) -> int:
+        """Slices of a scan."""
+        return self.records.shards[task.shard].records * self.settings.copies
+
 
 def plan(source: Path, out: Path, encoders: Encoders, **settings: Any) -> Plan:
     """Looks at the prepared set `source`, and for what is encoded of it in `out`.

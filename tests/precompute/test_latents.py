@@ -210,9 +210,28 @@ def test_somebody_who_changed_their_split_is_refused(prepared, encoders, made, t
 def test_latents_that_do_not_fit_half_precision_are_refused_with_their_size(prepared, encoders, tmp_path):
     params = jax.tree.map(np.copy, encoders.params)
     params["autoencoder"]["moments"]["kernel"] *= 1e6
-    with pytest.raises(VolumeError, match=r"sub-0000: latents of a slice reach \d.*, more than float16 holds: encode with --dtype float32"):
+    with pytest.raises(
+        VolumeError,
+        match=r"none of the 3 .*: sub-0002: latents of a slice reach \d.*, more than float16 holds: encode with --dtype float32",
+    ):
         encode_set(plan(prepared, tmp_path / "set", encoders._replace(params=params), **{**SETTINGS, "dtype": "float16"}), batch_size=4)
     assert list((tmp_path / "set" / "shards").iterdir()) == []
+
+
+def test_a_scan_that_cannot_be_read_is_told_and_left_out_until_it_can(prepared, encoders, made, tmp_path):
+    source, told = tmp_path / "prepared", []
+    shutil.copytree(prepared, source)
+    shard = source / "shards" / "sub-0001.array_record"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:3000] + bytes(500) + whole[3500:])
+    manifest = encode_set(plan(source, tmp_path / "set", encoders, **SETTINGS), batch_size=4, note=told.append)
+    assert [part.subject for part in verify(tmp_path / "set").shards] == ["sub-0000", "sub-0002"]
+    assert [(one.what, one.why) for one in manifest.rejected] == [("sub-0001", told[0].removeprefix("rejected: "))]
+    assert "shards/sub-0001.array_record: record 0 cannot be read" in told[0]
+    assert str(tmp_path) not in told[0]
+    shard.write_bytes(whole)
+    encode_set(plan(source, tmp_path / "set", encoders, **SETTINGS), batch_size=4)
+    assert files(tmp_path / "set") == files(made)
 
 
 def jaxsr(*words):
