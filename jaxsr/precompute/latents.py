@@ -11,7 +11,7 @@ import functools
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ class _Encoded:
         self._params = jax.device_put(plan.encoders.params, replicated(mesh))
         self._program = jax.jit(functools.partial(plan.encoders.encode, tokens=plan.settings.tokens == "patches"))
 
-    def batches(self, task: Task) -> Iterator[tuple[dict[str, np.ndarray], dict[str, Any]]]:
+    def batches(self, task: Task) -> Generator[tuple[dict[str, np.ndarray], dict[str, Any]]]:
         """Crops, and what is made of them: the device is at the next batch while this one is written, and threads read those to come."""
         crops = grain.MapDataset.source(_Crops(self._plan, task, self._batch_size)).batch(self._batch_size)
         options = grain.ReadOptions(num_threads=min(4, os.cpu_count() or 1), prefetch_buffer_size=4)
