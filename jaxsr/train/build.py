@@ -17,7 +17,7 @@ from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, Split, Subjects
 from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.experiment import DataConfig, Experiment
 from jaxsr.methods.base import Batch, Method
-from jaxsr.train.encoded import fitted_augment
+from jaxsr.train.encoded import check_encoded
 
 Note = Callable[[str], None]
 
@@ -72,8 +72,9 @@ def fitted(experiment: Experiment, records: PreparedSet | None) -> Experiment:
     if data.crop > 2 * largest:
         raise ConfigError(f"data.crop is {data.crop}, and slices of {records.folder} have at most {largest} pixels: choose a smaller crop")
     check_maps(data.maps, manifest.maps, str(records.folder))
-    if varied := fitted_augment(experiment, records, build_method(experiment).encoded(data.crop)):
-        found["augment"] = varied
+    if manifest.encoding:
+        check_encoded(experiment, manifest, build_method(experiment).encoded(data.crop))
+        found["augment"] = manifest.encoding.augment
     acquired = tuple(statistics.median(sizes) for sizes in zip(*(shard.acquired for shard in records.shards), strict=True))
     return experiment.model_copy(update={"data": data.model_copy(update={**found, "acquired": acquired})})
 

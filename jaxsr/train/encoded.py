@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 
 from jaxsr.config import ConfigError
-from jaxsr.data.augmentation import AugmentConfig
 from jaxsr.data.pipeline import augmentation_of
-from jaxsr.data.prepared import PreparedSet
+from jaxsr.data.records import Manifest
 from jaxsr.experiment import Experiment
 
 _AGAIN = "encode again with"
@@ -20,18 +19,15 @@ _LACKS = {  # what a set may lack, and the way out
 }
 
 
-def fitted_augment(experiment: Experiment, records: PreparedSet, wanted: Mapping[str, tuple[int, ...]]) -> AugmentConfig | None:
-    """How the slices of an encoded set were varied; None where `records` are images.
+def check_encoded(experiment: Experiment, manifest: Manifest, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ConfigError where the method does not learn from an encoded set, or that was cropped or varied otherwise than `data` says,
+    lacks something, or has it of another shape.
 
     Args:
       wanted: `Method.encoded` of slices of `data.crop`.
-
-    Raises:
-      ConfigError: where the method does not learn from it, or the set has another crop, lacks something or has it of another shape.
     """
-    data, encoding = experiment.data, records.manifest.encoding
-    if encoding is None:
-        return None
+    data, encoding = experiment.data, manifest.encoding
+    assert encoding
     where = f"the encoded set {data.manifest} (data.manifest)"
     if not wanted:
         kind = experiment.method.kind
@@ -47,7 +43,7 @@ def fitted_augment(experiment: Experiment, records: PreparedSet, wanted: Mapping
             f"data.augment says otherwise than slices of {where} were varied when they were encoded ({settings}): leave it out, "
             f"or {_AGAIN} another --augment"
         )
-    if missing := [name for name in wanted if name not in records.manifest.maps]:
+    if missing := [name for name in wanted if name not in manifest.maps]:
         raise ConfigError(*(f"{where} has no {_LACKS.get(name, name)}" for name in missing))
     for name, shape in wanted.items():
         if (found := getattr(encoding, name, shape)) != shape:
@@ -56,4 +52,3 @@ def fitted_augment(experiment: Experiment, records: PreparedSet, wanted: Mapping
                 f"{where} has {name} of {sizes[0]}, and the method takes {sizes[1]}: set the sizes of method.autoencoder.network and "
                 f"method.image_encoder to those of the networks that it was encoded with, or {_AGAIN} others"
             )
-    return encoding.augment
