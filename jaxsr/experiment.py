@@ -20,7 +20,7 @@ class DataConfig(Strict):
       volumes: a folder of high-resolution volumes (NIfTI or MGH, any size), or null: the embedded anatomy.
       labels: a folder of label maps (FreeSurfer's numbers), of which endless heads are rendered, or null.
       manifest: a set that `jaxsr prepare` wrote, its folder or manifest.json, or null. Those of the keys below that say how slices are made
-        (acquisition, interpolation, subjects, contrast, draws, window) then mean nothing.
+        (acquisition, interpolation, subjects, contrast, carries, draws, window) then mean nothing.
       voxel_size: mm of the target, isotropic; that of the prepared set, where there is one.
       acquisition: what the low-resolution side is simulated as: 1.5T (2.0 mm), 3T (1.5 mm), 64mT or thick-slice; one of them with other
         settings, {name: thick-slice, snr: [10, 20]}; or one's own. The settings stand in physics/protocol.py.
@@ -63,8 +63,8 @@ class DataConfig(Strict):
             raise ValueError(f"{' and '.join(named)} name {len(named)} sets: keep one of them, and leave out the rest or make it null")
         if self.contrast == "FLAIR" and self.labels is None:
             raise ValueError("contrast FLAIR is rendered from label maps only: give labels, or another contrast")
-        if self.carries and (self.volumes or self.manifest):
-            raise ValueError("carries is of rendered heads, and volumes or manifest name others: what those show is in them")
+        if self.carries and self.volumes:
+            raise ValueError("carries is of rendered heads, and volumes names others, which show what they show: set carries: []")
         if len(set(self.maps)) < len(self.maps):
             raise ValueError(f"maps names one of them twice: {', '.join(self.maps)}")
         return self

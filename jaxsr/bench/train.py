@@ -27,22 +27,27 @@ from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Batch, Method, Variables
 from jaxsr.runtime.memory import program_memory
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated
-from jaxsr.train.build import abstract_batch, build_method
+from jaxsr.train.build import abstract_batch, build_method, fitted, prepared_set
 from jaxsr.train.state import State, abstract_variables, frozen_shardings, make_optimizer, state_shardings
 from jaxsr.train.step import make_step
 
 
 def bench_train(experiment: Experiment, steps: int = 20, warmup: int = 3) -> dict[str, Any]:
-    """Times `steps` steps after `warmup` others, as JSON can hold it."""
+    """Times `steps` steps after `warmup` others, as JSON can hold it; of an encoded set, where data.manifest names one.
+
+    Raises: as training on that set would.
+    """
+    records = prepared_set(experiment.data)
+    experiment = fitted(experiment, records)
     config = experiment.train
     mesh = make_mesh(**dict(experiment.mesh))
     method = build_method(experiment)
     optimizer = make_optimizer(experiment.optimizer, config.steps)
-    shape = abstract_batch(experiment)
+    shape = abstract_batch(experiment, records)
     shardings = state_shardings(method, optimizer, shape, mesh)
     variables = synthetic_variables(method, shape, experiment.seed)
     state = synthetic_state(variables, optimizer, shardings)
-    frozen = jax.device_put(variables["frozen"], frozen_shardings(method, mesh))
+    frozen = jax.device_put(variables["frozen"], frozen_shardings(method, mesh, encoded=shape.latents is not None))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
     step_fn = jax.jit(
@@ -61,7 +66,7 @@ def bench_train(experiment: Experiment, steps: int = 20, warmup: int = 3) -> dic
 
     times = summary(step_times(dispatch, steps, warmup))
     memory = peak_memory()  # before the matrix product of `rates` adds its own
-    work = step_multiply_adds(method, experiment)
+    work = step_multiply_adds(method, shape)
     return {
         "batch_size": config.batch_size,
         "size": experiment.data.crop,
@@ -90,14 +95,13 @@ def synthetic_state(variables: Variables, optimizer: optax.GradientTransformatio
     return jax.jit(new, out_shardings=shardings)(trained)  # type: ignore[no-any-return]
 
 
-def step_multiply_adds(method: Method, experiment: Experiment) -> int | None:
+def step_multiply_adds(method: Method, batch: Batch) -> int | None:
     """Of the loss of one batch and its gradient by the parameters; None where shapes do not tell.
 
     A forward-mode derivative has the products of a backward one, and none that are done twice.
     """
-    batch = abstract_batch(experiment)
     variables = abstract_variables(method, batch)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), experiment.train.batch_size))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch.size))
 
     def loss_and_derivative(variables: Variables, direction: Any, batch: Batch, keys: Any, step: Any) -> Any:
         def loss(params: Any) -> Any:

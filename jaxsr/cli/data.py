@@ -3,19 +3,24 @@
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from jaxsr.cli.encoding import check_options
+from jaxsr.cli.encoding import encode as encode_set
 from jaxsr.cli.options import AsJson, Device, bare, choice, choices, select_device
 from jaxsr.cli.output import open_console, print_table, progress
 from jaxsr.cli.status import Exit
 
 
 def prepare(
-    root: Annotated[Path, typer.Argument(help="The data set, as it was downloaded.", show_default=False)],
+    context: typer.Context,
+    root: Annotated[Path, typer.Argument(help="The data set, as it was downloaded; with --encode a prepared set.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="A folder for the prepared set.", show_default=False)],
-    layout: Annotated[str, bare("--layout", "-l", help="folder, bids, openneuro, hcp, ixi, fastmri, dhcp or brats (docs/datasets.md).")],
+    layout: Annotated[
+        str | None, bare("--layout", "-l", help="folder, bids, openneuro, hcp, ixi, fastmri, dhcp or brats (docs/datasets.md).")
+    ] = None,
     high: Annotated[str | None, bare(help="Contrast of the truth, as in T1w. [default: the layout's]")] = None,
     low: Annotated[str | None, bare(help="Contrast of the real low-resolution scan. [default: none, one is simulated]")] = None,
     reference: Annotated[str | None, bare(help="Contrast of a second scan to register to the truth. [default: none]")] = None,
@@ -42,14 +47,24 @@ def prepare(
     ] = "stable",
     splits: Annotated[Path | None, bare(help="A table (participant, split) of people whose split is settled.")] = None,
     families: Annotated[Path | None, bare(help="A table (subject, family): relatives stay in one split.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the simulation.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the simulation; with --encode of crops and augmentation.")] = 0,
     split_seed: Annotated[int, typer.Option("--split-seed", min=0, help="Of the split.")] = 0,
     workers: Annotated[int | None, bare(min=1, help="Processes. [default: one a core, as memory allows]")] = None,
+    encode: Annotated[Path | None, bare(help="Encode a prepared set: a run directory, exported file or imported autoencoder.")] = None,
+    image_encoder: Annotated[Path | None, bare("--image-encoder", help="With --encode: imported weights of CLIP.")] = None,
+    tokens: Annotated[str, typer.Option(help="With --image-encoder: pooled, or patches: all tokens too.")] = "pooled",
+    crop: Annotated[int | None, bare(min=8, help="With --encode: side of the squares. [default: the autoencoder's, or 256]")] = None,
+    copies: Annotated[int, typer.Option(min=1, max=1000, help="With --encode: of each slice, each cropped and varied anew.")] = 1,
+    augment: Annotated[str, typer.Option(help="With --encode: flip, off, or as in rotation=5,scale=0.1 (as data.augment).")] = "flip",
+    keep: Annotated[str | None, bare(help="With --encode: keep images: high (lambda_rec > 0), low (a trained image encoder).")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="With --encode: slices at a time.")] = 16,
+    precision: Annotated[str, typer.Option(help="With --encode: f32 or bf16, of the computation.")] = "f32",
+    device: Device = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what was found and what would be done.")] = False,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
 ) -> None:
-    """Make a training-ready set: corrected, registered, resampled, cut into slices, split by person.
+    """Make a training-ready set: corrected, registered, resampled, cut into slices, split by person; or encode one for a teacher.
 
     Writes shards, manifest.json, summary.html and contact_sheet.png. The same command goes on where it was stopped; the result is the same,
     byte for byte. Exit status 1 if a scan was rejected.
@@ -61,7 +76,17 @@ def prepare(
         jaxsr prepare /data/hcp prepared/hcp --layout hcp --voxel-size 0.7 --acquisition 3T
 
         jaxsr train configs/sr3.yaml data.manifest=prepared/hcp
+
+        jaxsr prepare prepared/hcp encoded/hcp --encode runs/autoencoder --copies 4
     """
+    check_options(context, encode is not None)
+    if encode:
+        choice("--dtype", dtype, ("float16", "float32"))
+        how: dict[str, Any] = {"image_encoder": image_encoder, "tokens": tokens, "crop": crop, "copies": copies, "augment": augment}
+        how |= {"keep": keep, "dtype": dtype, "precision": precision, "batch_size": batch_size, "seed": seed, "device": device}
+        return encode_set(root, out, encode, **how, dry_run=dry_run, as_json=as_json, quiet=quiet)
+    if layout is None:
+        raise typer.BadParameter("how is the data set laid out? docs/datasets.md says which layouts there are", param_hint="--layout")
     for option, value, known in (
         ("--interpolation", interpolation, ("linear", "cubic", "kspace")),
         ("--register", register, ("rigid", "affine", "off")),

@@ -28,6 +28,7 @@ from jaxsr.volume.errors import VolumeError
 ENDLESS = 2**40
 FOREGROUND = -0.85  # of the window: brighter is tissue
 LEAST_TISSUE = 0.1  # share of a crop
+_ONE_CHANNEL = ("high", "low", "reference", "bias", "mask")
 
 Value = TypeVar("Value")
 
@@ -36,15 +37,20 @@ class Sample(TypedDict):
     """One training slice: maps as a `Batch` has them, without its first dimension, and where they come from.
 
     Attributes:
-      high, low, reference, bias: `[H, W, 1]` float32.
+      high, low, reference, bias: `[H, W, 1]` float32; of an encoded set high and low only where they are needed.
+      latents, low_latents, pooled, tokens: of an encoded set, float32; see `jaxsr.data.records`.
       gradient: `[H, W, 3]` float32.
       labels: `[H, W]` uint8.
       mask: `[H, W, 1]` bool.
       origin: `[4]`: visit, subject, axis, slice; of a prepared set visit, shard, axis, record of the shard.
     """
 
-    high: np.ndarray
-    low: np.ndarray
+    high: NotRequired[np.ndarray]
+    low: NotRequired[np.ndarray]
+    latents: NotRequired[np.ndarray]
+    low_latents: NotRequired[np.ndarray]
+    pooled: NotRequired[np.ndarray]
+    tokens: NotRequired[np.ndarray]
     reference: NotRequired[np.ndarray]
     bias: NotRequired[np.ndarray]
     gradient: NotRequired[np.ndarray]
@@ -202,12 +208,17 @@ def has_tissue(low: np.ndarray, corner: tuple[int, int], crop: tuple[int, int]) 
 
 
 def make_sample(maps: dict[str, np.ndarray], corner: tuple[int, int], crop: tuple[int, int], drawn: Draw, origin: np.ndarray) -> Sample:
-    """A crop of one slice's maps, augmented, as a `Batch` has it.
+    """A crop of one slice's maps, augmented, as a `Batch` has it. Raises: as `shaped`."""
+    return shaped(take(maps, corner, crop, drawn), origin)
+
+
+def shaped(maps: dict[str, np.ndarray], origin: np.ndarray) -> Sample:
+    """One slice's maps, cropped, as a `Batch` has them.
 
     Raises:
       ConfigError: where there are labels that are no uint8.
     """
-    taken = take(maps, corner, crop, drawn)
+    taken = dict(maps)
     if (labels := taken.get("labels")) is not None and labels.dtype != np.uint8:
         if labels.min() < 0 or labels.max() > 255:
             raise ConfigError(
@@ -215,8 +226,8 @@ def make_sample(maps: dict[str, np.ndarray], corner: tuple[int, int], crop: tupl
                 "merge some of them, or leave labels out"
             )
         taken["labels"] = labels.astype(np.uint8)
-    shaped = {name: x if name in ("labels", "gradient") else x[..., None] for name, x in taken.items()}
-    return cast(Sample, {**shaped, "origin": origin})
+    channels = {name: x[..., None] if name in _ONE_CHANNEL else x for name, x in taken.items()}
+    return cast(Sample, {**channels, "origin": origin})
 
 
 class _Cache(Generic[Value]):

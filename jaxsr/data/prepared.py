@@ -1,4 +1,4 @@
-"""One split of a prepared set, random access: record i, whatever shard it is in."""
+"""A prepared set, or one split of it, random access: record i, whatever shard it is in."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ _WAY_OUT = "run the same `jaxsr prepare` again, which makes anew what is missing
 
 
 class PreparedSet:
-    """The records of one split of the set that `path`, a manifest or its folder, names.
+    """The records of one split (None: all) of the set that `path`, a manifest or its folder, names.
 
     Every shard is opened once at the start, which takes less than a millisecond, and may be opened again later: readers are kept as long
     as the process may have so many files open.
@@ -34,15 +34,16 @@ class PreparedSet:
       VolumeError: where there is no such set, nothing in this split, or a shard is missing or has not the records that the manifest says.
     """
 
-    def __init__(self, path: Path, split: Split):
+    def __init__(self, path: Path, split: Split | None):
         file = path / MANIFEST if path.is_dir() else path
         self.manifest, self.folder = read_manifest(file), file.parent
         self.sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-        self.shards = shards_of(self.manifest, split)
+        self.shards = shards_of(self.manifest, split) if split else self.manifest.shards
         self.ids: Sequence[str] = [shard.file for shard in self.shards]
         self._ends = np.cumsum([shard.records for shard in self.shards])
         if not len(self):
-            raise VolumeError(f"{shown(file)} has no slices in its {split} split: prepare a set of more people")
+            where = f"its {split} split" if split else "any split"
+            raise VolumeError(f"{shown(file)} has no slices in {where}: prepare a set of more people")
         self._lock, self._readers = threading.Lock(), OrderedDict[int, Any]()
         self._kept = max(_open_files() // 2, 1)
         faults = [fault for shard in range(len(self.shards)) if (fault := self._fault(shard))]
@@ -56,7 +57,11 @@ class PreparedSet:
     def place(self, record: int) -> tuple[int, int]:
         """Which shard, and which record of it."""
         shard = int(np.searchsorted(self._ends, record, "right"))
-        return shard, record - int(self._ends[shard] - self.shards[shard].records)
+        return shard, record - self.first(shard)
+
+    def first(self, shard: int) -> int:
+        """The first record of a shard."""
+        return int(self._ends[shard]) - self.shards[shard].records
 
     def origin(self, record: int) -> np.ndarray:
         """`[4]`: visit, shard, axis, record of the shard."""
@@ -75,7 +80,8 @@ class PreparedSet:
             maps = decode(self._reader(shard).read([number])[0])
         except (RuntimeError, IndexError, VolumeError) as error:  # what array_record raises for whatever is wrong
             raise VolumeError(f"{shown(self.folder / self.ids[shard])}: record {number} cannot be read ({error})") from error
-        if missing := {"high", "low", *self.manifest.maps} - maps.keys():
+        always = () if self.manifest.encoding else ("high", "low")
+        if missing := {*always, *self.manifest.maps} - maps.keys():
             raise VolumeError(f"{shown(self.folder / self.ids[shard])}: record {number} has no map {', '.join(sorted(missing))}")
         return maps
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import grain
 import numpy as np
 
-from jaxsr.data.augmentation import AugmentConfig, draw
-from jaxsr.data.pipeline import ENDLESS, Sample, augmentation_of, check_maps, draw_corner, has_tissue, make_sample
+from jaxsr.data.augmentation import AugmentConfig, Draw, draw
+from jaxsr.data.pipeline import ENDLESS, Sample, augmentation_of, check_maps, draw_corner, has_tissue, make_sample, shaped
 from jaxsr.data.prepared import PreparedSet
 from jaxsr.volume.errors import VolumeError
 
@@ -63,11 +63,8 @@ class RecordStream:
         record, maps = self._read(int(position))
         maps = {name: maps[name] for name in ("high", "low", *self._maps)}
         rng = np.random.default_rng((self._seed, 1, int(position)))
-        for _ in range(20):  # as in a SliceStream
-            corner = draw_corner(rng, maps["low"].shape, self._crop)
-            if has_tissue(maps["low"], corner, self._crop):
-                break
-        return make_sample(maps, corner, self._crop, draw(self._augment, self._crop, rng), self._records.origin(record))
+        corner, drawn = draw_crop(maps["low"], self._crop, self._augment, rng)
+        return make_sample(maps, corner, self._crop, drawn, self._records.origin(record))
 
     def _read(self, position: int) -> tuple[int, dict[str, np.ndarray]]:
         first, count = self.record(position), len(self._records)
@@ -82,3 +79,29 @@ class RecordStream:
                 if first_of_shard:
                     self._note(f"left out: {reason}; so will be, untold, others of this file that cannot be read")
         raise VolumeError(f"none of the {count} records can be read; the last: {reason}")
+
+
+class EncodedStream(RecordStream):
+    """The records of an encoded set in the order of a `RecordStream`, as they are: crops and flips were drawn when they were encoded.
+
+    Args:
+      maps: names of all that samples have; the set has them.
+    """
+
+    def __init__(self, records: PreparedSet, maps: tuple[str, ...], *, seed: int = 0, note: Callable[[str], None] = lambda text: None):
+        super().__init__(records, (0, 0), maps=maps, seed=seed, note=note)
+
+    def __getitem__(self, position: int) -> Sample:
+        record, maps = self._read(int(position))
+        wanted = {name: maps[name] for name in self._maps}
+        taken = {name: x.astype(np.float32, copy=False) if x.dtype.kind == "f" else x for name, x in wanted.items()}
+        return shaped(taken, self._records.origin(record))
+
+
+def draw_crop(low: np.ndarray, crop: tuple[int, int], augment: AugmentConfig, rng: np.random.Generator) -> tuple[tuple[int, int], Draw]:
+    """Where a crop of the slice `low` begins, and how it is varied."""
+    for _ in range(20):  # as in a SliceStream
+        corner = draw_corner(rng, low.shape, crop)
+        if has_tissue(low, corner, crop):
+            break
+    return corner, draw(augment, crop, rng)

@@ -6,6 +6,15 @@
 A record is one slice: its maps (see `jaxsr.data.pairs`) as safetensors, zstd inside the shard. Intensities, fields and displacements are
 float16 by default: 11 bits of the window, where scanners store 12. One shard a scan makes a set resumable and parallel to write, and every
 byte of it depends on that scan and the settings alone.
+
+An encoded set (`prepare --encode`) is of the same format; a record of it is a crop of a slice, flipped or not for good, as networks see it:
+
+    latents       mean and logarithm of the variance of E_1(high), one after the other     [h, w, 2 z]
+    low_latents   the mode of E_1(low), not scaled                                          [h, w, z]
+    pooled        what the image encoder sees in `low`: the class token, projected          [D]
+    tokens        all of its tokens, the class token first                                  [1 + P, width]
+
+with the other maps cropped alike, and of `high` and `low` those that were to be kept.
 """
 
 import errno
@@ -22,6 +31,7 @@ from array_record.python import array_record_module
 from safetensors import numpy as arrays
 
 from jaxsr.config import Strict
+from jaxsr.data.augmentation import AugmentConfig
 from jaxsr.data.splits import Split
 from jaxsr.files import Writer, shown, write_text, write_whole
 from jaxsr.volume.errors import VolumeError
@@ -86,6 +96,30 @@ class Rejected(Strict):
     kind: str = "scan"
 
 
+class Encoding(Strict):
+    """What an encoded set was encoded with, and how.
+
+    Attributes:
+      source: SHA-256 of the manifest of the set that was encoded.
+      autoencoder, image_encoder: SHA-256 of their parameters, as checkpoints record them.
+      crop: side of its slices in pixels, before they were encoded.
+      copies: records of each slice.
+      augment: how each was varied before.
+      latents, low_latents, pooled, tokens: the shape of each, of one slice.
+    """
+
+    source: str
+    autoencoder: str
+    image_encoder: str | None = None
+    crop: int
+    copies: int
+    augment: AugmentConfig
+    latents: tuple[int, int, int]
+    low_latents: tuple[int, int, int]
+    pooled: tuple[int] | None = None
+    tokens: tuple[int, int] | None = None
+
+
 class Manifest(Strict):
     """A prepared set.
 
@@ -93,6 +127,7 @@ class Manifest(Strict):
       maps: names of the maps that every record has.
       settings: what `prepare` was asked for, as JSON; sets made with other settings differ.
       shards: sorted by file.
+      encoding: of an encoded set; None of all others.
     """
 
     format: Literal["jaxsr-slices"] = "jaxsr-slices"
@@ -104,6 +139,7 @@ class Manifest(Strict):
     settings: str
     shards: tuple[Shard, ...]
     rejected: tuple[Rejected, ...] = ()
+    encoding: Encoding | None = None
 
 
 def encode(maps: Mapping[str, np.ndarray]) -> bytes:
@@ -149,7 +185,7 @@ def file_sha256(path: Path) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
-    return write_text(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+    return write_text(folder / MANIFEST, manifest.model_dump_json(indent=1, exclude_none=True) + "\n")
 
 
 def read_manifest(path: Path) -> Manifest:

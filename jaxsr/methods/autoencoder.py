@@ -141,7 +141,10 @@ class Autoencoder:
         output = self._decoded(variables, latents / self.config.latent_scale)
         return jnp.square(output.astype(jnp.float32) - self._to_channels(image)).mean((1, 2, 3))
 
-    def frozen(self) -> dict[str, Any]:
+    def frozen(self, encoded: bool = False) -> dict[str, Any]:
+        return {}
+
+    def encoded(self, size: int) -> dict[str, tuple[int, ...]]:
         return {}
 
     def parts(self, size: int) -> dict[str, Part]:

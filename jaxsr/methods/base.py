@@ -34,8 +34,14 @@ class Condition(NamedTuple):
 class Batch(NamedTuple):
     """Training slices: a `Condition` and its answer.
 
+    Of an encoded set (`jaxsr.data.records`) they have `latents`, and of all else only what `Method.encoded` asks for: `high` and `low`
+    may be None then, in no other batch.
+
     Attributes:
       high: the target, `[B, H, W, 1]`, in the window of `low`.
+      latents: mean and log-variance of the target's latents, `[B, h, w, 2 z]`.
+      low_latents: the mode of those of `low`, `[B, h, w, z]`, not scaled.
+      pooled, tokens: what the image encoder sees in `low`, `[B, D]` and `[B, 1 + P, width]`.
       labels: tissue of each pixel, `[B, H, W]` uint8.
       mask: pixels that count, `[B, H, W, 1]` bool.
     """
@@ -47,6 +53,15 @@ class Batch(NamedTuple):
     gradient: Array | None = None
     labels: Array | None = None
     mask: Array | None = None
+    latents: Array | None = None
+    low_latents: Array | None = None
+    pooled: Array | None = None
+    tokens: Array | None = None
+
+    @property
+    def size(self) -> int:
+        """Slices in it."""
+        return int(next(x for x in self if x is not None).shape[0])
 
     @property
     def condition(self) -> Condition:
@@ -112,8 +127,17 @@ class Method(Protocol):
         """`params` and `stats`."""
         ...
 
-    def frozen(self) -> dict[str, Any]:
-        """Shapes of `variables["frozen"]`, by network; {} for most methods. Its config's `weights` say where each is."""
+    def frozen(self, encoded: bool = False) -> dict[str, Any]:
+        """Shapes of `variables["frozen"]`, by network; {} for most methods. Its config's `weights` say where each is.
+
+        Args:
+          encoded: only of what the loss of a batch of an encoded set computes with.
+        """
+        ...
+
+    def encoded(self, size: int) -> dict[str, tuple[int, ...]]:
+        """What the loss takes of slices of `size`² pixels of an encoded set, beside the config's `maps`, and the shape of each; {} for
+        a method that learns from images only."""
         ...
 
     def loss(self, variables: Variables, batch: Batch, keys: Array, step: Array) -> LossOutput: ...

@@ -132,7 +132,10 @@ class Sr3:
         )
         return UpscaleOutput(self._to_image(samples.x0, low), {"clipped": samples.clipped})
 
-    def frozen(self) -> dict[str, Any]:
+    def frozen(self, encoded: bool = False) -> dict[str, Any]:
+        return {}
+
+    def encoded(self, size: int) -> dict[str, tuple[int, ...]]:
         return {}
 
     def parts(self, size: int) -> dict[str, Part]:

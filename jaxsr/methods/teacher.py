@@ -11,7 +11,8 @@ start at zero: before training, the guided network is the unguided one. Each is 
 answers with both, either or none.
 
 w is 1, or min-SNR-γ; w' = min(1, SNR), as ẑ_0 has 1 / SNR times the squared error of ε̂. With λ = 0 nothing is decoded in training.
-E_1 and D are frozen, and so is E_2, unless it is trained from the start.
+E_1 and D are frozen, and so is E_2, unless it is trained from the start: what they make of a slice can be stored once (`jaxsr prepare
+--encode`), and then neither encoder is computed in training.
 """
 
 import functools
@@ -31,6 +32,7 @@ from jaxsr.diffusion.schedule import Level, level_at
 from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.base import Batch, Condition, LossOutput, Part, Request, ScheduleConfig, UpscaleOutput, Variables
 from jaxsr.methods.teacher_networks import GUIDES, GuidanceConfig, ImageEncoderConfig, TeacherWeights, UNetConfig
+from jaxsr.models.autoencoder import Gaussian
 from jaxsr.models.clip import ClipOutput, VisionTransformer, clip_image
 from jaxsr.models.guidance import GuidancePyramid
 from jaxsr.models.unet import LatentUNet
@@ -143,7 +145,7 @@ class Teacher:
 
     def init(self, key: Array, batch: Batch) -> Variables:
         keys = dict(zip(("unet", "image_encoder", "context", "spatial", *GUIDES), jax.random.split(key, 6), strict=True))
-        size, height, width = batch.low.shape[:3]
+        size, height, width = self._shape(batch)
         factor, encoder = self.autoencoder.multiple, self.config.image_encoder
         zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
         latents = zeros((size, height // factor, width // factor, 2 * self.config.autoencoder.network.latent))
@@ -160,7 +162,7 @@ class Teacher:
             }
         return {"params": params, "stats": {}}
 
-    def frozen(self) -> dict[str, Any]:
+    def frozen(self, encoded: bool = False) -> dict[str, Any]:
         def shapes(key: Array) -> dict[str, Any]:
             slices = jnp.zeros((1, self.autoencoder.multiple, self.autoencoder.multiple, 1))
             found = {"autoencoder": self.autoencoder.init(key, Batch(slices, slices))["params"]}
@@ -169,7 +171,25 @@ class Teacher:
                 found["image_encoder"] = self.image_encoder.init(key, jnp.zeros((1, encoder.side, encoder.side, 3)))["params"]
             return found
 
-        return jax.eval_shape(shapes, jax.random.key(0))
+        found: dict[str, Any] = jax.eval_shape(shapes, jax.random.key(0))
+        if not encoded:
+            return found
+        return {"autoencoder": {"decoder": found["autoencoder"]["decoder"]}} if self.config.lambda_rec else {}
+
+    def encoded(self, size: int) -> dict[str, tuple[int, ...]]:
+        encoder, latent, side = self.config.image_encoder, self.config.autoencoder.network.latent, size // self.autoencoder.multiple
+        image = (size, size, 1)
+        shapes: dict[str, tuple[int, ...]] = {"latents": (side, side, 2 * latent)}
+        if self.config.spatial == "autoencoder":
+            shapes["low_latents"] = (side, side, latent)
+        if encoder and encoder.train:
+            shapes["low"] = image
+        elif encoder:
+            if encoder.context == "pooled":
+                shapes["pooled"] = (encoder.projection,)
+            if encoder.context == "patches" or self.config.spatial == "vit":
+                shapes["tokens"] = (1 + encoder.patches, encoder.width)
+        return shapes | ({"high": image} if self.config.lambda_rec else {})
 
     def loss(self, variables: Variables, batch: Batch, keys: Array, step: Array) -> LossOutput:
         config = self.config
@@ -178,11 +198,15 @@ class Teacher:
         t = jax.vmap(lambda key: jax.random.randint(key, (), 1, self.schedule.steps + 1))(draw["time"])
         level = level_at(self.schedule, t)
 
-        z0 = self.autoencoder.encode(self._autoencoder(variables), batch.high, draw["latents"])
+        if batch.latents is None:
+            posterior = self.autoencoder.posterior(self._autoencoder(variables), batch.high)
+        else:
+            posterior = Gaussian.of(batch.latents)
+        z0 = self.config.autoencoder.latent_scale * posterior.sample(draw["latents"])
         noise = draw_noise(draw["noise"], 0, z0.shape[1:])
         z_t = add_noise(z0, noise, level)
         present = {name: self._present(draw[name]) for name in self.pyramids}
-        output = self._denoise(variables, self._show(variables, batch.condition, present), z_t, level)
+        output = self._denoise(variables, self._show(variables, batch, present), z_t, level)
 
         weight = snr_weight(level, config.weighting, config.gamma, config.prediction)
         error = _mean_squares(output, target(config.prediction, z0, noise, level))
@@ -246,25 +270,42 @@ class Teacher:
         x = jnp.concatenate([z_t, shown.spatial], axis=-1)
         return jnp.asarray(self.unet.apply({"params": variables["params"]["unet"]}, x, level.time, shown.context, down, up))
 
-    def _show(self, variables: Variables, condition: Condition, present: dict[str, Array]) -> Shown:
-        """`present`: map → 1 or 0 `[B]`."""
+    def _show(self, variables: Variables, condition: Condition | Batch, present: dict[str, Array]) -> Shown:
+        """`present`: map → 1 or 0 `[B]`. What `condition`, a batch of an encoded set, has of the encoders is taken as it is."""
         params, encoder = variables["params"], self.config.image_encoder
         context = tokens = None
         if encoder:
-            of_encoder = params["image_encoder"] if encoder.train else variables["frozen"]["image_encoder"]
-            seen = ClipOutput(*self.image_encoder.apply({"params": of_encoder}, clip_image(condition.low, encoder.side)))
+            seen = self._seen(variables, encoder, condition)
             tokens = seen.tokens
             context = self._projected(params, "context", seen.pooled[:, None] if encoder.context == "pooled" else tokens)
         if self.config.spatial == "vit":
-            spatial = self._to_grid(self._projected(params, "spatial", tokens), condition.low.shape)
+            spatial = self._to_grid(self._projected(params, "spatial", tokens), self._shape(condition))
+        elif isinstance(condition, Batch) and condition.low_latents is not None:
+            spatial = condition.low_latents
         else:
             spatial = self.autoencoder.posterior(self._autoencoder(variables), condition.low).mode
-        guidance = {name: self._guide(params, name, getattr(condition, name), present[name], condition.low) for name in self.pyramids}
+        shape = self._shape(condition)
+        guidance = {name: self._guide(params, name, getattr(condition, name), present[name], shape) for name in self.pyramids}
         return Shown(spatial, context, guidance)
 
-    def _guide(self, params: Variables, name: str, field: Array | None, present: Array, low: Array) -> tuple[Array, ...]:
+    def _seen(self, variables: Variables, encoder: ImageEncoderConfig, condition: Condition | Batch) -> ClipOutput:
+        """What E_2 sees; of an encoded set only what is stored of it."""
+        if isinstance(condition, Batch) and (condition.pooled is not None or condition.tokens is not None):
+            return ClipOutput(condition.tokens, condition.pooled)  # type: ignore[arg-type]
+        params = variables["params"]["image_encoder"] if encoder.train else variables["frozen"]["image_encoder"]
+        return ClipOutput(*self.image_encoder.apply({"params": params}, clip_image(condition.low, encoder.side)))
+
+    def _shape(self, condition: Condition | Batch) -> tuple[int, int, int]:
+        """Number, height and width of the slices."""
+        if isinstance(condition, Batch) and condition.latents is not None:
+            size, *sides = condition.latents.shape[:3]
+            height, width = (side * self.autoencoder.multiple for side in sides)
+            return size, height, width
+        return condition.low.shape[0], condition.low.shape[1], condition.low.shape[2]
+
+    def _guide(self, params: Variables, name: str, field: Array | None, present: Array, shape: tuple[int, int, int]) -> tuple[Array, ...]:
         if field is None:
-            field = jnp.zeros((*low.shape[:3], CHANNELS[name]), low.dtype)
+            field = jnp.zeros((*shape, CHANNELS[name]))
         residuals: tuple[Array, ...] = self.pyramids[name].apply({"params": params["guidance"][name]}, field / UNIT[name], present)  # type: ignore[assignment]
         return residuals
 
@@ -282,7 +323,7 @@ class Teacher:
     def _projected(self, params: Variables, name: str, tokens: Array | None) -> Array:
         return jnp.asarray(self.projections[name].apply({"params": params[name]}, tokens))
 
-    def _to_grid(self, tokens: Array, shape: tuple[int, ...]) -> Array:
+    def _to_grid(self, tokens: Array, shape: tuple[int, int, int]) -> Array:
         """The class token and the patches of the square that E_2 saw, `[B, 1 + P, c]` → those of the slice, `[B, h, w, c]`."""
         side, factor = math.isqrt(tokens.shape[1] - 1), self.autoencoder.multiple
         patches = tokens[:, 1:].reshape(len(tokens), side, side, -1)

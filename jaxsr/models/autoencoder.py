@@ -33,6 +33,16 @@ class Gaussian(NamedTuple):
     mean: Array
     log_variance: Array
 
+    @classmethod
+    def of(cls, moments: Array) -> "Gaussian":
+        """Of `[B, h, w, 2 z]`: means, then log-variances."""
+        return cls(*jnp.split(moments, 2, axis=-1))
+
+    @property
+    def moments(self) -> Array:
+        """`[B, h, w, 2 z]`: what `of` makes a Gaussian of."""
+        return jnp.concatenate(self, axis=-1)
+
     @property
     def mode(self) -> Array:
         return self.mean

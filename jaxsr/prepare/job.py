@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pydantic
 
-from jaxsr.config import ConfigError, differences
+from jaxsr.config import ConfigError, Strict, differences
 from jaxsr.data.itk import simpleitk
 from jaxsr.data.layouts import find
 from jaxsr.data.layouts.base import Found
@@ -69,7 +69,7 @@ def plan(
     root, out = root.resolve(), out.resolve()
     if out == root or root in out.parents:
         raise ConfigError(f"{shown(out)} lies in the data set {shown(root)}, which would find its own output: choose another folder for it")
-    _check_settings(out, settings)
+    check_settings(out, settings, _settings_text(settings))
     found = find(settings.layout, root, settings.wanted)
     if settings.bias != "off" or (settings.registration != "off" and any({"low", "reference"} & set(scan.files) for scan in found.scans)):
         with simpleitk():  # said now rather than of every scan
@@ -134,7 +134,7 @@ def prepare(
         shards=tuple(parts[name].shard.model_copy(update={"split": splits[parts[name].shard.person]}) for name in sorted(parts)),
         rejected=tuple(sorted([*rejected, *copies, *unknown], key=lambda r: (r.what, r.why))),
     )
-    _sweep(out, set(parts))
+    sweep(out, set(parts))
     save_contact_sheet(out / "contact_sheet.png", {name: out / "pictures" / f"{name}.png" for name in sorted(parts)}, settings.maps)
     write_summary(out / "summary.html", manifest)
     write_manifest(out, manifest)  # last: with it the set is complete
@@ -208,32 +208,32 @@ def _attempt(task: Task) -> Part | str:
         return f"{type(error).__name__}: {error}"
 
 
-def _sweep(out: Path, names: set[str]) -> None:
+def sweep(out: Path, names: set[str]) -> None:
     """Removes the parts of scans that are no longer there, or no longer usable, and what killed processes were writing."""
     for folder in ("shards", "pictures", "parts"):
-        for path in (out / folder).iterdir():
+        for path in (out / folder).glob("*"):
             if path.name.startswith(".") or path.stem not in names:
                 with suppress(OSError):
                     path.unlink()
 
 
-def _check_settings(out: Path, settings: PrepareSettings) -> None:
-    """Refuses to mix two sets in one folder, or to write into a folder of something else."""
+def check_settings(out: Path, settings: Strict, text: str) -> None:
+    """Refuses to mix two sets in one folder, or to write into a folder of something else; `text`: the settings as they are written."""
     path = out / "settings.json"
     if path.exists():
         before = path.read_text(encoding="utf-8", errors="replace")
-        if before != _settings_text(settings):
-            lines = "\n  ".join(_changes(before, settings))
+        if before != text:
+            lines = "\n  ".join(_changes(before, type(settings), text))
             raise ConfigError(f"{shown(out)} holds a set prepared with other settings; choose another folder, or set back:\n  {lines}")
     elif out.exists() and (not out.is_dir() or any(not entry.name.startswith(".") for entry in out.iterdir())):
         raise ConfigError(f"{shown(out)} is there and holds no prepared set: choose a new folder")
 
 
-def _changes(before: str, settings: PrepareSettings) -> list[str]:
+def _changes(before: str, kind: type[Strict], now: str) -> list[str]:
     try:
-        return differences(PrepareSettings.model_validate_json(before), PrepareSettings.model_validate_json(_settings_text(settings)))
+        return differences(kind.model_validate_json(before), kind.model_validate_json(now))
     except pydantic.ValidationError:
-        return ["settings.json is not of this version"]
+        return ["settings.json is of another version, or of a set of another kind"]
 
 
 def _settings_text(settings: PrepareSettings) -> str:

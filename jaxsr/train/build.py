@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from jaxsr.config import ConfigError
 from jaxsr.data.pipeline import SliceStream, Stream, check_maps
 from jaxsr.data.prepared import PreparedSet
-from jaxsr.data.record_stream import RecordStream
+from jaxsr.data.record_stream import EncodedStream, RecordStream
 from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, Split, Subjects, find_volumes, split_by_subject
 from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.experiment import DataConfig, Experiment
 from jaxsr.methods.base import Batch, Method
+from jaxsr.train.encoded import check_encoded
 
 Note = Callable[[str], None]
 
@@ -71,12 +72,18 @@ def fitted(experiment: Experiment, records: PreparedSet | None) -> Experiment:
     if data.crop > 2 * largest:
         raise ConfigError(f"data.crop is {data.crop}, and slices of {records.folder} have at most {largest} pixels: choose a smaller crop")
     check_maps(data.maps, manifest.maps, str(records.folder))
+    if manifest.encoding:
+        check_encoded(experiment, manifest, build_method(experiment).encoded(data.crop))
+        found["augment"] = manifest.encoding.augment
     acquired = tuple(statistics.median(sizes) for sizes in zip(*(shard.acquired for shard in records.shards), strict=True))
     return experiment.model_copy(update={"data": data.model_copy(update={**found, "acquired": acquired})})
 
 
 def build_stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note = lambda text: None) -> Stream:
     data, crop = experiment.data, (experiment.data.crop, experiment.data.crop)
+    if isinstance(subjects, PreparedSet) and subjects.manifest.encoding:
+        taken = build_method(experiment).encoded(data.crop)
+        return EncodedStream(subjects, (*taken, *(name for name in data.maps if name not in taken)), seed=experiment.seed, note=note)
     if isinstance(subjects, PreparedSet):
         return RecordStream(subjects, crop, maps=data.maps, augment=data.augment, seed=experiment.seed, note=note)
     return SliceStream(
@@ -84,9 +91,10 @@ def build_stream(experiment: Experiment, subjects: Subjects | PreparedSet, note:
     )
 
 
-def abstract_batch(experiment: Experiment) -> Batch:
-    """Shapes of one global batch."""
-    plane = (experiment.train.batch_size, experiment.data.crop, experiment.data.crop)
+def abstract_batch(experiment: Experiment, records: PreparedSet | None = None) -> Batch:
+    """Shapes of one global batch; `records`: the prepared set that it is of, where that may be an encoded one."""
+    size, crop = experiment.train.batch_size, experiment.data.crop
+    plane = (size, crop, crop)
     image = jax.ShapeDtypeStruct((*plane, 1), jnp.float32)
     optional = {
         "reference": image,
@@ -95,4 +103,8 @@ def abstract_batch(experiment: Experiment) -> Batch:
         "labels": jax.ShapeDtypeStruct(plane, jnp.uint8),
         "mask": jax.ShapeDtypeStruct((*plane, 1), jnp.bool_),
     }
-    return Batch(high=image, low=image, **{name: optional[name] for name in experiment.data.maps})  # type: ignore[arg-type]
+    shapes: dict[str, Any] = {"high": image, "low": image}
+    if records and records.manifest.encoding:
+        taken = build_method(experiment).encoded(crop)
+        shapes = {"high": None, "low": None} | {name: jax.ShapeDtypeStruct((size, *shape), jnp.float32) for name, shape in taken.items()}
+    return Batch(**shapes, **{name: optional[name] for name in experiment.data.maps})  # type: ignore[arg-type]

@@ -21,11 +21,12 @@ from jaxsr.runtime.checkpoint import Checkpoints, was_begun
 from jaxsr.runtime.distributed import is_first
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
 from jaxsr.train.build import abstract_batch, build_method, build_stream, build_subjects, fitted, prepared_set
+from jaxsr.train.frozen import load_needed
 from jaxsr.train.metrics import Clock, NotFinite, Recent, record, require_tensorboard
 from jaxsr.train.state import State, abstract_state, frozen_shardings, init_state, make_optimizer, started, state_shardings
 from jaxsr.train.step import make_step
 from jaxsr.train.stop import StopSignals
-from jaxsr.upscale.model import check_frozen, load_frozen, load_start
+from jaxsr.upscale.model import check_frozen, load_start
 
 VOLUMES = "volumes.txt"  # in the run directory: the volumes, or label maps, that it is trained on, a line each
 MANIFEST_SUM = "manifest.sha256"  # there too, of a prepared set, as sha256sum writes it
@@ -69,11 +70,12 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
     rows = share_of_batch(mesh, config.batch_size)
     method = build_method(experiment)
     optimizer = make_optimizer(experiment.optimizer, config.steps)
-    frozen = load_frozen(experiment, method)
+    encoding = records.manifest.encoding if records else None
+    frozen = load_needed(experiment, method, encoding)
     subjects = records or build_subjects(experiment.data, "train", experiment.seed, note)
     if begun:
         _check_set(run_dir, experiment, subjects)
-    shape = abstract_batch(experiment)
+    shape = abstract_batch(experiment, records)
     shardings = state_shardings(method, optimizer, shape, mesh)
 
     def check(about: dict) -> None:
@@ -97,7 +99,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
             note(f"{run_dir} is already at step {start} of {config.steps}: nothing to do")
             return state
 
-        fixed = jax.device_put(frozen.variables, frozen_shardings(method, mesh))
+        fixed = jax.device_put(frozen.variables, frozen_shardings(method, mesh, encoded=encoding is not None))
         by_batch, everywhere = batch_sharding(mesh), replicated(mesh)
         step_fn = jax.jit(
             make_step(method, optimizer, ema=config.ema, accumulate=config.accumulate),
@@ -141,7 +143,8 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
 def _global(sample: Sample, shape: Batch, sharding: NamedSharding) -> Batch:
     """This process's share of a batch, in ascending order, as its part of the whole, laid out over all devices; no copy is made here."""
     wanted = {name: leaf for name, leaf in shape._asdict().items() if leaf is not None}
-    return Batch(**{name: jax.make_array_from_process_local_data(sharding, sample[name], leaf.shape) for name, leaf in wanted.items()})  # type: ignore[literal-required]
+    made = {name: jax.make_array_from_process_local_data(sharding, sample[name], leaf.shape) for name, leaf in wanted.items()}  # type: ignore[literal-required]
+    return shape._replace(**made)
 
 
 def _settled(experiment: Experiment) -> Experiment:

@@ -84,15 +84,15 @@ def state_shardings(method: Method, optimizer: optax.GradientTransformation, bat
     return State(everywhere, params, params, opt, stats)  # type: ignore[arg-type]
 
 
-def frozen_shardings(method: Method, mesh: Mesh) -> Any:
-    """Of `variables["frozen"]`: laid out as if it were trained."""
-    return variable_shardings(mesh, method.frozen())
+def frozen_shardings(method: Method, mesh: Mesh, encoded: bool = False) -> Any:
+    """Of `variables["frozen"]` (`encoded`: as `Method.frozen`): laid out as if it were trained."""
+    return variable_shardings(mesh, method.frozen(encoded))
 
 
 def abstract_variables(method: Method, batch: Batch) -> Variables:
     """Shapes and dtypes of all that a method computes with; `batch` may be abstract."""
     shapes = jax.eval_shape(lambda key: nn.meta.unbox(method.init(key, _zeros(batch))), jax.random.key(0))
-    return {**shapes, "frozen": nn.meta.unbox(method.frozen())}
+    return {**shapes, "frozen": nn.meta.unbox(method.frozen(encoded=batch.latents is not None))}
 
 
 def _new(method: Method, optimizer: optax.GradientTransformation, batch: Batch, key: Array) -> State:

@@ -46,7 +46,7 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, *, ema: f
 
     def step(state: State, batch: Batch, root: Array, frozen: Any = {}) -> tuple[State, Metrics]:  # noqa: B006
         at = jax.random.fold_in(root, state.step)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(at, jnp.arange(batch.low.shape[0]))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(at, jnp.arange(batch.size))
         one = accumulated if accumulate > 1 else gradients
         grads, metrics, stats = one(state.params, state.stats, frozen, batch, keys, state.step)
         updates, opt = optimizer.update(grads, state.opt, state.params)

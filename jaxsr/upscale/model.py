@@ -6,7 +6,7 @@ instead, and it must be the same when it is used. An exported file holds everyth
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -115,14 +115,14 @@ class Frozen(NamedTuple):
     sha256: dict[str, str]
 
 
-def load_frozen(experiment: Experiment, method: Method) -> Frozen:
-    """What `method.frozen()` asks for, from where the config says that it is.
+def load_frozen(experiment: Experiment, method: Method, names: Collection[str] | None = None) -> Frozen:
+    """What `method.frozen()` asks for, or those networks of it in `names`, from where the config says that it is.
 
     Raises:
       ModelError: where the config names nothing, or something made with other settings; WeightsError, CheckpointError: as `load_model`.
     """
     shapes = nn.meta.unbox(method.frozen())
-    found = {name: _read_part(experiment, name, shapes)[name] for name in shapes}
+    found = {name: _read_part(experiment, name, shapes)[name] for name in shapes if names is None or name in names}
     return Frozen(found, {name: digest(tree) for name, tree in found.items()})
 
 
