@@ -12,11 +12,9 @@ A volume that is there, made by the same source from the same head in the same w
 interrupted goes on where it was. What is made again is removed first, as a sidecar appears before its volume.
 """
 
-import datetime
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +24,7 @@ import jaxsr
 from jaxsr.config import to_dict
 from jaxsr.data.records import file_sha256
 from jaxsr.evaluate.compare import Means, compare_subjects
+from jaxsr.evaluate.degraded import check_place, degrade, made_so
 from jaxsr.evaluate.files import sidecar_path, stem
 from jaxsr.evaluate.grids import EvaluationError
 from jaxsr.evaluate.heads import Heads, NoHeads, masks_of, people_note, voxel_size
@@ -39,12 +38,10 @@ from jaxsr.evaluate.tables import Comparison, Files
 from jaxsr.evaluate.written import check_folder, picture_paths
 from jaxsr.experiment import Experiment
 from jaxsr.files import shown
-from jaxsr.simulate import WARNING as SIMULATED
-from jaxsr.simulate import Settings, key_of, plan, read_truth
 from jaxsr.upscale.guide_maps import guidance_facts, read_guides
 from jaxsr.upscale.guides import Guides
 from jaxsr.upscale.inputs import UNLIKE, Job, scale_notes
-from jaxsr.upscale.sidecar import check_sidecar, json_writer, read_sidecar
+from jaxsr.upscale.sidecar import json_writer
 from jaxsr.volume.io import Volume, VolumeError, read_volume, write_volume
 
 if TYPE_CHECKING:
@@ -114,7 +111,7 @@ def run_protocol(
                 raise EvaluationError(f"{subject}: no mask for it in {masks}")
             acquired = heads.acquired.get(subject, path)
             made[subject] = _made_of(path, acquired, protocol)
-            _degrade(path, acquired, reference, low, protocol, made[subject], note)
+            degrade(path, acquired, reference, low, protocol, made[subject], note)
             cases[subject] = Files(reference, {}, low, inside.get(path))
         except (VolumeError, EvaluationError) as error:
             failures[subject] = str(error)
@@ -185,51 +182,6 @@ def _made_of(path: Path, acquired: Path, protocol: Protocol) -> dict[str, Any]:
     }
 
 
-def _degrade(path: Path, acquired_of: Path, reference: Path, low: Path, protocol: Protocol, made: Mapping[str, Any], note: Note) -> None:
-    """Writes the head as `reference`, and as `low` what is acquired of the file `acquired_of`, which is the head's or lies on its grid."""
-    if _same(reference, made) and _same(low, made):
-        return
-    from jaxsr.data.subjects import simulate
-
-    for output in (reference, low):
-        _check_place(output)
-    settings = Settings(protocol.acquisition, protocol.seed)
-    truth = read_truth(path, settings, note)
-    source = truth if acquired_of == path else read_truth(acquired_of, settings, note)
-    planned = plan(Job(path, low), source, settings)
-    acquired = simulate(source, protocol.acquisition, key_of(path, protocol.seed))
-    if not np.isfinite(acquired.data).all():
-        raise VolumeError(f"{shown(path)}: the simulated volume is not finite; scale the intensities to a scanner's, below a million")
-    # One folder up and down: the same from the reference's.
-    sources, sources_of_low = ([os.path.relpath(of.resolve(), low.resolve().parent)] for of in (path, acquired_of))
-    block = {**made, "Notes": list(truth.notes), "Made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-    what = "as it was degraded for a benchmark" if acquired_of == path else "as its scanner shows it, which is not what was degraded"
-    whole = {"Description": f"The head {what}; nothing else was done to it.", "Sources": sources, "JaxSR": block}
-    facts = {
-        "Description": SIMULATED,
-        "Sources": sources_of_low,
-        "JaxSR": {**block, "Simulated": True, "Drawn": planned["Drawn"], "AcquiredShape": planned["Shape"]},
-    }
-    for output in (reference, low):
-        output.unlink(missing_ok=True)
-    write_volume(reference, truth, description="jaxsr: reference", before={sidecar_path(reference): json_writer(whole)})
-    result = replace(truth, data=acquired.data, affine=acquired.affine)
-    write_volume(low, result, description="jaxsr: simulated", before={sidecar_path(low): json_writer(facts)})
-
-
-def _check_place(output: Path) -> None:
-    """Raises VolumeError where a volume or a sidecar would be replaced that is not ours."""
-    check_sidecar(output)
-    if output.exists() and read_sidecar(output) is None:
-        raise VolumeError(f"{shown(output)} exists and was not written by jaxsr: choose another -o")
-
-
-def _same(output: Path, facts: Mapping[str, Any]) -> bool:
-    """The volume is there, and its sidecar says `facts` of it."""
-    block = (read_sidecar(output) or {"JaxSR": {}})["JaxSR"]
-    return output.is_file() and all(block.get(key) == value for key, value in facts.items())
-
-
 def _known(source: Path, note: Note) -> tuple[dict[str, Any], Experiment]:
     """Of a model, for metrics.json, `request` as its outputs' sidecars say it; and what it was trained as."""
     from jaxsr.upscale.model import load_model
@@ -288,12 +240,12 @@ def _upscale_all(
             failures[subject] = str(error)
             del cases[subject]
             continue
-        if not _same(output, made[subject]):
+        if not made_so(output, made[subject]):
             model, engine = ready()
             # Rounded, as the request is a static argument: heads of one voxel size but for its last digits share a program.
             request = model.method.default_request._replace(to_mm=round(min(mm), 3))
             try:
-                _check_place(output)
+                check_place(output)
                 grid = read_volume(case.reference).grid
                 slices = lambda n, of: progress(done, f"{subject}, {n} of {of} slices")  # noqa: B023, E731
                 maps = read_guides(guides[subject], grid)

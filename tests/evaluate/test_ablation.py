@@ -25,12 +25,14 @@ from jaxsr.evaluate.heads import find_heads
 from jaxsr.evaluate.interpolation import INTERPOLATIONS
 from jaxsr.evaluate.protocol import Protocol, load_protocol
 from jaxsr.evaluate.rendered import planned_heads
+from jaxsr.evaluate.statistics import ALPHA
 from jaxsr.experiment import DataConfig
 from jaxsr.physics.gradients import warp
 from jaxsr.upscale.engine import Engine
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.io import read_volume, write_volume
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "ablations"
 TEXT = """\
 name: cells
 heads: {count: 2, voxel_size: 4.0, contrast: T1w, carries: [bias, gradient]}
@@ -217,6 +219,16 @@ def test_a_guided_output_is_never_taken_for_that_of_a_model_of_the_same_name_wit
     now = read_volume(out / "upscaled/teacher-bias/sub-0000.nii.gz").data
     np.testing.assert_array_equal(now, alone)
     assert not np.array_equal(now, guided)
+
+
+def test_the_shipped_cells_differ_by_contrast_alone_and_have_heads_enough_for_holms_correction():
+    """The smallest two-sided p of n pairs is 2^(1 − n), times as many as are tested against one."""
+    first, second = (load_protocol(CONFIGS / f"{name}.yaml").protocol for name in ("guidance", "guidance-t2w"))
+    assert (first.heads.contrast, second.heads.contrast) == ("T1w", "T2w")
+    same = {"name": "", "heads": first.heads}
+    assert first.model_copy(update=same) == second.model_copy(update=same)
+    assert first.heads.model_copy(update={"contrast": "T2w"}) == second.heads
+    assert (len(INTERPOLATIONS) + len(first.guidance) - 1) * 2.0 ** (1 - first.heads.count) < ALPHA
 
 
 @pytest.mark.parametrize("change", ["seed", "source"])
