@@ -6,6 +6,7 @@
     OUT/gradient/NAME.nii.gz     displacement in mm along right, anterior, superior; in `high` only where it is to carry that
     OUT/labels/NAME.nii.gz       structures
     OUT/mask/NAME.nii.gz         0 where skull or face were taken off
+    OUT/plain/NAME.nii.gz        the head with neither field nor displacement in it, whatever `high` shows: what another scanner acquires
 
 NAME begins with the person whose label map a head comes from: heads of one map are one person's, and no split may part them. No head is
 one that training with `data.labels` or on the embedded set renders with the same seed.
@@ -45,6 +46,7 @@ def generate(
     maps: Sequence[str] = (),
     carries: Sequence[str] | None = None,
     seed: int = 0,
+    source_sha256: str | None = None,
     advance: Callable[[int, str], None] = lambda done, name: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
@@ -52,8 +54,10 @@ def generate(
 
     Args:
       labels: a folder of label maps; the embedded tissue maps where there is none.
-      maps: of those of a pair, what they come with.
+      maps: of those of a pair, and plain, what they come with.
       carries: of bias and gradient, what shows in the image; None: bias, where it is one of the maps.
+      source_sha256: of the program's source, where heads that another state of it made are none of these. What is in `out` and was
+        generated in another way is made again then, if it was known by that digest, too.
 
     Raises:
       VolumeError: where `labels` holds no label map, or `out` heads generated in another way.
@@ -70,6 +74,7 @@ def generate(
             "Maps": sorted(maps),
             "Carries": sorted(shown_in),
             "Seed": seed,
+            **({"SourceSHA256": source_sha256} if source_sha256 else {}),
         },
     }
     _claim(out, about)
@@ -78,13 +83,13 @@ def generate(
         "acquisition": named_acquisition("1.5T"),
         "seed": stable_hash(f"generate/{seed}"),
         "contrast": contrast,
-        "maps": tuple(maps),
+        "maps": tuple(name for name in maps if name != "plain"),
         "carries": shown_in,
     }
     subjects: AnatomySubjects | LabelSubjects
     if labels is None:
         subjects = AnatomySubjects(count, "train", **how)
-        names = [f"sub-{i:04d}" for i in range(count)]
+        names = embedded_names(count)
     else:
         paths, left_out = find_label_maps(labels)
         for sentence in left_out:
@@ -104,6 +109,11 @@ def generate(
     return written
 
 
+def embedded_names(count: int) -> list[str]:
+    """What heads of the embedded tissue maps are called."""
+    return [f"sub-{i:04d}" for i in range(count)]
+
+
 def _write(out: Path, name: str, head: Head, grid: Grid, maps: Sequence[str], carries: tuple[str, ...]) -> None:
     """All files of one head, `high` last: where it is, all are."""
     affine, image = grid.affine, carrying(head, grid.voxel_size, carries)
@@ -112,8 +122,9 @@ def _write(out: Path, name: str, head: Head, grid: Grid, maps: Sequence[str], ca
         "bias": None if head.bias is None else np.exp(np.asarray(head.bias)),
         "labels": np.asarray(head.labels, np.float32),
         "mask": None if head.mask is None else np.asarray(head.mask, np.float32),
+        "plain": np.asarray(head.image) * SCALE,
     }
-    for role in ("reference", "bias", "labels", "mask"):
+    for role in ("reference", "bias", "labels", "mask", "plain"):
         if role in maps:
             write_volume(out / role / f"{name}.nii.gz", Volume(volumes[role], affine), description="jaxsr: synthetic")  # type: ignore[arg-type]
     if "gradient" in maps:
@@ -125,11 +136,14 @@ def _write(out: Path, name: str, head: Head, grid: Grid, maps: Sequence[str], ca
 
 
 def _claim(out: Path, about: dict[str, Any]) -> None:
-    """Says what the heads in `out` are; refuses to mix two kinds, or to write among something else."""
+    """Says what the heads in `out` are; refuses to mix two kinds, or to write among something else. See `generate` of `source_sha256`."""
     path, text = out / "generated.json", json.dumps(about, indent=2) + "\n"
     if path.exists():
-        if path.read_text(encoding="utf-8", errors="replace") != text:
+        said = path.read_text(encoding="utf-8", errors="replace")
+        if said != text and not ("SourceSHA256" in about["JaxSR"] and '"SourceSHA256"' in said):
             raise VolumeError(f"{out} holds heads that were generated in another way (see {path}): choose another folder")
+        for old in (out / "high").glob("sub-*.nii.gz") if said != text else ():
+            old.unlink()  # before the claim is written: who is killed between the two begins with this again
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise VolumeError(f"{out} is there and holds no generated heads: choose a new folder")
     write_text(path, text)

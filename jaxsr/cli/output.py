@@ -32,7 +32,8 @@ def print_table(target: "Console", rows: Sequence[Mapping[str, str]], title: str
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in rows[0] if rows else ():
-        table.add_column(name, justify="left" if name in ("subject", "method", "region") else "right")
+        named = name in ("subject", "method", "region")  # names stay whole where lines are short: two methods may begin alike
+        table.add_column(name, justify="left" if named else "right", no_wrap=named)
     for row in rows:
         table.add_row(*row.values())
     target.print(table)

@@ -36,7 +36,11 @@ def evaluate(
     ] = None,
     reference: Annotated[
         Path | None,
-        bare("--reference", "-r", help="The truth: a file, or a folder with the same names; with --protocol the heads, or a .txt list."),
+        bare(
+            "--reference",
+            "-r",
+            help="The truth: a file, or a folder with the same names; with --protocol the heads, or a .txt list, if it renders none.",
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where tables and pictures go.")] = Path("evaluation"),
     low: Annotated[Path | None, bare("--low", "-l", help="The low-resolution input. [default: what the sidecar names]")] = None,
@@ -87,6 +91,8 @@ def evaluate(
         jaxsr evaluate -i sr3=a_seg/ -i tricubic=b_seg/ -r truth_seg/ --labels all -o segmented
 
         jaxsr evaluate --protocol configs/protocols/2mm-to-native.yaml -r heads/ --models sr3=runs/sr3 -o benchmark --report
+
+        jaxsr evaluate --protocol configs/ablations/guidance.yaml --models teacher=runs/teacher -o table1 --report
     """
     if metrics == "list":
         list_metrics()
@@ -99,7 +105,7 @@ def evaluate(
             raise typer.BadParameter(
                 "is for images, and --labels for label maps, which are compared as they are: leave it out", param_hint=option
             )
-    if reference is None:
+    if reference is None and protocol is None:
         raise typer.BadParameter("name the truth with -r", param_hint="--reference")
     if protocol is None and not outputs:
         raise typer.BadParameter("name what is to be compared with -i, or a benchmark with --protocol", param_hint="--input")
@@ -139,6 +145,7 @@ def evaluate(
     else:
         rules = RULES if labels is not None else _rules(metrics, lpips_weights)
         means = Means(rules, resampling, against, picture, provenance=provenance)  # type: ignore[arg-type]
+        assert reference
         with progress(terminal, "scored", None) as (advance, _):
             told = lambda done, total: advance(done, "subjects", total) if total > 1 else None  # noqa: E731
             if labels is not None:
@@ -166,7 +173,7 @@ def evaluate(
 
 def _benchmark(
     path: Path,
-    source: Path,
+    source: Path | None,
     models: dict[str, Path],
     out: Path,
     masks: Path | None,
@@ -180,11 +187,22 @@ def _benchmark(
     from jaxsr.evaluate.benchmark import run_protocol
     from jaxsr.evaluate.heads import NoHeads, find_heads
     from jaxsr.evaluate.protocol import load_protocol
+    from jaxsr.evaluate.rendered import planned_heads, rendered_note
+    from jaxsr.evaluate.runs import guidance_notes, runs_of
 
     file = load_protocol(path)
+    if file.protocol.heads is not None and source is not None:
+        raise typer.BadParameter(f"{file.protocol.name} renders its own heads: leave it out", param_hint="--reference")
     lpips = _lpips(file.protocol.metrics, lpips_weights, f"the protocol {file.protocol.name}")
-    heads = find_heads(source, file.protocol, out)
+    if source is not None:
+        heads = find_heads(source, file.protocol, out)
+    elif file.protocol.heads is not None:
+        heads = planned_heads(file.protocol, out)
+    else:
+        raise typer.BadParameter(f"name the heads with -r: {file.protocol.name} renders none", param_hint="--reference")
     if dry_run:
+        for sentence in filter(None, (rendered_note(file.protocol), *guidance_notes(runs_of(file.protocol, models)))):
+            terminal.print(sentence)
         for subject in heads.entered:
             terminal.print(f"{subject} enters")
         for subject, why in heads.left_out.items():

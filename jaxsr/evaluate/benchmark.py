@@ -2,21 +2,21 @@
 
 Each head is degraded as the protocol says, upscaled to its own grid by each model, and scored beside the interpolations:
 
+    OUT/heads/…                           the heads themselves, where the protocol has them rendered (rendered.py)
     OUT/reference/SUBJECT.nii.gz          the head as it was degraded: on right-angled axes, nothing below zero
     OUT/low/SUBJECT.nii.gz                its simulated acquisition
-    OUT/upscaled/MODEL/SUBJECT.nii.gz     what a model makes of that
+    OUT/upscaled/RUN/SUBJECT.nii.gz       what a model makes of that; RUN is the model's name, and in an ablation what guides it (runs.py)
     OUT/metrics.json, metrics.csv         what they are worth
 
 A volume that is there, made by the same source from the same head in the same way, as its sidecar says, is not made again: what was
 interrupted goes on where it was. What is made again is removed first, as a sidecar appears before its volume.
 """
 
-import datetime
+import functools
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,35 +24,32 @@ import jaxsr
 from jaxsr.config import to_dict
 from jaxsr.data.records import file_sha256
 from jaxsr.evaluate.compare import Means, compare_subjects
+from jaxsr.evaluate.degraded import check_place, degrade, made_so
 from jaxsr.evaluate.files import sidecar_path, stem
 from jaxsr.evaluate.grids import EvaluationError
 from jaxsr.evaluate.heads import Heads, NoHeads, masks_of, people_note, voxel_size
-from jaxsr.evaluate.interpolation import INTERPOLATIONS
 from jaxsr.evaluate.lpips_weights import LpipsWeights, check_lpips
 from jaxsr.evaluate.origin import origin, source_sha256
 from jaxsr.evaluate.protocol import Protocol, ProtocolFile
+from jaxsr.evaluate.rendered import render_heads, rendered_note
+from jaxsr.evaluate.runs import Run, against_of, check_guided, guidance_notes, runs_of
 from jaxsr.evaluate.seen import manifest_sha256, seen_heads, seen_note
 from jaxsr.evaluate.tables import Comparison, Files
 from jaxsr.evaluate.written import check_folder, picture_paths
 from jaxsr.experiment import Experiment
 from jaxsr.files import shown
-from jaxsr.simulate import WARNING as SIMULATED
-from jaxsr.simulate import Settings, key_of, plan, read_truth
+from jaxsr.upscale.guide_maps import guidance_facts, read_guides
+from jaxsr.upscale.guides import Guides
 from jaxsr.upscale.inputs import UNLIKE, Job, scale_notes
-from jaxsr.upscale.sidecar import check_sidecar, json_writer, read_sidecar
+from jaxsr.upscale.sidecar import json_writer
 from jaxsr.volume.io import Volume, VolumeError, read_volume, write_volume
+
+if TYPE_CHECKING:
+    from jaxsr.upscale.engine import Engine
+    from jaxsr.upscale.model import Model
 
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, what of
 Note = Callable[[str], None]
-
-
-def check_models(models: Mapping[str, Path]) -> None:
-    """Raises EvaluationError for a name that could not be a folder's, or is an interpolation's."""
-    for name in models:
-        if name in INTERPOLATIONS or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-            raise EvaluationError(
-                f"a model cannot go by the name {shown(name)!r}: use letters, digits, -, _ and ., and no interpolation's name"
-            )
 
 
 def run_protocol(
@@ -72,6 +69,7 @@ def run_protocol(
     """The benchmark of `file` over `heads.entered`; a head that fails is left out and named in `Comparison.failures`.
 
     Args:
+      heads: found (`find_heads`), or planned by the protocol (`planned_heads`), which are rendered here.
       models: name → run directory or exported file.
       masks: file or folder, matched to the heads by name; needed where the protocol's regions have 'mask'.
       lpips: needed where the protocol's metrics have 'lpips', and only there.
@@ -83,43 +81,61 @@ def run_protocol(
     """
     protocol = file.protocol
     check_lpips(protocol.metrics, lpips, "the protocol")
-    check_models(models)
+    runs = runs_of(protocol, models)
+    against = against_of(protocol, runs)
     if ("mask" in protocol.regions) != (masks is not None):
         raise EvaluationError("the protocol's regions and --mask go together: region 'mask' needs --mask, and --mask needs that region")
-    if protocol.against not in (*INTERPOLATIONS, *models):
-        raise EvaluationError(
-            f"the protocol tests against {protocol.against!r}, which is no interpolation and no name of a model given here"
-        )
     if not heads.entered:
         subject, why = next(iter(heads.left_out.items()))
         raise NoHeads(f"no head enters {protocol.name}: {subject} {why}; --dry-run lists all")
-    _check_outputs(heads, models, out)
+    _check_outputs(heads, runs, out)
     check_folder(out, picture_paths(out, heads.entered, len(heads.entered) == 1).values() if montage else ())
     inside = {} if masks is None else masks_of(heads, masks)
     known, experiments = {}, {}
     for name, path in models.items():  # a model that cannot be used is not told after an hour
         known[name], experiments[name] = _known(path, note)
+        check_guided(name, experiments[name], protocol)
     failures: dict[str, str] = {}
     cases: dict[str, Files] = {}
     made: dict[str, dict[str, Any]] = {}
     said: list[str] = []
-    total = len(heads.entered) * (2 + len(models))
+    before, each = len(heads.entered) if protocol.heads else 0, len(heads.entered)
+    total = before + each * (2 + len(runs))
+    if protocol.heads:
+        render_heads(protocol, out, lambda done, name: progress(done, total, f"{name}: rendered"))
     for done, (subject, path) in enumerate(heads.entered.items()):
-        progress(done, total, f"{subject}: acquisition")
+        progress(before + done, total, f"{subject}: acquisition")
         reference, low = (out / kind / f"{subject}.nii.gz" for kind in ("reference", "low"))
         try:
             if masks is not None and path not in inside:
                 raise EvaluationError(f"{subject}: no mask for it in {masks}")
-            made[subject] = _made_of(path, protocol)
-            _degrade(path, reference, low, protocol, made[subject], note)
+            acquired = heads.acquired.get(subject, path)
+            made[subject] = _made_of(path, acquired, protocol)
+            degrade(path, acquired, reference, low, protocol, made[subject], note)
             cases[subject] = Files(reference, {}, low, inside.get(path))
         except (VolumeError, EvaluationError) as error:
             failures[subject] = str(error)
-    for number, (name, model) in enumerate(models.items(), 1):
-        report = lambda done, text: progress(number * len(heads.entered) + done, total, f"{name}: {text}")  # noqa: B023, E731
-        made_by = {subject: {**made[subject], **known[name]["request"], "WeightsSHA256": known[name]["sha256"]} for subject in cases}
+    engines: dict[str, tuple[Model, Engine]] = {}
+
+    def ready(model: str) -> "tuple[Model, Engine]":
+        """What the runs of one model share, read where the first of them needs it, and kept until another model's do."""
+        if model not in engines:
+            engines.clear()
+            engines[model] = _engine(models[model], batch_size)
+        return engines[model]
+
+    for number, (name, run) in enumerate(runs.items(), 1):
+        report = lambda done, text: progress(before + number * each + done, total, f"{name}: {text}")  # noqa: B023, E731
+        guides = {subject: run.guides(heads.guides.get(subject, Guides())) for subject in cases}
+        facts = known[run.model]
+        made_by = {
+            subject: {**made[subject], **facts["request"], "WeightsSHA256": facts["sha256"], "Guidance": guidance_facts(guides[subject])}
+            for subject in cases
+        }
+        engine = functools.partial(ready, run.model)
+        experiment = experiments[run.model]
         said += _upscale_all(
-            name, model, experiments[name], cases, made_by, failures, out / "upscaled" / name, protocol, batch_size, report, note
+            name, run, engine, experiment, cases, made_by, guides, failures, out / "upscaled" / name, protocol, report, note
         )
     if not cases:
         raise EvaluationError(next(iter(failures.values())))
@@ -128,18 +144,20 @@ def run_protocol(
         known[name]["heads_seen"] = seen_heads(model, experiments[name].data, heads.entered, digests)
         said.append(seen_note(name, known[name]["heads_seen"], len(cases)) or "")
     said.append(people_note(heads, list(cases)) or "")
-    facts = {**(provenance or {}), **origin(), "models": known, "seed": protocol.seed, "heads": digests}
-    means = Means(protocol.rules._replace(lpips=lpips), None, protocol.against, montage, file.facts(), facts)
-    start = len(heads.entered) * (1 + len(models))
+    said += [*guidance_notes(runs), rendered_note(protocol) or ""]
+    of_runs = {name: known[run.model] | ({"guidance": run.cell} if run.cell is not None else {}) for name, run in runs.items()}
+    provenance = {**(provenance or {}), **origin(), "models": of_runs, "seed": protocol.seed, "heads": digests}
+    means = Means(protocol.rules._replace(lpips=lpips), None, against, montage, file.facts(), provenance)
+    start = before + each * (1 + len(runs))
     told = lambda done, of: progress(start + done if done < of else total, total, "scores")  # noqa: E731
-    notes = [sentence for sentence in said if sentence]
+    notes = [sentence for sentence in dict.fromkeys(said) if sentence]
     return compare_subjects(cases, out, means, notes=notes, failures=failures, left_out=heads.left_out, progress=told)
 
 
-def _check_outputs(heads: Heads, models: Mapping[str, Path], out: Path) -> None:
+def _check_outputs(heads: Heads, runs: Iterable[str], out: Path) -> None:
     """Raises EvaluationError where a volume would lie outside `out`, on a head, or where another does."""
     taken = {os.path.abspath(path): subject for subject, path in heads.entered.items()}
-    for kind in ("reference", "low", *(f"upscaled/{name}" for name in models)):
+    for kind in ("reference", "low", *(f"upscaled/{name}" for name in runs)):
         for subject in heads.entered:
             path = os.path.abspath(out / kind / f"{subject}.nii.gz")
             if not Path(path).is_relative_to(os.path.abspath(out / kind)):
@@ -151,7 +169,7 @@ def _check_outputs(heads: Heads, models: Mapping[str, Path], out: Path) -> None:
             taken[path] = subject
 
 
-def _made_of(path: Path, protocol: Protocol) -> dict[str, Any]:
+def _made_of(path: Path, acquired: Path, protocol: Protocol) -> dict[str, Any]:
     """What a volume made of this head is known by, in its sidecar's JaxSR block."""
     return {
         "Version": jaxsr.__version__,
@@ -160,48 +178,8 @@ def _made_of(path: Path, protocol: Protocol) -> dict[str, Any]:
         "ProtocolSeed": protocol.seed,
         "DrawnBy": stem(path),
         "HeadSHA256": file_sha256(path),
+        "AcquiredOfSHA256": file_sha256(acquired),
     }
-
-
-def _degrade(path: Path, reference: Path, low: Path, protocol: Protocol, made: Mapping[str, Any], note: Note) -> None:
-    if _same(reference, made) and _same(low, made):
-        return
-    from jaxsr.data.subjects import simulate
-
-    for output in (reference, low):
-        _check_place(output)
-    settings = Settings(protocol.acquisition, protocol.seed)
-    truth = read_truth(path, settings, note)
-    planned = plan(Job(path, low), truth, settings)
-    acquired = simulate(truth, protocol.acquisition, key_of(path, protocol.seed))
-    if not np.isfinite(acquired.data).all():
-        raise VolumeError(f"{shown(path)}: the simulated volume is not finite; scale the intensities to a scanner's, below a million")
-    sources = [os.path.relpath(path.resolve(), low.resolve().parent)]  # one folder up and down: the same from the reference's
-    block = {**made, "Notes": list(truth.notes), "Made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-    whole = {"Description": "The head as it was degraded for a benchmark; nothing else was done to it.", "Sources": sources, "JaxSR": block}
-    facts = {
-        "Description": SIMULATED,
-        "Sources": sources,
-        "JaxSR": {**block, "Simulated": True, "Drawn": planned["Drawn"], "AcquiredShape": planned["Shape"]},
-    }
-    for output in (reference, low):
-        output.unlink(missing_ok=True)
-    write_volume(reference, truth, description="jaxsr: reference", before={sidecar_path(reference): json_writer(whole)})
-    result = replace(truth, data=acquired.data, affine=acquired.affine)
-    write_volume(low, result, description="jaxsr: simulated", before={sidecar_path(low): json_writer(facts)})
-
-
-def _check_place(output: Path) -> None:
-    """Raises VolumeError where a volume or a sidecar would be replaced that is not ours."""
-    check_sidecar(output)
-    if output.exists() and read_sidecar(output) is None:
-        raise VolumeError(f"{shown(output)} exists and was not written by jaxsr: choose another -o")
-
-
-def _same(output: Path, facts: Mapping[str, Any]) -> bool:
-    """The volume is there, and its sidecar says `facts` of it."""
-    block = (read_sidecar(output) or {"JaxSR": {}})["JaxSR"]
-    return output.is_file() and all(block.get(key) == value for key, value in facts.items())
 
 
 def _known(source: Path, note: Note) -> tuple[dict[str, Any], Experiment]:
@@ -221,28 +199,35 @@ def _known(source: Path, note: Note) -> tuple[dict[str, Any], Experiment]:
     return facts, model.experiment
 
 
+def _engine(source: Path, batch_size: Any) -> "tuple[Model, Engine]":
+    from jaxsr.upscale.files import make_engine
+    from jaxsr.upscale.model import load_model
+
+    model = load_model(source)
+    return model, make_engine(model, batch_size=batch_size)
+
+
 def _upscale_all(
     name: str,
-    source: Path,
+    run: Run,
+    ready: Callable[[], "tuple[Model, Engine]"],
     experiment: Experiment,
     cases: dict[str, Files],
     made: Mapping[str, Mapping[str, Any]],
+    guides: Mapping[str, Guides],
     failures: dict[str, str],
     folder: Path,
     protocol: Protocol,
-    batch_size: Any,
     progress: Callable[[int, str], None],
     note: Note,
 ) -> list[str]:
-    """Adds the model's outputs to `cases`, made where `made` is not what is there, or takes a head out of them into `failures`.
+    """Adds the run's outputs to `cases`, made where `made` is not what is there, or takes a head out of them into `failures`.
 
     Returns sentences on heads unlike those of the model's training.
     """
-    from jaxsr.upscale.files import make_engine, training_scans
-    from jaxsr.upscale.model import load_model
+    from jaxsr.upscale.files import training_scans
     from jaxsr.upscale.sidecar import describe
 
-    model = engine = None
     scans, target = training_scans(experiment), experiment.data.voxel_size
     unlike: dict[str, list[str]] = {}  # in what → sentences, one a head
     for done, (subject, case) in enumerate(list(cases.items())):
@@ -255,16 +240,16 @@ def _upscale_all(
             failures[subject] = str(error)
             del cases[subject]
             continue
-        if not _same(output, made[subject]):
-            model = model or load_model(source)
-            engine = engine or make_engine(model, batch_size=batch_size)
+        if not made_so(output, made[subject]):
+            model, engine = ready()
             # Rounded, as the request is a static argument: heads of one voxel size but for its last digits share a program.
             request = model.method.default_request._replace(to_mm=round(min(mm), 3))
             try:
-                _check_place(output)
+                check_place(output)
                 grid = read_volume(case.reference).grid
                 slices = lambda n, of: progress(done, f"{subject}, {n} of {of} slices")  # noqa: B023, E731
-                result = engine.upscale(low, request, to_mm=grid, seed=protocol.seed, progress=slices, note=note)
+                maps = read_guides(guides[subject], grid)
+                result = engine.upscale(low, request, to_mm=grid, maps=maps, seed=protocol.seed, progress=slices, note=note)
                 if not np.isfinite(result.volume.data).all():
                     raise VolumeError(f"{name} made NaN or Inf of {subject}")
             except VolumeError as error:
@@ -277,7 +262,7 @@ def _upscale_all(
         cases[subject] = case._replace(outputs={**case.outputs, name: output})
         for what, sentence in _unlike(low, mm, scans, target).items():
             unlike.setdefault(what, []).append(f"{subject}, {sentence}")
-    return [f"{name}: {len(said)} of {len(cases)} heads are unlike its training: {said[0]}" for said in unlike.values()]
+    return [f"{run.model}: {len(said)} of {len(cases)} heads are unlike its training: {said[0]}" for said in unlike.values()]
 
 
 def _unlike(low: Volume, mm: tuple[float, float, float], scans: tuple[float, float, float], target: float) -> dict[str, str]:

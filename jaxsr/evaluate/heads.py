@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from jaxsr.evaluate.files import pair_files, subjects_of, volume_files
 from jaxsr.evaluate.grids import EvaluationError, check_mask
 from jaxsr.evaluate.protocol import Protocol
 from jaxsr.files import shown
+from jaxsr.upscale.guides import Guides
 from jaxsr.upscale.inputs import find_sources
 from jaxsr.upscale.sidecar import read_sidecar
 from jaxsr.volume.decode import load_data, open_image
@@ -29,11 +31,19 @@ class NoHeads(EvaluationError):
 
 
 class Heads(NamedTuple):
-    """`source`: file, folder or list; `entered`: subject → file; `left_out`: subject → why it does not enter."""
+    """Attributes:
+    source: file, folder or list.
+    entered: subject → file.
+    left_out: subject → why it does not enter.
+    acquired: subject → the file that is degraded in place of the head, where it is another.
+    guides: subject → the maps of what shows in the head and not in what is acquired.
+    """
 
     source: Path
     entered: dict[str, Path]
     left_out: dict[str, str]
+    acquired: Mapping[str, Path] = {}
+    guides: Mapping[str, Guides] = {}
 
 
 def find_heads(source: Path, protocol: Protocol, out: Path | None = None) -> Heads:
@@ -127,7 +137,10 @@ def _made_here(path: Path) -> str | None:
     """Why a file that jaxsr wrote is no head; what `jaxsr generate` rendered is one, its maps are not."""
     if read_sidecar(path) is not None:
         return "jaxsr made it, as the sidecar beside it says"
-    if path.parent.name in ("reference", "bias", "gradient", "labels", "mask") and (path.parent.parent / "generated.json").is_file():
+    if (
+        path.parent.name in ("reference", "bias", "gradient", "labels", "mask", "plain")
+        and (path.parent.parent / "generated.json").is_file()
+    ):
         return f"a map ({path.parent.name}) of a generated head, which lies in high/"
     return None
 

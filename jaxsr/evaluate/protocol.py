@@ -1,4 +1,7 @@
-"""A benchmark as one file: how heads are degraded, which of them enter, and how what comes back is scored. configs/protocols/*.yaml."""
+"""A benchmark as one file: how heads are degraded, which of them enter, and how what comes back is scored.
+
+configs/protocols/*.yaml; configs/ablations/*.yaml have heads rendered, and run one model several times, each time guided by other maps.
+"""
 
 import hashlib
 import re
@@ -12,8 +15,26 @@ from jaxsr.evaluate.scores import DEFAULT, DataRange, Rules, check_metrics
 from jaxsr.physics.protocol import Acquisition
 
 Region = Literal["foreground", "mask", "image"]
+Guide = Literal["bias", "gradient"]
+Cell = tuple[Guide, ...]  # of an ablation: the maps that guide
 
 SAME = 1.01  # ratio of voxel sizes up to which an axis is not degraded
+
+
+class RenderedHeads(Strict):
+    """Heads of the embedded anatomy, which `generate` renders.
+
+    Attributes:
+      count: how many.
+      voxel_size: mm.
+      contrast: T1w, T2w, PDw, or random, one of its own for each.
+      carries: what of their scanner shows in the heads and is not in what is acquired: its bias field, its displacement.
+    """
+
+    count: int = pydantic.Field(ge=1)
+    voxel_size: float = pydantic.Field(1.0, ge=0.3, le=10)
+    contrast: Literal["random", "T1w", "T2w", "PDw"] = "random"
+    carries: Cell = ()
 
 
 class Protocol(Strict):
@@ -27,7 +48,10 @@ class Protocol(Strict):
       two, else inside the foreground.
     data_range: robust, 99.9 % minus 0.1 % percentile, or full, largest minus smallest.
     metrics: names in evaluate/metrics/registry.py, of two images.
-    against: the method that others are tested against, an interpolation or a model's name.
+    against: the method that others are tested against: an interpolation, a model's name or, with guidance, what a cell is called, as 'none'
+      or 'bias-gradient': that of the first model.
+    heads: null, heads are given; or what heads are rendered.
+    guidance: of an ablation, cells: by which of the maps that the heads carry each model is guided, one run for each.
     """
 
     name: str = pydantic.Field(min_length=1)
@@ -40,6 +64,8 @@ class Protocol(Strict):
     data_range: DataRange = "robust"
     metrics: tuple[str, ...] = DEFAULT
     against: str = "tricubic"
+    heads: RenderedHeads | None = None
+    guidance: tuple[Cell, ...] = ()
 
     @pydantic.field_validator("metrics")
     @classmethod
@@ -52,6 +78,17 @@ class Protocol(Strict):
             raise ValueError("acquisition.voxel_size and gap have no range in a protocol: every head is degraded to one voxel size")
         if not self.regions or len(set(self.regions)) < len(self.regions) or {"foreground", "mask"} <= set(self.regions):
             raise ValueError(f"regions are image and one of foreground and mask, each once, got {', '.join(self.regions) or 'none'}")
+        if self.heads is not None and (why := self.refusal((self.heads.voxel_size,) * 3)):
+            raise ValueError(f"heads do not enter: {why}")
+        if self.heads is not None and "mask" in self.regions:
+            raise ValueError("regions: heads that are rendered come without masks: take foreground")
+        if unknown := {guide for cell in self.guidance for guide in cell} - set(self.heads.carries if self.heads else ()):
+            raise ValueError(
+                f"guidance names {' and '.join(sorted(unknown))}, which heads.carries does not: a map can tell only what shows in the heads"
+            )
+        cells = [cell_name(cell) for cell in self.guidance]
+        if len({*cells}) < len(cells) or any(len({*cell}) < len(cell) for cell in self.guidance):
+            raise ValueError(f"guidance names a cell, or a map in one, twice: {', '.join(cells)}")
         return self
 
     @property
@@ -74,6 +111,11 @@ class Protocol(Strict):
                 f"{self.least_ratio:g} are asked for on every axis that gets coarser"
             )
         return None
+
+
+def cell_name(cell: Cell) -> str:
+    """'bias-gradient', 'bias', 'gradient' or 'none'."""
+    return "-".join(sorted(cell)) or "none"
 
 
 class ProtocolFile(NamedTuple):

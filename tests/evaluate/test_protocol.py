@@ -24,7 +24,9 @@ from jaxsr.files import FileError
 from jaxsr.upscale.engine import Engine
 from jaxsr.volume.io import Volume, read_volume, write_volume
 
-SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "protocols").glob("*.yaml"))
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHIPPED = sorted((CONFIGS / "protocols").glob("*.yaml"))
+ABLATIONS = sorted((CONFIGS / "ablations").glob("guidance*.yaml"))
 TEXT = """\
 name: small
 acquisition: {voxel_size: [2.0, 2.0, 2.0], snr: [20.0, 40.0]}
@@ -70,14 +72,14 @@ def engines(monkeypatch, identity_method):
     def load_model(path, note=None):
         data = load(path / "config.yaml", (), DataConfig) if path.is_dir() else DataConfig(acquired=(2.0, 2.0, 2.0))
         experiment = SimpleNamespace(method=SimpleNamespace(kind="identity"), data=data)
-        return SimpleNamespace(name=path.stem, step=1, sha256=f"of {path}", method=identity_method, experiment=experiment)
+        return SimpleNamespace(name=path.stem, step=1, sha256=f"of {path}", frozen={}, method=identity_method, experiment=experiment)
 
     monkeypatch.setattr("jaxsr.upscale.files.make_engine", make_engine)
     monkeypatch.setattr("jaxsr.upscale.model.load_model", load_model)
     return made
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*SHIPPED, *ABLATIONS], ids=lambda path: path.name)
 def test_a_shipped_protocol_says_everything_itself(path, tmp_path):
     file = load_protocol(path)
     assert file.protocol.name == path.stem
