@@ -14,7 +14,7 @@ from typing import Any
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel", "nilearn", "matplotlib",
-    "pydantic", "PyYAML", "array-record", "jinja2", "safetensors", "typer", "rich",
+    "pydantic", "PyYAML", "array-record", "jinja2", "safetensors", "pooch", "typer", "rich",
 )  # fmt: skip
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "cuda": ("jax-cuda13-plugin", "jax-cuda13-pjrt"),

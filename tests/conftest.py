@@ -13,6 +13,7 @@ if version("jaxlib").startswith("0.10."):  # half the time again; later versions
 
 # Minutes each: begun last, they would keep one of several processes at work alone.
 _LONGEST = [f"test_{name}.py" for name in ("kill", "devices", "prepare_killed", "registration", "lpips", "loop", "demo", "cli")]
+_LONGEST += [f"test_{name}.py" for name in ("teacher_recipe", "frozen", "encoded", "latents", "unet", "ablation")]
 
 _BESIDE = Path(__file__).resolve().parents[1].parent / "shared" / "mri"
 

@@ -52,7 +52,7 @@ def evaluate(
         Path | None,
         bare(
             "--lpips-weights",
-            help="LPIPS' published weights (jaxsr/weights/perceptual.py makes the file): lpips is a metric then, also by default.",
+            help="LPIPS' published weights (`jaxsr weights import lpips` makes the file): lpips is a metric then, also by default.",
         ),
     ] = None,
     labels: Annotated[

@@ -122,7 +122,6 @@ class Teacher:
         self.multiple = config.multiple
         self.default_request = Request(config.sampling_steps, config.eta)
         self.most_steps = config.schedule.steps
-        self._dtype = dtype
         self.pyramids = {
             name: GuidancePyramid(
                 config.unet.width,

@@ -23,7 +23,8 @@ from jaxsr.models.perceptual import perceptual_shapes
 from jaxsr.volume.foreground import foreground
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import Volume, write_volume
-from jaxsr.weights.perceptual import Perceptual, write_perceptual
+from jaxsr.weights.file import write_arrays
+from jaxsr.weights.perceptual import FORMAT
 
 SHAPE = (20, 22, 9)  # the network sees 9 axial slices
 
@@ -38,7 +39,7 @@ def weights(tmp_path_factory):
         return np.asarray(np.abs(values) if leaf.shape[-1] == 1 else values, np.float32)
 
     path = tmp_path_factory.mktemp("weights") / "squeeze.safetensors"
-    write_perceptual(path, Perceptual("squeeze", jax.tree.map(drawn, perceptual_shapes("squeeze"))), source="drawn")
+    write_arrays(path, jax.tree.map(drawn, perceptual_shapes("squeeze")), {"format": FORMAT, "net": "squeeze"})
     return path
 
 

@@ -18,7 +18,7 @@ from jaxsr.models.clip import clip_image
 from jaxsr.train.state import abstract_variables
 
 AUTOENCODER = {"network": {"channels": 1, "width": 4, "multipliers": (1, 1), "blocks": 1, "latent": 2, "groups": 2}}
-UNET = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention_at": (2,), "heads": 2, "context_width": 6, "groups": 4}
+UNET = {"width": 8, "multipliers": (1,), "blocks": 1, "attention_at": (1,), "heads": 2, "context_width": 6, "groups": 4}
 ENCODER = {"patch": 8, "width": 8, "layers": 1, "heads": 2, "projection": 6, "side": 16}
 SIDE = 8
 
@@ -50,7 +50,7 @@ def weights(method, scale=0.3, untrained=()):
     return jax.tree_util.tree_map_with_path(draw, abstract_variables(method, batch()))
 
 
-UNTRAINED_GUIDANCE = ("level0_out", "level1_out")
+UNTRAINED_GUIDANCE = ("level0_out",)
 
 
 def upscaled(method, variables, condition, steps=3):

@@ -27,7 +27,7 @@ def model():
 
     method = build_method(EXPERIMENT)
     state, _ = init_state(method, make_optimizer(EXPERIMENT.optimizer, 1), abstract_batch(EXPERIMENT), jax.random.key(0), make_mesh())
-    return Model("run", 5, EXPERIMENT, method, {"params": state.ema, "stats": state.stats}, "digest")
+    return Model("run", 5, EXPERIMENT, method, {"params": state.ema, "stats": state.stats, "frozen": {}}, "digest")
 
 
 @pytest.fixture

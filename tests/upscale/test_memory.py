@@ -44,9 +44,9 @@ class Short:
     def memory_analysis(self):
         return None
 
-    def __call__(self, variables, low, index, key):
-        if len(low) <= self._limit():
-            return self._program(variables, low, index, key)
+    def __call__(self, variables, condition, index, key):
+        if len(condition["low"]) <= self._limit():
+            return self._program(variables, condition, index, key)
         if self._late:
             return UpscaleOutput(Late(), {})
         raise jax.errors.JaxRuntimeError(EXHAUSTED)
