@@ -56,8 +56,9 @@ def offences(text):
 
 
 def test_nothing_in_the_package_loads_code_from_data():
-    wrong = {str(path): offences(path.read_text("utf-8")) for path in SOURCE.rglob("*.py")}
-    assert not {path: found for path, found in wrong.items() if found}
+    wrong = {path.relative_to(SOURCE).as_posix(): offences(path.read_text("utf-8")) for path in SOURCE.rglob("*.py")}
+    # The one reader of pickles looks no name up: tests/weights/test_pickled.py, with files that would run something.
+    assert {path: found for path, found in wrong.items() if found} == {"weights/pickled.py": ["imports pickle"]}
 
 
 @pytest.mark.parametrize(
