@@ -83,7 +83,7 @@ def loss_of(method, variables, batch):
     return jax.jit(method.loss)({**variables, "frozen": frozen}, batch, keys_of(SLICES), 0).loss
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in MORE)])
+@pytest.mark.parametrize("kind", ["tokens", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("pooled", *MORE))])
 def test_the_loss_of_stored_encodings_is_that_of_the_slices(kind):
     method = named(kind)
     variables, given = weights(method), slices(method)

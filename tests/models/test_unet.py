@@ -245,6 +245,7 @@ def on_eight_devices():
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow  # its layers are held to it in tests/runtime/test_mesh_gradients.py
 @pytest.mark.parametrize("k", range(len(MESHES)), ids=str)
 def test_on_eight_devices_values_and_gradients_are_those_on_one(on_eight_devices, k):
     """Slices over `data` and `fsdp`, parameters over `fsdp` and `tensor`; to float32 rounding, relative to the largest."""
