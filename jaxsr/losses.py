@@ -12,6 +12,11 @@ def mean_absolute_error(output: Array, target: Array) -> Array:
     return jnp.abs(output.astype(jnp.float32) - target.astype(jnp.float32)).mean()
 
 
+def squared_errors(output: Array, target: Array) -> Array:
+    """`mean_squared_error` of each slice, `[B]`; arrays `[B, H, W, C]`."""
+    return jnp.square(output.astype(jnp.float32) - target.astype(jnp.float32)).mean((1, 2, 3))
+
+
 def mean_squared_error(output: Array, target: Array) -> Array:
     """mean (output − target)² [teacher, Eqs. 1 and 5]; arrays of one shape."""
     return jnp.square(output.astype(jnp.float32) - target.astype(jnp.float32)).mean()

@@ -15,12 +15,11 @@ import numpy as np
 from jaxsr.bench.count import quantity
 from jaxsr.bench.measure import circumstances, compiled
 from jaxsr.experiment import Experiment
-from jaxsr.methods.base import Condition
+from jaxsr.methods.base import MAP_CHANNELS, Condition
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated
 from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.state import abstract_state, abstract_variables, frozen_shardings, make_optimizer, state_shardings
 from jaxsr.train.step import make_step
-from jaxsr.upscale.engine import MAP_CHANNELS
 
 
 def compile_train(experiment: Experiment) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def compile_upscale(experiment: Experiment, batch_size: int, size: int) -> dict[
     )
     variables = _laid(variables, jax.tree.map(lambda _: replicated(mesh), variables))
     names = ("low", *getattr(experiment.method, "maps", ()))
-    maps = {name: jax.ShapeDtypeStruct((batch_size, size, size, MAP_CHANNELS.get(name, 1)), jnp.float32) for name in names}
+    maps = {name: jax.ShapeDtypeStruct((batch_size, size, size, MAP_CHANNELS[name]), jnp.float32) for name in names}
     placed = _laid(maps, {name: batch_sharding(mesh) for name in maps})
     keys = _laid(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size)), batch_sharding(mesh))
     request = method.default_request

@@ -20,7 +20,7 @@ from jax import Array
 from pydantic import Field, model_validator
 
 from jaxsr.config import Strict
-from jaxsr.losses import mean_squared_error
+from jaxsr.losses import mean_squared_error, squared_errors
 from jaxsr.methods.base import Batch, Condition, LossOutput, Part, Request, UpscaleOutput, Variables
 from jaxsr.models.autoencoder import Decoder, Encoder, Gaussian
 
@@ -138,8 +138,7 @@ class Autoencoder:
 
     def errors(self, variables: Variables, latents: Array, image: Array) -> Array:
         """Eq. 1 of each slice, `[B]`, in float32: of the decoded latents times `latent_scale`, in all of the network's channels."""
-        output = self._decoded(variables, latents / self.config.latent_scale)
-        return jnp.square(output.astype(jnp.float32) - self._to_channels(image)).mean((1, 2, 3))
+        return squared_errors(self._decoded(variables, latents / self.config.latent_scale), self._to_channels(image))
 
     def frozen(self, encoded: bool = False) -> dict[str, Any]:
         return {}

@@ -3,7 +3,7 @@
 A recipe knows no optimiser, no mesh, no file; the trainer and the upscaling engine know no paper. They meet in the types of this file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 from jax import Array
@@ -29,6 +29,10 @@ class Condition(NamedTuple):
     reference: Array | None = None
     bias: Array | None = None
     gradient: Array | None = None
+
+
+# Of the maps of a condition, and of a batch.
+MAP_CHANNELS: Mapping[str, int] = {"low": 1, "reference": 1, "bias": 1, "gradient": 3}
 
 
 class Batch(NamedTuple):

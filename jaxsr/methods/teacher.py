@@ -16,7 +16,6 @@ E_1 and D are frozen, and so is E_2, unless it is trained from the start: what t
 """
 
 import functools
-import math
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -29,16 +28,16 @@ from jaxsr.config import Strict
 from jaxsr.diffusion.process import Prediction, Weighting, add_noise, snr_weight, target, to_x0, x0_loss_weight
 from jaxsr.diffusion.sampling import draw_noise, sample
 from jaxsr.diffusion.schedule import Level, level_at
+from jaxsr.losses import squared_errors
 from jaxsr.methods.autoencoder import AutoencoderConfig
-from jaxsr.methods.base import Batch, Condition, LossOutput, Part, Request, ScheduleConfig, UpscaleOutput, Variables
+from jaxsr.methods.base import MAP_CHANNELS, Batch, Condition, LossOutput, Part, Request, ScheduleConfig, UpscaleOutput, Variables
 from jaxsr.methods.teacher_networks import GUIDES, GuidanceConfig, ImageEncoderConfig, TeacherWeights, UNetConfig
 from jaxsr.models.autoencoder import Gaussian
-from jaxsr.models.clip import ClipOutput, VisionTransformer, clip_image
+from jaxsr.models.clip import ClipOutput, VisionTransformer, clip_image, patches_of_slice
 from jaxsr.models.guidance import GuidancePyramid
 from jaxsr.models.unet import LatentUNet
-from jaxsr.nn.convolution import DENSE
+from jaxsr.nn.convolution import dense
 
-CHANNELS = {"bias": 1, "gradient": 3}
 # What makes the maps' usual values about one: a bias field is some tenths in its logarithm, a displacement some millimetres.
 UNIT = {"bias": 0.2, "gradient": 2.0}
 
@@ -138,9 +137,9 @@ class Teacher:
         if encoder := config.image_encoder:
             sizes = {name: getattr(encoder, name) for name in ("patch", "width", "layers", "heads", "projection", "remat")}
             self.image_encoder = VisionTransformer(**sizes, dtype=dtype)
-            self.projections["context"] = _projection(config.unet.context_width)
+            self.projections["context"] = dense(config.unet.context_width, identity=True)
             if config.spatial == "vit":
-                self.projections["spatial"] = _projection(latent)
+                self.projections["spatial"] = dense(latent, identity=True)
 
     def init(self, key: Array, batch: Batch) -> Variables:
         keys = dict(zip(("unet", "image_encoder", "context", "spatial", *GUIDES), jax.random.split(key, 6), strict=True))
@@ -156,7 +155,7 @@ class Teacher:
             params[name] = projection.init(keys[name], zeros((size, 1, self._features(name))))["params"]
         if self.pyramids:
             params["guidance"] = {
-                name: pyramid.init(keys[name], zeros((size, height, width, CHANNELS[name])), zeros(size))["params"]
+                name: pyramid.init(keys[name], zeros((size, height, width, MAP_CHANNELS[name])), zeros(size))["params"]
                 for name, pyramid in self.pyramids.items()
             }
         return {"params": params, "stats": {}}
@@ -208,7 +207,7 @@ class Teacher:
         output = self._denoise(variables, self._show(variables, batch, present), z_t, level)
 
         weight = snr_weight(level, config.weighting, config.gamma, config.prediction)
-        error = _mean_squares(output, target(config.prediction, z0, noise, level))
+        error = squared_errors(output, target(config.prediction, z0, noise, level))
         loss = (weight * error).mean()  # Eq. 5
         metrics = {"denoising": error.mean()}
         if config.lambda_rec:
@@ -246,7 +245,7 @@ class Teacher:
         parts = {"denoiser": Part(self.unet.apply, {"params": params["unet"]}, inputs)}
         for name, pyramid in self.pyramids.items():
             parts[f"guidance by {name}"] = Part(
-                pyramid.apply, {"params": params["guidance"][name]}, (shape(size, size, CHANNELS[name]), shape())
+                pyramid.apply, {"params": params["guidance"][name]}, (shape(size, size, MAP_CHANNELS[name]), shape())
             )
         parts["autoencoder"] = Part(self._reconstruct, {"params": params["autoencoder"]}, (image,))
         if encoder:
@@ -278,7 +277,8 @@ class Teacher:
             tokens = seen.tokens
             context = self._projected(params, "context", seen.pooled[:, None] if encoder.context == "pooled" else tokens)
         if self.config.spatial == "vit":
-            spatial = self._to_grid(self._projected(params, "spatial", tokens), self._shape(condition))
+            _, *sides = self._shape(condition)
+            spatial = patches_of_slice(self._projected(params, "spatial", tokens), [side // self.autoencoder.multiple for side in sides])
         elif isinstance(condition, Batch) and condition.low_latents is not None:
             spatial = condition.low_latents
         else:
@@ -304,7 +304,7 @@ class Teacher:
 
     def _guide(self, params: Variables, name: str, field: Array | None, present: Array, shape: tuple[int, int, int]) -> tuple[Array, ...]:
         if field is None:
-            field = jnp.zeros((*shape, CHANNELS[name]))
+            field = jnp.zeros((*shape, MAP_CHANNELS[name]))
         residuals: tuple[Array, ...] = self.pyramids[name].apply({"params": params["guidance"][name]}, field / UNIT[name], present)  # type: ignore[assignment]
         return residuals
 
@@ -322,32 +322,5 @@ class Teacher:
     def _projected(self, params: Variables, name: str, tokens: Array | None) -> Array:
         return jnp.asarray(self.projections[name].apply({"params": params[name]}, tokens))
 
-    def _to_grid(self, tokens: Array, shape: tuple[int, int, int]) -> Array:
-        """The class token and the patches of the square that E_2 saw, `[B, 1 + P, c]` → those of the slice, `[B, h, w, c]`."""
-        side, factor = math.isqrt(tokens.shape[1] - 1), self.autoencoder.multiple
-        patches = tokens[:, 1:].reshape(len(tokens), side, side, -1)
-        whole = max(shape[1:3]) // factor
-        square = jax.image.resize(patches, (len(tokens), whole, whole, tokens.shape[-1]), "bilinear")
-        top, left = ((whole - n // factor) // 2 for n in shape[1:3])
-        return square[:, top : top + shape[1] // factor, left : left + shape[2] // factor]
-
     def _autoencoder(self, variables: Variables) -> Variables:
         return {"params": variables["frozen"]["autoencoder"]}
-
-
-def _projection(features: int) -> nn.Dense:
-    """A linear layer that starts as the identity where it can: pretrained features are used as they are."""
-
-    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        return jnp.eye(shape[0], shape[1], dtype=dtype) if shape[0] == shape[1] else nn.initializers.lecun_normal()(key, shape, dtype)
-
-    return nn.Dense(
-        features,
-        kernel_init=nn.with_logical_partitioning(init, DENSE),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, DENSE[-1:]),
-    )
-
-
-def _mean_squares(output: Array, target: Array) -> Array:
-    """Of each slice, `[B]`, in float32."""
-    return jnp.square(output.astype(jnp.float32) - target.astype(jnp.float32)).mean((1, 2, 3))

@@ -12,7 +12,8 @@ Published sizes, parameters with W_p, and multiply-adds for an image of 224 × 2
     vit-b-32      32     768       12      12          512    87,849,216           4.4 G
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -126,6 +127,18 @@ def clip_image(image: Array, side: int = SIDE) -> Array:
     square = jnp.pad(grey, [(0, 0), *((n // 2, n - n // 2) for n in missing), (0, 0)])
     small = jnp.clip(jax.image.resize(square, (len(image), side, side, image.shape[-1]), "bicubic", antialias=True), 0, 1)
     return (small - jnp.array(MEAN)) / jnp.array(STD)
+
+
+def patches_of_slice(tokens: Array, sides: Sequence[int]) -> Array:
+    """The tokens of a slice's `clip_image`, `[B, 1 + P, C]` → its patches on a grid of `sides` (h, w), `[B, h, w, C]`.
+
+    The patches of the padded square are brought to its size bilinearly, and what was padded is cut off.
+    """
+    side, whole = math.isqrt(tokens.shape[1] - 1), max(sides)
+    patches = tokens[:, 1:].reshape(len(tokens), side, side, -1)
+    square = jax.image.resize(patches, (len(tokens), whole, whole, tokens.shape[-1]), "bilinear")
+    top, left = ((whole - n) // 2 for n in sides)
+    return square[:, top : top + sides[0], left : left + sides[1]]
 
 
 def _norm(dtype: Any, name: str) -> nn.LayerNorm:

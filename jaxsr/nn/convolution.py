@@ -3,6 +3,8 @@
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
 
 # Names of the dimensions of every parameter in this package; runtime/mesh.py maps them to mesh axes.
 KERNEL = ("kernel_height", "kernel_width", "conv_in", "conv_out")
@@ -36,16 +38,21 @@ def conv(
     )
 
 
-def dense(features: int, *, bias: bool = True, dtype: Any = None, name: str | None = None) -> nn.Dense:
-    """A linear layer over the last dimension."""
+def dense(features: int, *, bias: bool = True, identity: bool = False, dtype: Any = None, name: str | None = None) -> nn.Dense:
+    """A linear layer over the last dimension; `identity` starts it as that, where it has as many features in as out."""
+    init = _identity if identity else nn.initializers.lecun_normal()
     return nn.Dense(
         features,
         use_bias=bias,
-        kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), DENSE),
+        kernel_init=nn.with_logical_partitioning(init, DENSE),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, DENSE[-1:]),
         dtype=dtype,
         name=name,
     )
+
+
+def _identity(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+    return jnp.eye(*shape, dtype=dtype) if shape[0] == shape[1] else nn.initializers.lecun_normal()(key, shape, dtype)
 
 
 def group_norm(groups: int, *, epsilon: float = 1e-5, dtype: Any = None, name: str | None = None) -> nn.GroupNorm:

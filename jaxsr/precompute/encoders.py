@@ -14,8 +14,8 @@ from jax import Array
 from jaxsr.files import shown
 from jaxsr.methods.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderNetworkConfig
 from jaxsr.models.clip import VisionTransformer, clip_image
-from jaxsr.upscale.model import ModelError, load_model
-from jaxsr.weights.file import digest, read_about
+from jaxsr.upscale.model import ModelError, is_model, load_model
+from jaxsr.weights.file import digest
 from jaxsr.weights.imported import read_weights
 
 
@@ -60,7 +60,7 @@ def load_encoders(autoencoder: Path, image_encoder: Path | None = None, precisio
             f"{shown(autoencoder)} is not there: name a run directory, an exported file or one made by `jaxsr weights import autoencoder`; "
             "`jaxsr train configs/autoencoder.yaml` trains one"
         )
-    if autoencoder.is_dir() or read_about(autoencoder).get("format") == "jaxsr":
+    if is_model(autoencoder):
         model = load_model(autoencoder)
         if not isinstance(config := model.experiment.method, AutoencoderConfig):
             raise ModelError(f"{shown(autoencoder)} holds a model of kind {config.kind}, expected autoencoder: name another with --encode")

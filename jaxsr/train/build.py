@@ -16,7 +16,7 @@ from jaxsr.data.record_stream import EncodedStream, RecordStream
 from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, Split, Subjects, find_volumes, split_by_subject
 from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.experiment import DataConfig, Experiment
-from jaxsr.methods.base import Batch, Method
+from jaxsr.methods.base import MAP_CHANNELS, Batch, Method
 from jaxsr.train.encoded import check_encoded
 
 Note = Callable[[str], None]
@@ -99,7 +99,7 @@ def abstract_batch(experiment: Experiment, records: PreparedSet | None = None) -
     optional = {
         "reference": image,
         "bias": image,
-        "gradient": jax.ShapeDtypeStruct((*plane, 3), jnp.float32),
+        "gradient": jax.ShapeDtypeStruct((*plane, MAP_CHANNELS["gradient"]), jnp.float32),
         "labels": jax.ShapeDtypeStruct(plane, jnp.uint8),
         "mask": jax.ShapeDtypeStruct((*plane, 1), jnp.bool_),
     }

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jax.stages import Compiled
 
 from jaxsr.data.pairs import slice_frame
-from jaxsr.methods.base import Condition, Method, Request, UpscaleOutput, Variables
+from jaxsr.methods.base import MAP_CHANNELS, Condition, Method, Request, UpscaleOutput, Variables
 from jaxsr.runtime.memory import OutOfMemory, free_memory, is_out_of_memory, program_memory
 from jaxsr.runtime.mesh import MeshError, batch_sharding, replicated
 from jaxsr.upscale.plan import Plan, make_plan, map_of
@@ -32,13 +32,9 @@ FILL = 0.8  # of the memory that is free may be meant for a batch: allocators ne
 
 BatchSize = int | Literal["auto"]
 Progress = Callable[[int, int], None]  # slices done, slices in all
-Maps = Mapping[
-    str, np.ndarray
-]  # of a `Condition`, beside `low`, on the target grid: `[X, Y, Z]`, gradient `[X, Y, Z, 3]` along the grid's axes
 Note = Callable[[str], None]
-
-
-MAP_CHANNELS = {"gradient": 3}  # others have one
+# Of a `Condition` beside `low`, on the target grid: `[X, Y, Z]`; gradient `[X, Y, Z, 3]`, along the grid's axes.
+Maps = Mapping[str, np.ndarray]
 Cuts = Mapping[str, Sequence[np.ndarray]]  # of `low` and maps: slices across one axis, `[n, H, W]` each, one a channel
 
 
@@ -156,14 +152,14 @@ class Engine:
         Raises:
           ValueError: for a map of another name or shape.
         """
-        check_maps(maps, low.shape)
+        _check_shapes(maps, low.shape)
         total = np.zeros(low.shape, np.float64)
         metrics: dict[str, list[np.ndarray]] = {}
         done = 0
         for axis in axes:
             sums = take_slices(total, axis)
             slice_map = map_of(self._method, low.shape, AXES[axis], self._slice_map)
-            cuts = {"low": [take_slices(low, axis)], **{name: cut_map(name, data, AXES[axis]) for name, data in maps.items()}}
+            cuts = {name: _cut(name, data, AXES[axis]) for name, data in {"low": low, **maps}.items()}
             for start, images, facts in self._slices(cuts, slice_map, jax.random.fold_in(key, AXES[axis]), request, note):
                 sums[start : start + len(images)] += images
                 for name, values in facts.items():
@@ -239,7 +235,7 @@ class Engine:
         self.compilations += 1
         shardings = (self._everywhere, self._by_batch, self._by_batch, self._everywhere)
         program = jax.jit(upscale, in_shardings=shardings, out_shardings=self._by_batch)
-        condition = {name: jax.ShapeDtypeStruct((self.batch_size, *sides, MAP_CHANNELS.get(name, 1)), np.float32) for name in names}
+        condition = {name: jax.ShapeDtypeStruct((self.batch_size, *sides, MAP_CHANNELS[name]), np.float32) for name in names}
         index = jax.ShapeDtypeStruct((self.batch_size,), np.int32)
         return program.lower(self._variables, condition, index, jax.eval_shape(jax.random.key, 0)).compile()
 
@@ -266,21 +262,21 @@ class Engine:
         return -(-batch_size // self._devices) * self._devices
 
 
-def check_maps(maps: Maps, shape: tuple[int, ...]) -> None:
-    """Raises ValueError for maps of another name than a `Condition` has, or not of a volume of `shape`."""
+def _check_shapes(maps: Maps, shape: tuple[int, ...]) -> None:
+    """Raises ValueError for maps that a condition has not, or that do not lie on a volume of `shape`."""
     for name, data in maps.items():
-        expected = (*shape, MAP_CHANNELS[name]) if name in MAP_CHANNELS else shape
-        if name not in Condition._fields or name == "low" or data.shape != expected:
-            raise ValueError(
-                f"a map {name!r} of shape {data.shape} for a volume of {shape}: expected one of {Condition._fields[1:]}, {expected}"
-            )
+        if name == "low" or name not in MAP_CHANNELS:
+            raise ValueError(f"a condition has no map {name!r} beside the volume: it takes {', '.join(Condition._fields[1:])}")
+        expected = shape if MAP_CHANNELS[name] == 1 else (*shape, MAP_CHANNELS[name])
+        if data.shape != expected:
+            raise ValueError(f"the map {name!r} has shape {data.shape}, expected {expected}")
 
 
-def cut_map(name: str, data: np.ndarray, axis: int) -> list[np.ndarray]:
-    """The slices of a map across `axis`, views `[n, H, W]`, one a channel; gradient's along rows, columns and through."""
-    if name in MAP_CHANNELS:
-        return [take_slices(data[..., component], axis) for component in slice_frame(axis)]
-    return [take_slices(data, axis)]
+def _cut(name: str, data: np.ndarray, axis: int) -> list[np.ndarray]:
+    """The slices of a map across `axis`, views `[n, H, W]`, one a channel: of a vector along rows, along columns and through them."""
+    if MAP_CHANNELS[name] == 1:
+        return [take_slices(data, axis)]
+    return [take_slices(data[..., component], axis) for component in slice_frame(axis)]
 
 
 def first_batch_size() -> int:

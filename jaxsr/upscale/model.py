@@ -108,6 +108,11 @@ def load_model(source: Path, *, precision: str | None = None, note: Callable[[st
     return Model(source.name, step, experiment, method, variables, digest(state["ema"]), frozen.sha256)
 
 
+def is_model(path: Path) -> bool:
+    """Whether `load_model` is who reads `path`, which is there: a folder or an exported file, and no weights that were imported."""
+    return path.is_dir() or read_about(path).get("format") == "jaxsr"
+
+
 class Frozen(NamedTuple):
     """Networks that were trained elsewhere, by name: their parameters, and SHA-256 of those."""
 
@@ -163,7 +168,9 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any]) -> 
             f"method.weights.{name} names nothing, and there is no {title} without training: name a run directory, an exported file or one "
             f"made by `jaxsr weights import`{_OTHER_WAYS.get(name, '')}"
         )
-    if path.is_dir() or read_about(path).get("format") == "jaxsr":
+    if not path.exists():
+        raise ModelError(f"method.weights.{name}={path} is not there: check the path{_OTHER_WAYS.get(name, '')}")
+    if is_model(path):
         model = load_model(path)
         config, trained = getattr(experiment.method, name), model.experiment.method
         if type(trained) is not type(config):

@@ -322,14 +322,14 @@ def test_a_stripped_head_is_acquired_stripped(tmp_path):
     assert np.ptp(pair.high[outside]) < 1e-5
 
 
-def test_the_target_carries_its_bias_only_when_asked_and_the_acquisition_never(tmp_path):
+def pair_that_carries(tmp_path, carries, mm):
     root = folder_of(tmp_path, ["a.nii.gz"])
-    plain, biased = (
-        LabelSubjects(
-            find_label_maps(root)[0], root, 1, "train", voxel_size=8.0, acquisition=SCANNER, maps=ALL, carries=b, variation=PLAIN
-        ).load(0)
-        for b in ((), ("bias",))
-    )
+    how = {"voxel_size": mm, "acquisition": SCANNER, "maps": ALL, "carries": carries, "variation": PLAIN}
+    return LabelSubjects(find_label_maps(root)[0], root, 1, "train", **how).load(0)
+
+
+def test_the_target_carries_its_bias_only_when_asked_and_the_acquisition_never(tmp_path):
+    plain, biased = (pair_that_carries(tmp_path, carries, 8.0) for carries in ((), ("bias",)))
     np.testing.assert_allclose(plain.low, biased.low, atol=1e-5)
     # In the window, which is affine, y ↦ b y + (b − 1) c, c its place of zero signal.
     design = np.stack([np.exp(plain.bias).ravel() * plain.high.ravel(), np.exp(plain.bias).ravel() - 1], 1)
@@ -340,13 +340,7 @@ def test_the_target_carries_its_bias_only_when_asked_and_the_acquisition_never(t
 
 def test_the_target_is_moved_by_its_gradients_only_when_asked_and_the_acquisition_never(tmp_path):
     """Unwarped by the map of the pair, it is the head again, as far as interpolating twice goes."""
-    root = folder_of(tmp_path, ["a.nii.gz"])
-    plain, moved = (
-        LabelSubjects(
-            find_label_maps(root)[0], root, 1, "train", voxel_size=4.0, acquisition=SCANNER, maps=ALL, carries=c, variation=PLAIN
-        ).load(0)
-        for c in ((), ("gradient",))
-    )
+    plain, moved = (pair_that_carries(tmp_path, carries, 4.0) for carries in ((), ("gradient",)))
     np.testing.assert_allclose(plain.low, moved.low, atol=1e-5)
     np.testing.assert_array_equal(plain.gradient, moved.gradient)
     size = moved.grid.voxel_size

@@ -106,6 +106,7 @@ def test_an_exported_teacher_holds_all_it_needs_and_says_where_nothing_was(first
     "settings, said",
     [
         ({"weights": {}}, "method.weights.autoencoder names nothing.*jaxsr train configs/autoencoder.yaml"),
+        ({"weights": {"autoencoder": "/nowhere/run"}}, "method.weights.autoencoder=/nowhere/run is not there: check the path"),
         ({"image_encoder": ENCODER}, "image_encoder.train=true"),
         ({"autoencoder": {"network": {**NETWORK, "groups": 4}}}, "another network.*\n.*groups: 2 → 4"),
     ],
