@@ -152,7 +152,8 @@ class Experiment(Strict):
         return self
 
 
-# What may change between the parts of one run without making it another experiment; the number of steps only if no rate depends on it.
+# What may change between the parts of one run without making it another experiment; the number of steps only if no rate or curriculum
+# depends on it.
 FREE_ON_RESUME = (
     "train.steps",
     "train.log_every",

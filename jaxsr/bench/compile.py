@@ -33,7 +33,7 @@ def compile_train(experiment: Experiment) -> dict[str, Any]:
     placed = _laid(batch, jax.tree.map(lambda _: batch_sharding(mesh), batch))
     key = _laid(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
     step = jax.jit(
-        make_step(method, optimizer, ema=experiment.train.ema, accumulate=experiment.train.accumulate),
+        make_step(method, optimizer, ema=experiment.train.ema, steps=experiment.train.steps, accumulate=experiment.train.accumulate),
         donate_argnums=0,
         out_shardings=(shardings, replicated(mesh)),
     )

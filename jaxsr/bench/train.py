@@ -51,7 +51,7 @@ def bench_train(experiment: Experiment, steps: int = 20, warmup: int = 3) -> dic
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
     step_fn = jax.jit(
-        make_step(method, optimizer, ema=config.ema, accumulate=config.accumulate),
+        make_step(method, optimizer, ema=config.ema, steps=config.steps, accumulate=config.accumulate),
         donate_argnums=0,
         out_shardings=(shardings, replicated(mesh)),
     )
@@ -103,13 +103,13 @@ def step_multiply_adds(method: Method, batch: Batch) -> int | None:
     variables = abstract_variables(method, batch)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch.size))
 
-    def loss_and_derivative(variables: Variables, direction: Any, batch: Batch, keys: Any, step: Any) -> Any:
+    def loss_and_derivative(variables: Variables, direction: Any, batch: Batch, keys: Any, progress: Any) -> Any:
         def loss(params: Any) -> Any:
-            return method.loss({**variables, "params": params}, batch, keys, step).loss
+            return method.loss({**variables, "params": params}, batch, keys, progress).loss
 
         return jax.jvp(loss, (variables["params"],), (direction,))
 
-    return multiply_adds(loss_and_derivative, variables, variables["params"], batch, keys, jax.ShapeDtypeStruct((), jnp.int32))
+    return multiply_adds(loss_and_derivative, variables, variables["params"], batch, keys, jax.ShapeDtypeStruct((), jnp.float32))
 
 
 def describe(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -57,16 +57,15 @@ def encode(
     from jaxsr.config import from_dict
     from jaxsr.data.augmentation import AugmentConfig
     from jaxsr.files import shown
-    from jaxsr.precompute.encoders import load_encoders
-    from jaxsr.precompute.latents import encode_set
+    from jaxsr.precompute.encoders import load_encoders, plan_encoding
+    from jaxsr.precompute.job import make_set
     from jaxsr.precompute.plan import describe
-    from jaxsr.precompute.plan import plan as look
     from jaxsr.prepare.summary import split_counts
 
     terminal = open_console(quiet=quiet or as_json)
     encoders = load_encoders(autoencoder, image_encoder, precision)  # type: ignore[arg-type]
-    settings = {"tokens": tokens, "crop": crop, "copies": copies, "augment": from_dict(varied, AugmentConfig), "keep": kept}
-    plan = look(source, out, encoders, **settings, dtype=dtype, precision=precision, seed=seed)
+    how = {"tokens": tokens, "copies": copies, "augment": from_dict(varied, AugmentConfig), "dtype": dtype, "precision": precision}
+    plan = plan_encoding(source, out, encoders, crop=crop, keep=kept, seed=seed, **how)
     what = describe(plan)
     terminal.print(
         f"{len(plan.tasks)} scans, {what['slices']} squares of {what['crop']} × {what['crop']}: {', '.join(what['maps'])}; "
@@ -84,7 +83,8 @@ def encode(
                 terminal.print(f"  … and {len(scans) - 20} more (--json lists all)")
         return
     with progress(terminal, "encoding", plan.slices) as (advance, note):
-        manifest = encode_set(plan, batch_size=batch_size, advance=advance, note=note)
+        manifest = make_set(plan, batch_size=batch_size, advance=advance, note=note)
+    assert manifest
     counts, failed = split_counts(manifest), len(plan.tasks) - len(manifest.shards)
     if as_json:
         print(json.dumps({"manifest": str(out / "manifest.json"), "splits": counts, "rejected": failed}))

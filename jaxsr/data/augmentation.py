@@ -26,7 +26,7 @@ SPACING = 32  # δ, pixels
 _LIMIT = 0.45 * SPACING
 _EDGE = 1e-3  # pixels; positions are rounded
 _DECAY = 12  # pixels; the cubic spline's pole to this power is 1e-7
-_OUTSIDE = {"high": -1.0, "low": -1.0, "reference": -1.0}  # background of the window; of all else 0
+_OUTSIDE = {"high": -1.0, "low": -1.0, "reference": -1.0, "output": -1.0, "mean_map": -1.0}  # background of the window; of all else 0
 _ORDER = {"high": 3, "low": 3, "reference": 3, "bias": 1, "gradient": 1, "labels": 0, "mask": 0}
 
 Maps = dict[str, np.ndarray]

@@ -28,7 +28,7 @@ from jaxsr.volume.errors import VolumeError
 ENDLESS = 2**40
 FOREGROUND = -0.85  # of the window: brighter is tissue
 LEAST_TISSUE = 0.1  # share of a crop
-_ONE_CHANNEL = ("high", "low", "reference", "bias", "mask")
+_ONE_CHANNEL = ("high", "low", "reference", "bias", "mask", "output", "mean_map")
 
 Value = TypeVar("Value")
 
@@ -37,8 +37,9 @@ class Sample(TypedDict):
     """One training slice: maps as a `Batch` has them, without its first dimension, and where they come from.
 
     Attributes:
-      high, low, reference, bias: `[H, W, 1]` float32; of an encoded set high and low only where they are needed.
+      high, low, reference, bias: `[H, W, 1]` float32; of a set that networks made high and low only where they are needed.
       latents, low_latents, pooled, tokens: of an encoded set, float32; see `jaxsr.data.records`.
+      output, mean_map: `[H, W, 1]` float32, and spread, a number: of a distilled set.
       gradient: `[H, W, 3]` float32.
       labels: `[H, W]` uint8.
       mask: `[H, W, 1]` bool.
@@ -47,6 +48,9 @@ class Sample(TypedDict):
 
     high: NotRequired[np.ndarray]
     low: NotRequired[np.ndarray]
+    output: NotRequired[np.ndarray]
+    mean_map: NotRequired[np.ndarray]
+    spread: NotRequired[np.float32]
     latents: NotRequired[np.ndarray]
     low_latents: NotRequired[np.ndarray]
     pooled: NotRequired[np.ndarray]

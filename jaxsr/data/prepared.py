@@ -80,7 +80,7 @@ class PreparedSet:
             maps = decode(self._reader(shard).read([number])[0])
         except (RuntimeError, IndexError, VolumeError) as error:  # what array_record raises for whatever is wrong
             raise VolumeError(f"{shown(self.folder / self.ids[shard])}: record {number} cannot be read ({error})") from error
-        always = () if self.manifest.encoding else ("high", "low")
+        always = () if self.manifest.precomputed else ("high", "low")
         if missing := {*always, *self.manifest.maps} - maps.keys():
             raise VolumeError(f"{shown(self.folder / self.ids[shard])}: record {number} has no map {', '.join(sorted(missing))}")
         return maps

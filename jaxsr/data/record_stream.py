@@ -6,6 +6,7 @@ streams, this is a pure function of (config, position); a record that cannot be 
 
 import threading
 from collections.abc import Callable
+from typing import cast
 
 import grain
 import numpy as np
@@ -21,26 +22,26 @@ class RecordStream:
 
     Args:
       crop: height and width of every slice in pixels; smaller slices are padded with background.
-      maps: names of the optional maps that samples have.
+      names: of the maps that samples have.
       augment: how slices are varied; True: flipped at random.
       note: told, once a shard, of records that cannot be read, from another thread.
 
     Raises:
-      ConfigError: where the set lacks one of `maps`.
+      ConfigError: where the set lacks one of `names`.
     """
 
     def __init__(
         self,
         records: PreparedSet,
         crop: tuple[int, int],
+        names: tuple[str, ...] = ("high", "low"),
         *,
-        maps: tuple[str, ...] = (),
         augment: bool | AugmentConfig = True,
         seed: int = 0,
         note: Callable[[str], None] = lambda text: None,
     ):
-        check_maps(maps, records.manifest.maps, str(records.folder))
-        self._records, self._crop, self._maps, self._seed = records, crop, maps, seed
+        check_maps(tuple(name for name in names if name not in ("high", "low")), records.manifest.maps, str(records.folder))
+        self._records, self._crop, self._names, self._seed = records, crop, names, seed
         self._augment = augmentation_of(augment)
         shuffle_seed = int(np.random.SeedSequence((seed, 0)).generate_state(1)[0])
         self._order = grain.MapDataset.range(len(records)).shuffle(seed=shuffle_seed)
@@ -61,10 +62,12 @@ class RecordStream:
 
     def __getitem__(self, position: int) -> Sample:
         record, maps = self._read(int(position))
-        maps = {name: maps[name] for name in ("high", "low", *self._maps)}
         rng = np.random.default_rng((self._seed, 1, int(position)))
         corner, drawn = draw_crop(maps["low"], self._crop, self._augment, rng)
-        return make_sample(maps, corner, self._crop, drawn, self._records.origin(record))
+        # Numbers, which a distilled set has, are of the slice wherever it is cropped.
+        numbers = {name: np.float32(maps[name]) for name in self._names if maps[name].ndim == 0}
+        maps = {name: maps[name] for name in self._names if name not in numbers}
+        return cast(Sample, {**make_sample(maps, corner, self._crop, drawn, self._records.origin(record)), **numbers})
 
     def _read(self, position: int) -> tuple[int, dict[str, np.ndarray]]:
         first, count = self.record(position), len(self._records)
@@ -85,15 +88,15 @@ class EncodedStream(RecordStream):
     """The records of an encoded set in the order of a `RecordStream`, as they are: crops and flips were drawn when they were encoded.
 
     Args:
-      maps: names of all that samples have; the set has them.
+      names: of all that samples have; the set has them.
     """
 
-    def __init__(self, records: PreparedSet, maps: tuple[str, ...], *, seed: int = 0, note: Callable[[str], None] = lambda text: None):
-        super().__init__(records, (0, 0), maps=maps, seed=seed, note=note)
+    def __init__(self, records: PreparedSet, names: tuple[str, ...], *, seed: int = 0, note: Callable[[str], None] = lambda text: None):
+        super().__init__(records, (0, 0), names, seed=seed, note=note)
 
     def __getitem__(self, position: int) -> Sample:
         record, maps = self._read(int(position))
-        wanted = {name: maps[name] for name in self._maps}
+        wanted = {name: maps[name] for name in self._names}
         taken = {name: x.astype(np.float32, copy=False) if x.dtype.kind == "f" else x for name, x in wanted.items()}
         return shaped(taken, self._records.origin(record))
 

@@ -14,7 +14,13 @@ An encoded set (`prepare --encode`) is of the same format; a record of it is a c
     pooled        what the image encoder sees in `low`: the class token, projected          [D]
     tokens        all of its tokens, the class token first                                  [1 + P, width]
 
-with the other maps cropped alike, and of `high` and `low` those that were to be kept.
+with the other maps cropped alike, and of `high` and `low` those that were to be kept. A distilled set (`distill`) likewise has, of a crop,
+
+    output        what the teacher makes of it                                              [H, W]
+    mean_map      the mean of its denoised images on the way there                          [H, W]
+    spread        their mean squared distance from it, over images and pixels               scalar
+
+and `low`.
 """
 
 import errno
@@ -120,6 +126,30 @@ class Encoding(Strict):
     tokens: tuple[int, int] | None = None
 
 
+class Distillation(Strict):
+    """Which teacher made a distilled set, and how.
+
+    Attributes:
+      source: SHA-256 of the manifest of the set that it was shown.
+      teacher, frozen: SHA-256 of its parameters, and of the networks that it was trained with.
+      steps, eta: of its sampling.
+      every: of the images on the way, each so many-th was looked at.
+      guided: maps of the target's scanner that it was shown.
+      crop: side of the slices in pixels.
+      copies: records of each slice.
+    """
+
+    source: str
+    teacher: str
+    frozen: tuple[tuple[str, str], ...] = ()
+    steps: int
+    eta: float
+    every: int
+    guided: tuple[str, ...] = ()
+    crop: int
+    copies: int
+
+
 class Manifest(Strict):
     """A prepared set.
 
@@ -128,6 +158,7 @@ class Manifest(Strict):
       settings: what `prepare` was asked for, as JSON; sets made with other settings differ.
       shards: sorted by file.
       encoding: of an encoded set; None of all others.
+      distillation: of a distilled set; None of all others.
     """
 
     format: Literal["jaxsr-slices"] = "jaxsr-slices"
@@ -140,6 +171,12 @@ class Manifest(Strict):
     shards: tuple[Shard, ...]
     rejected: tuple[Rejected, ...] = ()
     encoding: Encoding | None = None
+    distillation: Distillation | None = None
+
+    @property
+    def precomputed(self) -> Literal["encoded", "distilled"] | None:
+        """What kind of set this is, if networks made it."""
+        return "encoded" if self.encoding else "distilled" if self.distillation else None
 
 
 def encode(maps: Mapping[str, np.ndarray]) -> bytes:

@@ -13,7 +13,7 @@ The root is written without a difference, so that float32 does not lose it where
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,19 @@ class Samples(NamedTuple):
     x0: Array  # [B, H, W, C] float32
     clipped: Array  # [B]: fraction of the entries of x̂_0 that `bounds` changed, over all sampling steps
     trajectory: Array | None = None  # [S, B, H, W, C], x̂_0 (bounded) of every step; the last is x0
+    watched: Any = None  # what an `Observer` has made of the trajectory
+
+
+class Observer(NamedTuple):
+    """Sees x̂_0 of every sampling step while it passes, so that what is wanted of a trajectory takes no memory for the rest of it.
+
+    Attributes:
+      start: what is known before the first step; a pytree of arrays.
+      see: (known, i, x̂_0 `[B, H, W, C]`) → known, for sampling step i = 0…S − 1.
+    """
+
+    start: Any
+    see: Callable[[Any, Array, Array], Any]
 
 
 class _Step(NamedTuple):
@@ -55,6 +68,7 @@ def sample(
     spacing: Spacing = "trailing",
     bounds: Callable[[Array], Array] | None = None,
     trajectory: bool = False,
+    observer: Observer | None = None,
 ) -> Samples:
     """Samples of `shape` (H, W, C), one for each of `keys` `[B]`; a sample depends on its own key and nothing else in the batch.
 
@@ -64,6 +78,7 @@ def sample(
       spacing: see `sampling_times`.
       bounds: keeps x̂_0 in range, entry by entry, e.g. `partial(jnp.clip, min=-1, max=1)`; it sees every step's x̂_0.
       trajectory: also return x̂_0 of every step, which takes S times the memory.
+      observer: shown x̂_0 of every step.
 
     Raises:
       ValueError: for S outside 1…T, η outside [0, 1], an unknown spacing or prediction, or ε-prediction from pure noise.
@@ -73,7 +88,8 @@ def sample(
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
     times = sampling_times(schedule.steps, steps, spacing)
 
-    def step(x_t: Array, at: _Step) -> tuple[Array, tuple[Array, Array | None]]:
+    def step(carry: tuple[Array, Any], at: _Step) -> tuple[tuple[Array, Any], tuple[Array, Array | None]]:
+        x_t, known = carry
         level = level_at(schedule, jnp.broadcast_to(at.t, keys.shape))
         output = denoise(x_t, level).astype(jnp.float32)
         x0 = to_x0(prediction, output, x_t, level)
@@ -85,10 +101,13 @@ def sample(
         x_s = at.signal * x0 + at.direction * eps
         if eta > 0:
             x_s = x_s + at.noise * draw_noise(keys, at.draw, shape)
-        return x_s, (clipped, x0 if trajectory else None)
+        if observer is not None:
+            known = observer.see(known, at.draw - 1, x0)
+        return (x_s, known), (clipped, x0 if trajectory else None)
 
-    x0, (clipped, x0s) = jax.lax.scan(step, draw_noise(keys, 0, shape), _coefficients(schedule, times, eta))
-    return Samples(x0, clipped.mean(0), x0s)
+    start = (draw_noise(keys, 0, shape), observer.start if observer else None)
+    (x0, watched), (clipped, x0s) = jax.lax.scan(step, start, _coefficients(schedule, times, eta))
+    return Samples(x0, clipped.mean(0), x0s, watched)
 
 
 def sampling_times(total: int, steps: int, spacing: Spacing) -> np.ndarray:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.sr3 import Sr3Config
+from jaxsr.methods.student import StudentConfig
 from jaxsr.methods.teacher import TeacherConfig
 
-MethodConfig = Annotated[AutoencoderConfig | Sr3Config | TeacherConfig, Field(discriminator="kind")]
+MethodConfig = Annotated[AutoencoderConfig | Sr3Config | StudentConfig | TeacherConfig, Field(discriminator="kind")]

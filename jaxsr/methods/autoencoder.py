@@ -99,7 +99,7 @@ class Autoencoder:
         decoder = self.decoder.init(keys[1], jnp.zeros(latents.shape, latents.dtype))
         return {"params": {"encoder": encoder["params"], "decoder": decoder["params"]}, "stats": {}}
 
-    def loss(self, variables: Variables, batch: Batch, keys: Array, step: Array) -> LossOutput:
+    def loss(self, variables: Variables, batch: Batch, keys: Array, progress: Array) -> LossOutput:
         image = batch.high
         if self.config.images == "both":
             image = _interleave(batch.high, batch.low)
@@ -143,8 +143,8 @@ class Autoencoder:
     def frozen(self, encoded: bool = False) -> dict[str, Any]:
         return {}
 
-    def encoded(self, size: int) -> dict[str, tuple[int, ...]]:
-        return {}
+    def precomputed(self, size: int) -> None:
+        return None
 
     def parts(self, size: int) -> dict[str, Part]:
         image = jax.ShapeDtypeStruct((1, size, size, self.config.network.channels), jnp.float32)

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 from jax import Array
 
 from jaxsr.config import Strict
+from jaxsr.diffusion.process import Prediction
+from jaxsr.diffusion.sampling import Denoiser, Observer, Samples, sample
 from jaxsr.diffusion.schedule import Schedule, make_schedule
 
 # {"params": …, "stats": …, "frozen": …}: what training changes, running statistics, and networks trained elsewhere, which stay as they are.
@@ -38,14 +40,17 @@ MAP_CHANNELS: Mapping[str, int] = {"low": 1, "reference": 1, "bias": 1, "gradien
 class Batch(NamedTuple):
     """Training slices: a `Condition` and its answer.
 
-    Of an encoded set (`jaxsr.data.records`) they have `latents`, and of all else only what `Method.encoded` asks for: `high` and `low`
-    may be None then, in no other batch.
+    Of a set that networks made (`jaxsr.data.records`) they have only what `Method.precomputed` asks for: `high` and `low` may be None
+    then, in no other batch.
 
     Attributes:
       high: the target, `[B, H, W, 1]`, in the window of `low`.
       latents: mean and log-variance of the target's latents, `[B, h, w, 2 z]`.
       low_latents: the mode of those of `low`, `[B, h, w, z]`, not scaled.
       pooled, tokens: what the image encoder sees in `low`, `[B, D]` and `[B, 1 + P, width]`.
+      output: the teacher's, O_7T, `[B, H, W, 1]`.
+      mean_map: F̄, the mean of its denoised images on the way there, `[B, H, W, 1]`.
+      spread: the mean squared distance of those from it, `[B]`.
       labels: tissue of each pixel, `[B, H, W]` uint8.
       mask: pixels that count, `[B, H, W, 1]` bool.
     """
@@ -61,6 +66,9 @@ class Batch(NamedTuple):
     low_latents: Array | None = None
     pooled: Array | None = None
     tokens: Array | None = None
+    output: Array | None = None
+    mean_map: Array | None = None
+    spread: Array | None = None
 
     @property
     def size(self) -> int:
@@ -103,6 +111,51 @@ class UpscaleOutput(NamedTuple):
     metrics: dict[str, Array]
 
 
+class Precomputed(NamedTuple):
+    """What a loss takes of a set that other networks made for it, beside the config's `maps`.
+
+    Attributes:
+      kind: 'encoded' (`jaxsr prepare --encode`) or 'distilled' (`jaxsr distill`).
+      shapes: of one slice, by the names of a `Batch`.
+      required: there is no training without such a set.
+    """
+
+    kind: Literal["encoded", "distilled"]
+    shapes: dict[str, tuple[int, ...]]
+    required: bool = False
+
+
+class Sampler(NamedTuple):
+    """How a method samples slices that are all there is to be known of: what `jaxsr.diffusion.sampling.sample` takes.
+
+    Attributes:
+      shape: of what is diffused, (H, W, C).
+      decode: x̂_0 `[B, *shape]` → the image `[B, H, W, 1]`.
+    """
+
+    schedule: Schedule
+    prediction: Prediction
+    denoise: Denoiser
+    shape: tuple[int, ...]
+    decode: Callable[[Array], Array]
+    bounds: Callable[[Array], Array] | None = None
+
+    def draw(self, keys: Array, request: Request, observer: Observer | None = None) -> tuple[Samples, Array]:
+        """One sample for each of `keys` `[B]`, and its image."""
+        samples = sample(
+            self.schedule,
+            self.denoise,
+            keys,
+            self.shape,
+            steps=request.steps,
+            prediction=self.prediction,
+            eta=request.eta,
+            bounds=self.bounds,
+            observer=observer,
+        )
+        return samples, self.decode(samples.x0)
+
+
 class Part(NamedTuple):
     """One network of a method, for counting: `apply(variables, *inputs)`, with the shapes that one evaluation of one slice has."""
 
@@ -139,12 +192,13 @@ class Method(Protocol):
         """
         ...
 
-    def encoded(self, size: int) -> dict[str, tuple[int, ...]]:
-        """What the loss takes of slices of `size`² pixels of an encoded set, beside the config's `maps`, and the shape of each; {} for
-        a method that learns from images only."""
+    def precomputed(self, size: int) -> Precomputed | None:
+        """What the loss takes of slices of `size`² pixels; None for a method that learns from images only."""
         ...
 
-    def loss(self, variables: Variables, batch: Batch, keys: Array, step: Array) -> LossOutput: ...
+    def loss(self, variables: Variables, batch: Batch, keys: Array, progress: Array) -> LossOutput:
+        """`progress`: how much of the run is done, a float32 scalar from 0 to 1: what a curriculum goes by."""
+        ...
 
     def upscale(self, variables: Variables, condition: Condition, keys: Array, request: Request) -> UpscaleOutput: ...
 

@@ -18,39 +18,20 @@ from pydantic import Field, model_validator
 
 from jaxsr.config import Strict
 from jaxsr.diffusion.process import Prediction, add_noise, target
-from jaxsr.diffusion.sampling import draw_noise, sample
+from jaxsr.diffusion.sampling import draw_noise
 from jaxsr.diffusion.schedule import Level, continuous_level
 from jaxsr.losses import mean_absolute_error, mean_squared_error
-from jaxsr.methods.base import Batch, Condition, LossOutput, Part, Request, ScheduleConfig, UpscaleOutput, Variables
+from jaxsr.methods.base import Batch, Condition, LossOutput, Part, Request, Sampler, ScheduleConfig, UpscaleOutput, Variables
+from jaxsr.methods.pixels import PixelNetworkConfig, Pixels
 from jaxsr.models.sr3 import Sr3UNet
 
 LOSSES = {"l1": mean_absolute_error, "l2": mean_squared_error}
 
 
-class Sr3NetworkConfig(Strict):
-    """Attributes of `jaxsr.models.sr3.Sr3UNet`; the defaults are the published network for one channel, 97,804,033 parameters."""
+class Sr3NetworkConfig(PixelNetworkConfig):
+    """The published network for one channel, 97,804,033 parameters, if nothing is said."""
 
-    width: int = 64
-    multipliers: tuple[int, ...] = (1, 2, 4, 8, 8)
-    blocks: int = 2
-    attention_at: tuple[int, ...] = (8,)
-    groups: int = 32
     dropout: float = Field(0.2, ge=0, lt=1)
-    middle_attention: bool = True
-    patch: int = 1
-
-    @model_validator(mode="after")
-    def _norms_divide(self) -> "Sr3NetworkConfig":
-        if self.width < 1 or self.blocks < 1 or not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError("width, blocks and every multiplier must be at least 1")
-        if self.width % self.groups or self.width % 2:
-            raise ValueError(f"width must be even and a multiple of groups, got width {self.width} and groups {self.groups}")
-        levels = {2**i for i in range(len(self.multipliers))}
-        if not set(self.attention_at) <= levels:
-            raise ValueError(
-                f"attention_at names levels that this network lacks: {sorted(set(self.attention_at) - levels)}; it has {sorted(levels)}"
-            )
-        return self
 
 
 class Sr3Config(Strict):
@@ -85,8 +66,7 @@ class Sr3Config(Strict):
 
     @property
     def multiple(self) -> int:
-        """Slice sides must be multiples of this: a patch, and one halving between levels."""
-        return self.network.patch * 2 ** (len(self.network.multipliers) - 1)
+        return self.network.multiple
 
     def build(self, dtype: jnp.dtype = jnp.float32) -> "Sr3":
         return Sr3(self, dtype)
@@ -99,6 +79,7 @@ class Sr3:
         self.config = config
         self.schedule = config.schedule.build()
         self.network = Sr3UNet(**dict(config.network), dtype=dtype)
+        self.pixels = Pixels(config.residual_std, config.bound)
         self.multiple = config.multiple
         self.default_request = Request(config.sampling_steps, config.eta)
         self.most_steps = config.schedule.steps
@@ -107,36 +88,37 @@ class Sr3:
         level = jnp.ones(batch.low.shape[0])
         return {"params": self.network.init(key, batch.low, batch.low, level)["params"], "stats": {}}
 
-    def loss(self, variables: Variables, batch: Batch, keys: Array, step: Array) -> LossOutput:
+    def loss(self, variables: Variables, batch: Batch, keys: Array, progress: Array) -> LossOutput:
         draw = {name: jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i, name in enumerate(("time", "between", "noise", "dropout"))}
         t = jax.vmap(lambda key: jax.random.randint(key, (), 1, self.schedule.steps + 1))(draw["time"])
         level = continuous_level(self.schedule, t, jax.vmap(jax.random.uniform)(draw["between"]))
 
-        x0 = self._to_diffused(batch.high, batch.low)
+        x0 = self.pixels.diffused(batch.high, batch.low)
         noise = draw_noise(draw["noise"], 0, x0.shape[1:])
         output = self._denoise(variables, batch.low, add_noise(x0, noise, level), level, dropout=draw["dropout"])
         loss = LOSSES[self.config.loss](output, target(self.config.prediction, x0, noise, level))
         return LossOutput(loss, {}, variables["stats"])
 
     def upscale(self, variables: Variables, condition: Condition, keys: Array, request: Request) -> UpscaleOutput:
+        samples, image = self.sampler(variables, condition).draw(keys, request)
+        return UpscaleOutput(image, {"clipped": samples.clipped})
+
+    def sampler(self, variables: Variables, condition: Condition) -> Sampler:
         low = condition.low
-        samples = sample(
+        return Sampler(
             self.schedule,
+            self.config.prediction,
             functools.partial(self._denoise, variables, low),
-            keys,
             low.shape[1:],
-            steps=request.steps,
-            prediction=self.config.prediction,
-            eta=request.eta,
-            bounds=functools.partial(self._bounded, self.config.bound, low) if self.config.bound else None,
+            lambda x0: self.pixels.image(x0, low),
+            self.pixels.bounds(low),
         )
-        return UpscaleOutput(self._to_image(samples.x0, low), {"clipped": samples.clipped})
 
     def frozen(self, encoded: bool = False) -> dict[str, Any]:
         return {}
 
-    def encoded(self, size: int) -> dict[str, tuple[int, ...]]:
-        return {}
+    def precomputed(self, size: int) -> None:
+        return None
 
     def parts(self, size: int) -> dict[str, Part]:
         image, level = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
@@ -153,17 +135,3 @@ class Sr3:
             return jnp.asarray(self.network.apply(params, x_t[None], low[None], signal[None], train=True, rngs={"dropout": key}))[0]
 
         return jax.vmap(one)(x_t, low, level.signal, dropout)
-
-    def _to_diffused(self, high: Array, low: Array) -> Array:
-        std = self.config.residual_std
-        return high if std is None else (high - low) / std
-
-    def _to_image(self, x0: Array, low: Array) -> Array:
-        std = self.config.residual_std
-        return x0 if std is None else low + std * x0
-
-    def _bounded(self, bound: float, low: Array, x0: Array) -> Array:
-        """x̂_0 such that the image it stands for lies within the bound; where the condition itself does not, the image may go as far."""
-        limit = jnp.maximum(bound, jnp.abs(low)) if self.config.residual_std else jnp.full_like(low, bound)
-        # The limits are brought to x̂_0, not x̂_0 to the limits and back: what is within them keeps every bit.
-        return jnp.clip(x0, self._to_diffused(-limit, low), self._to_diffused(limit, low))

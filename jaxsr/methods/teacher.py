@@ -26,11 +26,23 @@ from pydantic import Field, model_validator
 
 from jaxsr.config import Strict
 from jaxsr.diffusion.process import Prediction, Weighting, add_noise, snr_weight, target, to_x0, x0_loss_weight
-from jaxsr.diffusion.sampling import draw_noise, sample
+from jaxsr.diffusion.sampling import draw_noise
 from jaxsr.diffusion.schedule import Level, level_at
 from jaxsr.losses import squared_errors
 from jaxsr.methods.autoencoder import AutoencoderConfig
-from jaxsr.methods.base import MAP_CHANNELS, Batch, Condition, LossOutput, Part, Request, ScheduleConfig, UpscaleOutput, Variables
+from jaxsr.methods.base import (
+    MAP_CHANNELS,
+    Batch,
+    Condition,
+    LossOutput,
+    Part,
+    Precomputed,
+    Request,
+    Sampler,
+    ScheduleConfig,
+    UpscaleOutput,
+    Variables,
+)
 from jaxsr.methods.teacher_networks import GUIDES, GuidanceConfig, ImageEncoderConfig, TeacherWeights, UNetConfig
 from jaxsr.models.autoencoder import Gaussian
 from jaxsr.models.clip import ClipOutput, VisionTransformer, clip_image, patches_of_slice
@@ -174,7 +186,7 @@ class Teacher:
             return found
         return {"autoencoder": {"decoder": found["autoencoder"]["decoder"]}} if self.config.lambda_rec else {}
 
-    def encoded(self, size: int) -> dict[str, tuple[int, ...]]:
+    def precomputed(self, size: int) -> Precomputed:
         encoder, latent, side = self.config.image_encoder, self.config.autoencoder.network.latent, size // self.autoencoder.multiple
         image = (size, size, 1)
         shapes: dict[str, tuple[int, ...]] = {"latents": (side, side, 2 * latent)}
@@ -187,9 +199,9 @@ class Teacher:
                 shapes["pooled"] = (encoder.projection,)
             if encoder.context == "patches" or self.config.spatial == "vit":
                 shapes["tokens"] = (1 + encoder.patches, encoder.width)
-        return shapes | ({"high": image} if self.config.lambda_rec else {})
+        return Precomputed("encoded", shapes | ({"high": image} if self.config.lambda_rec else {}))
 
-    def loss(self, variables: Variables, batch: Batch, keys: Array, step: Array) -> LossOutput:
+    def loss(self, variables: Variables, batch: Batch, keys: Array, progress: Array) -> LossOutput:
         config = self.config
         purposes = ("time", "noise", "latents", *GUIDES)
         draw = {name: jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i, name in enumerate(purposes)}
@@ -219,20 +231,19 @@ class Teacher:
         return LossOutput(loss, metrics, variables["stats"])
 
     def upscale(self, variables: Variables, condition: Condition, keys: Array, request: Request) -> UpscaleOutput:
+        return UpscaleOutput(self.sampler(variables, condition).draw(keys, request)[1], {})
+
+    def sampler(self, variables: Variables, condition: Condition) -> Sampler:
         size, height, width = condition.low.shape[:3]
         factor = self.autoencoder.multiple
         present = {name: jnp.full(size, float(getattr(condition, name) is not None)) for name in self.pyramids}
-        shown = self._show(variables, condition, present)
-        samples = sample(
+        return Sampler(
             self.schedule,
-            functools.partial(self._denoise, variables, shown),
-            keys,
+            self.config.prediction,
+            functools.partial(self._denoise, variables, self._show(variables, condition, present)),
             (height // factor, width // factor, self.config.autoencoder.network.latent),
-            steps=request.steps,
-            prediction=self.config.prediction,
-            eta=request.eta,
+            functools.partial(self.autoencoder.decode, self._autoencoder(variables)),
         )
-        return UpscaleOutput(self.autoencoder.decode(self._autoencoder(variables), samples.x0), {})
 
     def parts(self, size: int) -> dict[str, Part]:
         def shape(*dimensions: int) -> Any:

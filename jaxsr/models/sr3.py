@@ -4,7 +4,7 @@
 
 Per level: residual blocks (with self-attention where the resolution says so), then half the resolution and the next multiple of the width;
 two blocks with attention between in the middle; then up again, one block more a level, each fed the features of its twin on the way down.
-The noise level enters every block. Published sizes, one channel in and one out:
+The noise level enters every block, and what is added to its embedding with it. Published sizes, one channel in and one out:
 
     width 64, multipliers 1 2 4 8 8,          2 blocks, attention at 8          97,804,033     SR3
     width 64, multipliers 1 2 2 4 4 8 8 16,   2 blocks, attention at 16        271,420,673     student (the text)
@@ -39,6 +39,7 @@ class Sr3UNet(nn.Module):
       middle_attention: whether the middle has self-attention, as published.
       patch: the network sees blocks of `patch` × `patch` pixels as channels (and answers in them); 1 is published. At 2 a network of the
         same width has a quarter of the work, which suits a CPU, where narrow layers at full resolution are slow for what they do.
+      remat: activations within residual blocks and attention are computed again for the gradient, not kept.
       dtype: of the computation; parameters are float32.
     """
 
@@ -51,10 +52,12 @@ class Sr3UNet(nn.Module):
     dropout: float = 0.0
     middle_attention: bool = True
     patch: int = 1
+    remat: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x_t: Array, condition: Array, noise_level: Array, *, train: bool = False) -> Array:
+    def __call__(self, x_t: Array, condition: Array, noise_level: Array, extra: Array | None = None, *, train: bool = False) -> Array:
+        """`extra` `[B, width]` is added to the noise level's embedding: what else every block is to know."""
         levels = len(self.multipliers)
         factor = self.patch * 2 ** (levels - 1)
         if x_t.shape[1] % factor or x_t.shape[2] % factor:
@@ -62,12 +65,15 @@ class Sr3UNet(nn.Module):
 
         embedding = dense(4 * self.width, dtype=self.dtype, name="level_in")(sinusoids(noise_level, self.width))
         embedding = dense(self.width, dtype=self.dtype, name="level_out")(nn.swish(embedding))
+        if extra is not None:
+            embedding += extra.astype(embedding.dtype)
+        resnet = nn.remat(ResnetBlock, static_argnums=(3,)) if self.remat else ResnetBlock
+        attend = nn.remat(PixelAttention) if self.remat else PixelAttention
 
         def block(x: Array, level: int, name: str, attention: bool) -> Array:
-            x = ResnetBlock(self.width * self.multipliers[level], self.groups, self.dropout, self.dtype, name=name)(
-                x, embedding, train=train
-            )
-            return PixelAttention(groups=self.groups, dtype=self.dtype, name=f"{name}_attention")(x) if attention else x
+            features = self.width * self.multipliers[level]
+            x = jnp.asarray(resnet(features, self.groups, self.dropout, self.dtype, name=name)(x, embedding, train))
+            return jnp.asarray(attend(groups=self.groups, dtype=self.dtype, name=f"{name}_attention")(x)) if attention else x
 
         x = space_to_depth(jnp.concatenate([condition, x_t], axis=-1).astype(self.dtype), self.patch)
         x = conv(self.width, dtype=self.dtype, name="stem")(x)

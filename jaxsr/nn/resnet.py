@@ -30,7 +30,7 @@ class ResnetBlock(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Array, embedding: Array | None = None, *, train: bool = False) -> Array:
+    def __call__(self, x: Array, embedding: Array | None = None, train: bool = False) -> Array:
         h = nn.swish(group_norm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="norm1")(x))
         h = conv(self.features, dtype=self.dtype, name="conv1")(h)
         if embedding is not None:

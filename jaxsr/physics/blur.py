@@ -16,7 +16,13 @@ x is constant over each voxel, so every weight is the profile's integral over on
 not whole voxels. Here ∫ Si(u) du = u Si(u) + cos u.
 
 In the plane the point-spread function is Gaussian, by its transfer function exp(−2π²σ²f²): two in a row are one of σ² = σ₁² + σ₂², the mean
-is kept, and σ may be drawn; periodic at the edges, as k-space is.
+is kept, and σ may be drawn; periodic at the edges, as k-space is. Where the edges are mirrored instead, as in images, weights are those of
+the discrete Gaussian [Lindeberg 1990, Eq. 19],
+
+    T(n, σ²) = exp(−σ²) I_n(σ²),        I_n: modified Bessel function,
+
+whose variance is σ² for any σ, and of which two in a row are again one: of a Gaussian that is sampled at the pixels both are true only for
+σ above about ¾ pixel.
 """
 
 import functools
@@ -28,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from scipy.optimize import brentq
-from scipy.special import erf, sici
+from scipy.special import erf, ive, sici
 
 Profile = Literal["rectangular", "gaussian", "sinc"]
 
@@ -47,6 +53,25 @@ def gaussian_blur(image: Array, fwhm: Sequence[Array | float], axes: tuple[int, 
         spectrum = jnp.moveaxis(jnp.fft.rfft(image, axis=axis), axis, -1) * transfer
         image = jnp.moveaxis(jnp.fft.irfft(spectrum, n=n), -1, axis).astype(image.dtype)
     return image
+
+
+def discrete_gaussian(sigma: np.ndarray, radius: int) -> np.ndarray:
+    """T of offsets −radius…radius for each of `sigma` `[n]`, pixels: float32 `[n, 2 radius + 1]`, each row summing to one."""
+    offset = np.arange(-radius, radius + 1)
+    weights = ive(np.abs(offset), np.asarray(sigma, np.float64)[:, None] ** 2)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def blur_slices(images: Array, kernels: Array) -> Array:
+    """Each of `images` `[B, H, W, C]` convolved with its own kernel `[B, 2 r + 1]` along rows and along columns; edges are mirrored about
+    the outermost pixels, so that a constant stays what it is. The kernel (0, …, 1, …, 0) keeps every bit."""
+    radius = kernels.shape[1] // 2
+    for axis in (1, 2):
+        n = images.shape[axis]
+        padded = jnp.pad(images, [(radius, radius) if a == axis else (0, 0) for a in range(4)], mode="reflect")
+        taps = (jax.lax.slice_in_dim(padded, i, i + n, axis=axis) for i in range(2 * radius + 1))
+        images = sum((kernels[:, i, None, None, None] * tap for i, tap in enumerate(taps)), jnp.zeros(()))
+    return images
 
 
 def excite(volume: Array, kind: Profile, thickness: float, count: int, axis: int, time_bandwidth: float = 4.0) -> Array:

@@ -11,16 +11,31 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jaxsr.data.records import Encoding
 from jaxsr.files import shown
 from jaxsr.methods.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderNetworkConfig
 from jaxsr.models.clip import VisionTransformer, clip_image
+from jaxsr.precompute.plan import MakerSettings, Plan, make_plan, source_set
 from jaxsr.upscale.model import ModelError, is_model, load_model
 from jaxsr.weights.file import digest
 from jaxsr.weights.imported import read_weights
 
 
-class Encoders(NamedTuple):
+class EncodeSettings(MakerSettings):
     """Attributes:
+    autoencoder, image_encoder: SHA-256 of their parameters.
+    tokens: of the image encoder: pooled, or patches: all of them too.
+    """
+
+    autoencoder: str
+    image_encoder: str | None = None
+    tokens: Literal["pooled", "patches"] = "pooled"
+
+
+class Encoders(NamedTuple):
+    """The maker of an encoded set.
+
+    Attributes:
     params: of `autoencoder` (its encoder alone) and, where there is one, `image_encoder`.
     sha256: of all of their parameters, as checkpoints record them.
     side: pixels of the square that the image encoder sees.
@@ -34,17 +49,46 @@ class Encoders(NamedTuple):
     side: int
     crop: int | None
 
-    def encode(self, params: dict[str, Any], high: Array, low: Array, tokens: bool) -> dict[str, Array]:
-        """Crops `[B, H, W, 1]` in −1…1 → what a record has, float32; `tokens`: all of the image encoder's too."""
+    @property
+    def multiple(self) -> int:
+        return self.autoencoder.multiple
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("high", "low")
+
+    def make(self, params: dict[str, Any], maps: dict[str, Array], keys: Array, settings: EncodeSettings) -> dict[str, Array]:
+        """Crops `[B, H, W, 1]` in −1…1 → what a record has, float32."""
         variables = {"params": {"encoder": params["autoencoder"]}}
         made = {
-            "latents": self.autoencoder.posterior(variables, high).moments,
-            "low_latents": self.autoencoder.posterior(variables, low).mode,
+            "latents": self.autoencoder.posterior(variables, maps["high"]).moments,
+            "low_latents": self.autoencoder.posterior(variables, maps["low"]).mode,
         }
         if self.image_encoder:
-            seen: Any = self.image_encoder.apply({"params": params["image_encoder"]}, clip_image(low, self.side))
-            made |= {"pooled": seen.pooled, **({"tokens": seen.tokens} if tokens else {})}
+            seen: Any = self.image_encoder.apply({"params": params["image_encoder"]}, clip_image(maps["low"], self.side))
+            made |= {"pooled": seen.pooled, **({"tokens": seen.tokens} if settings.tokens == "patches" else {})}
         return made
+
+    def facts(self, source: str, settings: EncodeSettings, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+        about = {name: getattr(settings, name) for name in ("autoencoder", "image_encoder", "crop", "copies", "augment")}
+        return {"encoding": Encoding(source=source, **about, **shapes)}  # type: ignore[arg-type]
+
+
+def plan_encoding(source: Path, out: Path, encoders: Encoders, *, crop: int | None = None, keep: tuple[str, ...] = (), **how: Any) -> Plan:
+    """What is to be encoded of the prepared set `source`, into `out`.
+
+    Args:
+      crop: None: that of the autoencoder's training.
+      keep: of high and low, images that records have too; other maps of the set they have anyway.
+      how: further settings, of `EncodeSettings`.
+
+    Raises:
+      VolumeError: where `source` is no prepared set; ConfigError: as `make_plan`.
+    """
+    records, prepared = source_set(source)
+    kept = tuple(name for name in records.manifest.maps if name not in ("high", "low") or name in keep)
+    chosen = {"prepared": prepared, "crop": crop or encoders.crop or 256, "keep": kept, **encoders.sha256, **how}
+    return make_plan(records, out, encoders, EncodeSettings.model_validate(chosen))
 
 
 def load_encoders(autoencoder: Path, image_encoder: Path | None = None, precision: Literal["f32", "bf16"] = "f32") -> Encoders:

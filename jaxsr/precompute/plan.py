@@ -1,10 +1,9 @@
-"""What is to be encoded of a prepared set, with what, and how far it is."""
+"""What is to be made of a prepared set by networks, once, and how far it is: `prepare --encode` and `distill` differ in the maker only."""
 
-import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -13,46 +12,72 @@ import pydantic
 from jaxsr.config import ConfigError, Strict
 from jaxsr.data.augmentation import AugmentConfig
 from jaxsr.data.prepared import PreparedSet
-from jaxsr.data.records import MANIFEST, SUFFIX, Encoding, Manifest, Shard, read_manifest
+from jaxsr.data.records import MANIFEST, SUFFIX, Manifest, Shard, read_manifest
 from jaxsr.files import shown
-from jaxsr.precompute.encoders import Encoders
+from jaxsr.methods.base import MAP_CHANNELS
 from jaxsr.prepare.job import BEFORE, check_settings
 from jaxsr.prepare.part import Part, made_by
 from jaxsr.prepare.people import check_nobody_moves
 
 
-class EncodeSettings(Strict):
+class MakerSettings(Strict):
     """Attributes:
     prepared: SHA-256 of the settings that the set was prepared with.
-    autoencoder, image_encoder: SHA-256 of their parameters.
-    tokens: of the image encoder: pooled, or patches: all of them too.
     crop: side of the squares in pixels; smaller slices are padded with background.
     copies: of each slice.
     augment: how slices are varied.
-    keep: images that records have too: high, for a loss on the decoded estimate; low, for an image encoder that is trained.
-    dtype: of latents, tokens, images and maps.
+    keep: maps of the set that records have too.
+    dtype: of what records have.
     precision: of the computation.
-    seed: of crops and augmentation.
+    seed: of crops, augmentation, and of what the networks draw.
     """
 
     prepared: str
-    autoencoder: str
-    image_encoder: str | None = None
-    tokens: Literal["pooled", "patches"] = "pooled"
     crop: int = pydantic.Field(256, ge=8)
     copies: int = pydantic.Field(1, ge=1, le=1000)
     augment: AugmentConfig = AugmentConfig()
-    keep: tuple[Literal["high", "low"], ...] = ()
-    dtype: Literal["float16", "float32"] = "float16"
-    precision: Literal["f32", "bf16"] = "f32"
+    keep: tuple[str, ...] = ()
+    dtype: str = pydantic.Field("float16", pattern="^float(16|32)$")
+    precision: str = pydantic.Field("f32", pattern="^(f32|bf16)$")
     seed: int = pydantic.Field(0, ge=0)
 
 
-class Task(NamedTuple):
-    """One scan to encode.
+class Maker(Protocol):
+    """Networks that make something of crops.
 
     Attributes:
-      shard: its number in the set that is encoded.
+      params: of all of them, laid on every device.
+      multiple: crops' sides are multiples of it.
+      reads: maps of a set that the networks are shown.
+      crop: side of the squares that they were trained on, where they say so.
+    """
+
+    @property
+    def params(self) -> Any: ...
+
+    @property
+    def multiple(self) -> int: ...
+
+    @property
+    def reads(self) -> tuple[str, ...]: ...
+
+    @property
+    def crop(self) -> int | None: ...
+
+    def make(self, params: Any, maps: dict[str, jax.Array], keys: jax.Array, settings: Any) -> dict[str, jax.Array]:
+        """What a record has of each of `maps` `[B, H, W, C]`, drawn by `keys` `[B]`; float32, a pure function, traced once."""
+        ...
+
+    def facts(self, source: str, settings: Any, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+        """What a manifest says of it: `encoding` or `distillation`. `source`: SHA-256 of the set's manifest; `shapes`: of what is made."""
+        ...
+
+
+class Task(NamedTuple):
+    """One scan.
+
+    Attributes:
+      shard: its number in the set.
       digest: of all that its bytes depend on.
     """
 
@@ -74,8 +99,8 @@ class Plan(NamedTuple):
     """What is to be done: `tasks`, of which `done` have been, as far as their files are what they were."""
 
     records: PreparedSet
-    encoders: Encoders
-    settings: EncodeSettings
+    maker: Maker
+    settings: MakerSettings
     out: Path
     tasks: list[Task]
     done: int
@@ -89,46 +114,64 @@ class Plan(NamedTuple):
         """Slices of a scan."""
         return self.records.shards[task.shard].records * self.settings.copies
 
+    @property
+    def made(self) -> dict[str, tuple[int, ...]]:
+        """The shape of what the maker makes of one crop, by name."""
+        crop = self.settings.crop
+        maps = {name: jax.ShapeDtypeStruct((1, crop, crop, MAP_CHANNELS.get(name, 1)), np.float32) for name in self.maker.reads}
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+        made = jax.eval_shape(lambda params, maps, keys: self.maker.make(params, maps, keys, self.settings), self.maker.params, maps, keys)
+        return {name: leaf.shape[1:] for name, leaf in made.items()}
 
-def plan(source: Path, out: Path, encoders: Encoders, **settings: Any) -> Plan:
-    """Looks at the prepared set `source`, and for what is encoded of it in `out`.
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Maps of the set that records have too."""
+        return tuple(name for name in self.records.manifest.maps if name in self.settings.keep)
 
-    Args:
-      settings: of `EncodeSettings`, but for the networks'; `crop` None: that of the autoencoder's training.
+    def facts(self) -> dict[str, Any]:
+        return self.maker.facts(self.records.sha256, self.settings, self.made)
+
+
+def make_plan(records: PreparedSet, out: Path, maker: Maker, settings: MakerSettings) -> Plan:
+    """Looks for what has been made of `records` in `out`.
 
     Raises:
-      VolumeError: where `source` is no prepared set.
-      ConfigError: where it is encoded already, `out` holds something else, the crop does not suit the autoencoder, or somebody would
-        change their split.
+      ConfigError: where the set is none of images, `out` holds something else, the crop does not suit the networks, the set has not what
+        they are shown, or somebody would change their split.
     """
-    records, out = PreparedSet(source, None), out.resolve()
-    if records.manifest.encoding:
-        raise ConfigError(f"{shown(source)} is an encoded set already: give the one that it was made of")
-    folder = records.folder.resolve()
+    out, folder = out.resolve(), records.folder.resolve()
+    if records.manifest.precomputed:
+        raise ConfigError(f"{shown(records.folder)} is of the kind '{records.manifest.precomputed}' already: give the set it was made of")
     if out == folder or folder in out.parents:
-        raise ConfigError(f"{shown(out)} lies in the set {shown(folder)} that is to be encoded: choose another folder for it")
-    crop = settings.pop("crop") or encoders.crop or 256
-    if crop % encoders.autoencoder.multiple:
-        raise ConfigError(f"--crop must be a multiple of {encoders.autoencoder.multiple} for this autoencoder, got {crop}")
-    prepared = hashlib.sha256(records.manifest.settings.encode()).hexdigest()
-    chosen = EncodeSettings.model_validate({"prepared": prepared, **encoders.sha256, **settings, "crop": crop})
-    check_settings(out, chosen, settings_text(chosen))
+        raise ConfigError(f"{shown(out)} lies in the set {shown(folder)} that it is made of: choose another folder for it")
+    if settings.crop % maker.multiple:
+        raise ConfigError(f"--crop must be a multiple of {maker.multiple} for these networks, got {settings.crop}")
+    if missing := [name for name in maker.reads if name not in records.manifest.maps]:
+        raise ConfigError(f"{shown(records.folder)} has no {' and no '.join(missing)}, which the networks are shown: prepare it with them")
+    check_settings(out, settings, settings_text(settings))
     before = next((read_manifest(path) for path in (out / MANIFEST, out / BEFORE) if path.exists()), None)
     check_nobody_moves(before, {shard.person: shard.split for shard in records.shards})
-    tasks = [Task(i, Path(shard.file).stem, out, _digest(shard, chosen)) for i, shard in enumerate(records.shards)]
-    return Plan(records, encoders, chosen, out, tasks, sum(read_part(task) is not None for task in tasks), before)
+    tasks = [Task(i, Path(shard.file).stem, out, _digest(shard, settings)) for i, shard in enumerate(records.shards)]
+    return Plan(records, maker, settings, out, tasks, sum(read_part(task) is not None for task in tasks), before)
+
+
+def source_set(source: Path) -> tuple[PreparedSet, str]:
+    """The set, all of its splits, and SHA-256 of the settings that it was prepared with. Raises VolumeError where it is none."""
+    records = PreparedSet(source, None)
+    return records, hashlib.sha256(records.manifest.settings.encode()).hexdigest()
 
 
 def describe(plan: Plan) -> dict[str, Any]:
     """What `--dry-run --json` prints."""
+    copies = plan.settings.copies
     return {
         "scans": [
-            {"id": shard.subject, "person": shard.person, "split": shard.split, "slices": shard.records * plan.settings.copies}
+            {"id": shard.subject, "person": shard.person, "split": shard.split, "slices": shard.records * copies}
             for shard in plan.records.shards
         ],
         "slices": plan.slices,
         "crop": plan.settings.crop,
-        "maps": [*encoded_names(plan.settings), *stored_maps(plan)],
+        "maps": [*plan.made, *plan.kept],
         "bytes": plan.slices * slice_bytes(plan),
         "parts": len(plan.tasks),
         "done": plan.done,
@@ -136,28 +179,10 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 
 def slice_bytes(plan: Plan) -> int:
-    """Of a record before it is compressed, the maps that come with the set left out."""
-    crop, encoding = plan.settings.crop, encoding_of(plan)
-    made = sum(int(np.prod(getattr(encoding, name))) for name in encoded_names(plan.settings))
-    return (made + len(plan.settings.keep) * crop**2) * np.dtype(plan.settings.dtype).itemsize
-
-
-def stored_maps(plan: Plan) -> tuple[str, ...]:
-    """Maps of the set that records have too."""
-    return tuple(name for name in plan.records.manifest.maps if name not in ("high", "low") or name in plan.settings.keep)
-
-
-def encoded_names(settings: EncodeSettings) -> tuple[str, ...]:
-    of_image = ("pooled", "tokens") if settings.tokens == "patches" else ("pooled",)
-    return ("latents", "low_latents", *(of_image if settings.image_encoder else ()))
-
-
-def encoding_of(plan: Plan) -> Encoding:
-    settings = plan.settings
-    image = jax.ShapeDtypeStruct((1, settings.crop, settings.crop, 1), np.float32)
-    made = jax.eval_shape(functools.partial(plan.encoders.encode, tokens=settings.tokens == "patches"), plan.encoders.params, image, image)
-    about = {name: getattr(settings, name) for name in ("autoencoder", "image_encoder", "crop", "copies", "augment")}
-    return Encoding(source=plan.records.sha256, **about, **{name: leaf.shape[1:] for name, leaf in made.items()})
+    """Of a record before it is compressed; of the maps that come with the set, images alone."""
+    made = sum(int(np.prod(shape)) for shape in plan.made.values())
+    images = sum(name in ("high", "low") for name in plan.kept)
+    return (made + images * plan.settings.crop**2) * np.dtype(plan.settings.dtype).itemsize
 
 
 def read_part(task: Task) -> Part | None:
@@ -169,7 +194,7 @@ def read_part(task: Task) -> Part | None:
     return part if part.digest == task.digest and task.file.is_file() else None
 
 
-def _digest(shard: Shard, settings: EncodeSettings) -> str:
+def _digest(shard: Shard, settings: MakerSettings) -> str:
     facts = {
         "made_by": made_by(),
         "settings": settings.model_dump(mode="json"),
@@ -178,5 +203,5 @@ def _digest(shard: Shard, settings: EncodeSettings) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def settings_text(settings: EncodeSettings) -> str:
+def settings_text(settings: MakerSettings) -> str:
     return settings.model_dump_json(indent=1) + "\n"

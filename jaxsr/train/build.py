@@ -17,7 +17,7 @@ from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, Split, Subjects
 from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.experiment import DataConfig, Experiment
 from jaxsr.methods.base import MAP_CHANNELS, Batch, Method
-from jaxsr.train.encoded import check_encoded
+from jaxsr.train.precomputed import check_precomputed, no_set
 
 Note = Callable[[str], None]
 
@@ -57,7 +57,10 @@ def fitted(experiment: Experiment, records: PreparedSet | None) -> Experiment:
     Raises:
       ConfigError: where it says another thing, or wants maps that the set has not.
     """
+    precomputed = build_method(experiment).precomputed(experiment.data.crop)
     if records is None:
+        if precomputed and precomputed.required:
+            raise no_set(experiment)
         return experiment
     data, manifest = experiment.data, records.manifest
     settings = json.loads(manifest.settings)
@@ -72,8 +75,8 @@ def fitted(experiment: Experiment, records: PreparedSet | None) -> Experiment:
     if data.crop > 2 * largest:
         raise ConfigError(f"data.crop is {data.crop}, and slices of {records.folder} have at most {largest} pixels: choose a smaller crop")
     check_maps(data.maps, manifest.maps, str(records.folder))
+    check_precomputed(experiment, manifest, precomputed)
     if manifest.encoding:
-        check_encoded(experiment, manifest, build_method(experiment).encoded(data.crop))
         found["augment"] = manifest.encoding.augment
     acquired = tuple(statistics.median(sizes) for sizes in zip(*(shard.acquired for shard in records.shards), strict=True))
     return experiment.model_copy(update={"data": data.model_copy(update={**found, "acquired": acquired})})
@@ -81,11 +84,13 @@ def fitted(experiment: Experiment, records: PreparedSet | None) -> Experiment:
 
 def build_stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note = lambda text: None) -> Stream:
     data, crop = experiment.data, (experiment.data.crop, experiment.data.crop)
-    if isinstance(subjects, PreparedSet) and subjects.manifest.encoding:
-        taken = build_method(experiment).encoded(data.crop)
-        return EncodedStream(subjects, (*taken, *(name for name in data.maps if name not in taken)), seed=experiment.seed, note=note)
     if isinstance(subjects, PreparedSet):
-        return RecordStream(subjects, crop, maps=data.maps, augment=data.augment, seed=experiment.seed, note=note)
+        precomputed = build_method(experiment).precomputed(data.crop)
+        taken = tuple(precomputed.shapes) if precomputed and subjects.manifest.precomputed else ("high", "low")
+        names = (*taken, *(name for name in data.maps if name not in taken))
+        if subjects.manifest.encoding:
+            return EncodedStream(subjects, names, seed=experiment.seed, note=note)
+        return RecordStream(subjects, crop, names, augment=data.augment, seed=experiment.seed, note=note)
     return SliceStream(
         subjects, crop, draws=data.draws, window=data.window, augment=data.augment, maps=data.maps, seed=experiment.seed, note=note
     )
@@ -104,7 +109,8 @@ def abstract_batch(experiment: Experiment, records: PreparedSet | None = None) -
         "mask": jax.ShapeDtypeStruct((*plane, 1), jnp.bool_),
     }
     shapes: dict[str, Any] = {"high": image, "low": image}
-    if records and records.manifest.encoding:
-        taken = build_method(experiment).encoded(crop)
-        shapes = {"high": None, "low": None} | {name: jax.ShapeDtypeStruct((size, *shape), jnp.float32) for name, shape in taken.items()}
+    precomputed = build_method(experiment).precomputed(crop)
+    if precomputed and (precomputed.required or (records and records.manifest.precomputed)):
+        taken = {name: jax.ShapeDtypeStruct((size, *shape), jnp.float32) for name, shape in precomputed.shapes.items()}
+        shapes = {"high": None, "low": None} | taken
     return Batch(**shapes, **{name: optional[name] for name in experiment.data.maps})  # type: ignore[arg-type]

@@ -102,7 +102,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
         fixed = jax.device_put(frozen.variables, frozen_shardings(method, mesh, encoded=encoding is not None))
         by_batch, everywhere = batch_sharding(mesh), replicated(mesh)
         step_fn = jax.jit(
-            make_step(method, optimizer, ema=config.ema, accumulate=config.accumulate),
+            make_step(method, optimizer, ema=config.ema, steps=config.steps, accumulate=config.accumulate),
             donate_argnums=0,
             out_shardings=(shardings, everywhere),
         )
@@ -208,7 +208,8 @@ def _claim(run_dir: Path, experiment: Experiment, subjects: Subjects | PreparedS
 
 
 def _check_same(now: Experiment, before: Experiment, run_dir: Path) -> None:
-    free = tuple(name for name in FREE_ON_RESUME if name != "train.steps" or now.optimizer.decay == "constant")
+    by_length = now.optimizer.decay != "constant" or getattr(now.method, "by_progress", False)
+    free = tuple(name for name in FREE_ON_RESUME if name != "train.steps" or not by_length)
     changed = [d for d in differences(before, now) if not d.startswith(free)]
     if changed:
         lines = "\n  ".join(changed)

@@ -21,24 +21,27 @@ Metrics = dict[str, Array]
 Step = Callable[..., tuple[State, Metrics]]
 
 
-def make_step(method: Method, optimizer: optax.GradientTransformation, *, ema: float, accumulate: int = 1) -> Step:
-    """`step(state, batch, root_key, frozen) -> state, metrics`, to be jitted with the state donated; `frozen` is {} for most."""
+def make_step(method: Method, optimizer: optax.GradientTransformation, *, ema: float, steps: int, accumulate: int = 1) -> Step:
+    """`step(state, batch, root_key, frozen) -> state, metrics`, to be jitted with the state donated; `frozen` is {} for most.
 
-    def loss_of(params, stats, frozen, batch: Batch, keys: Array, step: Array):  # type: ignore[no-untyped-def]
-        output = method.loss({"params": params, "stats": stats, "frozen": frozen}, batch, keys, step)
+    `steps`: of the whole run, by which a method knows how far it is.
+    """
+
+    def loss_of(params, stats, frozen, batch: Batch, keys: Array, progress: Array):  # type: ignore[no-untyped-def]
+        output = method.loss({"params": params, "stats": stats, "frozen": frozen}, batch, keys, progress)
         return output.loss, ({"loss": output.loss, **output.metrics}, output.stats)
 
-    def gradients(params, stats, frozen, batch: Batch, keys: Array, step: Array):  # type: ignore[no-untyped-def]
-        (_, (metrics, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(params, stats, frozen, batch, keys, step)
+    def gradients(params, stats, frozen, batch: Batch, keys: Array, progress: Array):  # type: ignore[no-untyped-def]
+        (_, (metrics, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(params, stats, frozen, batch, keys, progress)
         return grads, metrics, stats
 
-    def accumulated(params, stats, frozen, batch: Batch, keys: Array, step: Array):  # type: ignore[no-untyped-def]
+    def accumulated(params, stats, frozen, batch: Batch, keys: Array, progress: Array):  # type: ignore[no-untyped-def]
         # Every device keeps its own slices: micro-batch j takes every `accumulate`-th.
         micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (batch, keys))
 
         def add(carry, part):  # type: ignore[no-untyped-def]
             total, stats = carry
-            grads, metrics, stats = gradients(params, stats, frozen, part[0], part[1], step)
+            grads, metrics, stats = gradients(params, stats, frozen, part[0], part[1], progress)
             return (jax.tree.map(jnp.add, total, grads), stats), metrics
 
         (total, stats), metrics = jax.lax.scan(add, (jax.tree.map(jnp.zeros_like, params), stats), micro)
@@ -48,7 +51,7 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, *, ema: f
         at = jax.random.fold_in(root, state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(at, jnp.arange(batch.size))
         one = accumulated if accumulate > 1 else gradients
-        grads, metrics, stats = one(state.params, state.stats, frozen, batch, keys, state.step)
+        grads, metrics, stats = one(state.params, state.stats, frozen, batch, keys, state.step.astype(jnp.float32) / steps)
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))

@@ -48,7 +48,7 @@ def test_a_step_is_three_forward_passes_over_the_batch_less_the_gradient_by_its_
 def test_what_is_counted_is_what_the_step_multiplies(accumulate):
     experiment = tiny(accumulate=accumulate)
     method, optimizer, batch = build_method(experiment), make_optimizer(experiment.optimizer, 1), abstract_batch(experiment)
-    step = make_step(method, optimizer, ema=0.9, accumulate=accumulate)
+    step = make_step(method, optimizer, ema=0.9, steps=100, accumulate=accumulate)
     traced = multiply_adds(step, abstract_state(method, optimizer, batch), batch, jax.random.key(0))
     assert traced == step_multiply_adds(method, batch)
 

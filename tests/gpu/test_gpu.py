@@ -76,7 +76,7 @@ def test_a_training_step_is_the_one_of_the_cpu(gpu, cpu, dtype, loss_tolerance, 
 
     def run(device):
         mesh = mesh_of(device)
-        step = jax.jit(make_step(method, optimizer, ema=0.9), compiler_options=UNOPTIMISED if device is cpu else None)
+        step = jax.jit(make_step(method, optimizer, ema=0.9, steps=100), compiler_options=UNOPTIMISED if device is cpu else None)
         arguments = jax.device_put((start, batch, jax.random.key(5)), (replicated(mesh), batch_sharding(mesh), replicated(mesh)))
         with jax.default_matmul_precision("highest"):
             state, metrics = step(*arguments)
@@ -140,7 +140,7 @@ def test_the_published_network_trains_in_bf16(gpu):
     state, shardings = init_state(method, optimizer, shape, jax.random.key(0), mesh)
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == 97_804_033
 
-    step = jax.jit(make_step(method, optimizer, ema=0.99), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    step = jax.jit(make_step(method, optimizer, ema=0.99, steps=100), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     batch = jax.device_put(synthetic_batch(shape, 0), batch_sharding(mesh))
     root = jax.device_put(jax.random.key(1), replicated(mesh))
     for _ in range(2):

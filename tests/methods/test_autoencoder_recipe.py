@@ -260,7 +260,7 @@ assert whole > 4 * 83_653_863, whole
 assert held < 0.26 * whole, held / whole
 
 batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)), batch)
-step = jax.jit(make_step(method, optimizer, ema=0.99), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+step = jax.jit(make_step(method, optimizer, ema=0.99, steps=100), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 lowered = step.lower(state, batch, jax.random.key(0))
 if "compile" in sys.argv:
     lowered.compile()

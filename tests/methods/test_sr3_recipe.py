@@ -43,7 +43,7 @@ def let_it_know(method, high):
     class Oracle:
         @staticmethod
         def apply(variables, x_t, low, signal, **_):
-            x0 = method._to_diffused(high, low)
+            x0 = method.pixels.diffused(high, low)
             signal = signal[:, None, None, None]
             sigma = jnp.sqrt(1 - signal**2)
             return target(method.config.prediction, x0, (x_t - signal * x0) / sigma, Level(signal[:, 0, 0, 0], sigma[:, 0, 0, 0], signal))
@@ -79,12 +79,12 @@ def test_a_perfect_denoiser_gives_the_target(prediction, residual_std, eta):
 
 def test_without_a_residual_nothing_but_the_target_is_diffused():
     method = recipe()
-    np.testing.assert_array_equal(method._to_diffused(batch().high, batch().low), batch().high)
+    np.testing.assert_array_equal(method.pixels.diffused(batch().high, batch().low), batch().high)
 
 
 def test_the_residual_is_undone_exactly_where_it_was_made():
     method = recipe(residual_std=0.1)
-    back = method._to_image(method._to_diffused(batch().high, batch().low), batch().low)
+    back = method.pixels.image(method.pixels.diffused(batch().high, batch().low), batch().low)
     np.testing.assert_allclose(back, batch().high, atol=1e-6)
 
 

@@ -68,11 +68,11 @@ def encoded(method, variables, batch, dtype=np.float32):
     encoders = Encoders(method.autoencoder, network, params, {}, side, None)
     made = jax.jit(functools.partial(encoders.encode, tokens=True))(params, batch.high, batch.low)
     made = {name: np.asarray(x).astype(dtype).astype(np.float32) for name, x in made.items()} | {"high": batch.high, "low": batch.low}
-    return batch._replace(**{"high": None, "low": None} | {name: made[name] for name in method.encoded(SIDE)})
+    return batch._replace(**{"high": None, "low": None} | {name: made[name] for name in method.precomputed(SIDE).shapes})
 
 
 def stored_shapes(method):
-    shapes = {name: jax.ShapeDtypeStruct((SLICES, *shape), jnp.float32) for name, shape in method.encoded(SIDE).items()}
+    shapes = {name: jax.ShapeDtypeStruct((SLICES, *shape), jnp.float32) for name, shape in method.precomputed(SIDE).shapes.items()}
     return slices(method)._replace(**{"high": None, "low": None, **shapes})
 
 
@@ -91,7 +91,7 @@ def test_the_loss_of_stored_encodings_is_that_of_the_slices(kind):
     assert (stored.high is None, stored.low is None) == (kind != "pooled", kind != "trained")
     np.testing.assert_allclose(loss_of(method, variables, stored), loss_of(method, variables, given), rtol=1e-5)
     # And not by deafness: with what is stored of another slice it is another.
-    for name in method.encoded(SIDE):
+    for name in method.precomputed(SIDE).shapes:
         other = stored._replace(**{name: getattr(stored, name)[::-1]})
         assert abs(loss_of(method, variables, other) / loss_of(method, variables, stored) - 1) > 1e-4, name
 

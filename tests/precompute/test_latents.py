@@ -22,9 +22,8 @@ from jaxsr.data.subjects import stable_hash
 from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.base import Batch
 from jaxsr.models.clip import VisionTransformer, clip_image
-from jaxsr.precompute.encoders import Encoders
-from jaxsr.precompute.latents import encode_set
-from jaxsr.precompute.plan import plan
+from jaxsr.precompute.encoders import Encoders, plan_encoding
+from jaxsr.precompute.job import make_set
 from jaxsr.volume.errors import VolumeError
 from jaxsr.weights.file import digest
 
@@ -68,7 +67,7 @@ def prepared(tmp_path_factory):
 def made(prepared, encoders, tmp_path_factory):
     """Ten slices a scan, in batches of four: the last of each scan is filled up."""
     out = tmp_path_factory.mktemp("made") / "set"
-    encode_set(plan(prepared, out, encoders, **SETTINGS), batch_size=4)
+    make_set(plan_encoding(prepared, out, encoders, **SETTINGS), batch_size=4)
     return out
 
 
@@ -133,9 +132,9 @@ def test_the_same_command_makes_the_same_bytes_and_only_what_is_missing_or_damag
     (again / "manifest.json").unlink()
     (again / "shards" / ".half.tmp").write_bytes(b"killed")
     told = []
-    todo = plan(prepared, again, encoders, **SETTINGS)
+    todo = plan_encoding(prepared, again, encoders, **SETTINGS)
     assert todo.done == 2  # by name: what is damaged shows when it is read
-    encode_set(todo, batch_size=4, advance=lambda done, name: told.append((done, name)))
+    make_set(todo, batch_size=4, advance=lambda done, name: told.append((done, name)))
     assert files(again) == before
     assert shards[0].stat().st_mtime_ns == kept
     assert told[0] == (SLICES * COPIES, "done before")
@@ -151,18 +150,18 @@ def test_what_was_written_before_it_was_stopped_stays_and_there_is_no_manifest_y
             raise Stop
 
     with pytest.raises(Stop):
-        encode_set(plan(prepared, tmp_path / "set", encoders, **SETTINGS), batch_size=4, advance=stop)
+        make_set(plan_encoding(prepared, tmp_path / "set", encoders, **SETTINGS), batch_size=4, advance=stop)
     assert [path.name for path in sorted((tmp_path / "set" / "shards").iterdir())] == ["sub-0000.array_record"]
     with pytest.raises(VolumeError, match="no manifest"):
         read_manifest(tmp_path / "set")
-    todo = plan(prepared, tmp_path / "set", encoders, **SETTINGS)
+    todo = plan_encoding(prepared, tmp_path / "set", encoders, **SETTINGS)
     assert todo.done == 1
-    encode_set(todo, batch_size=4)
+    make_set(todo, batch_size=4)
     assert files(tmp_path / "set") == files(made)
 
 
 def test_batches_of_another_size_change_rounding_only(prepared, encoders, made, tmp_path):
-    encode_set(plan(prepared, tmp_path / "set", encoders, **SETTINGS), batch_size=3)
+    make_set(plan_encoding(prepared, tmp_path / "set", encoders, **SETTINGS), batch_size=3)
     one, other = PreparedSet(made, None), PreparedSet(tmp_path / "set", None)
     for record in (0, len(one) - 1):
         for name, x in one.read(record).items():
@@ -171,30 +170,30 @@ def test_batches_of_another_size_change_rounding_only(prepared, encoders, made, 
 
 @pytest.mark.parametrize("change, message", [
     ({"copies": 3}, r"other settings.*\n  copies: 2 → 3"),
-    ({"crop": 15}, r"--crop must be a multiple of 2 for this autoencoder, got 15"),
+    ({"crop": 15}, r"--crop must be a multiple of 2 for these networks, got 15"),
 ])  # fmt: skip
 def test_other_settings_in_the_same_folder_are_refused_by_name(prepared, encoders, made, change, message):
     with pytest.raises(ConfigError, match=message):
-        plan(prepared, made, encoders, **{**SETTINGS, **change})
+        plan_encoding(prepared, made, encoders, **{**SETTINGS, **change})
 
 
 def test_another_autoencoder_in_the_same_folder_is_refused_with_both_sums(prepared, encoders, made):
     other = encoders._replace(sha256={**encoders.sha256, "autoencoder": "0" * 64})
     with pytest.raises(ConfigError, match=rf'autoencoder: "{encoders.sha256["autoencoder"]}" → "0000'):
-        plan(prepared, made, other, **SETTINGS)
+        plan_encoding(prepared, made, other, **SETTINGS)
 
 
 def test_what_is_no_set_to_encode_is_refused(prepared, encoders, made, tmp_path):
-    with pytest.raises(ConfigError, match="is an encoded set already"):
-        plan(made, tmp_path / "set", encoders, **SETTINGS)
+    with pytest.raises(ConfigError, match="is of the kind 'encoded' already"):
+        plan_encoding(made, tmp_path / "set", encoders, **SETTINGS)
     with pytest.raises(ConfigError, match="lies in the set"):
-        plan(prepared, prepared / "encoded", encoders, **SETTINGS)
+        plan_encoding(prepared, prepared / "encoded", encoders, **SETTINGS)
     shutil.copytree(prepared, tmp_path / "plain")
     (tmp_path / "plain" / "settings.json").write_text("{}")
     with pytest.raises(ConfigError, match="set of another kind"):
-        plan(prepared, tmp_path / "plain", encoders, **SETTINGS)
+        plan_encoding(prepared, tmp_path / "plain", encoders, **SETTINGS)
     with pytest.raises(VolumeError, match="no manifest of a prepared set"):
-        plan(tmp_path, tmp_path / "set", encoders, **SETTINGS)
+        plan_encoding(tmp_path, tmp_path / "set", encoders, **SETTINGS)
 
 
 def test_somebody_who_changed_their_split_is_refused(prepared, encoders, made, tmp_path):
@@ -204,7 +203,7 @@ def test_somebody_who_changed_their_split_is_refused(prepared, encoders, made, t
     moved = manifest.shards[2].model_copy(update={"split": "train"})
     write_manifest(tmp_path / "moved", manifest.model_copy(update={"shards": (*manifest.shards[:2], moved)}))
     with pytest.raises(ConfigError, match="sub-0002: test → train"):
-        plan(tmp_path / "moved", made, encoders, **SETTINGS)
+        plan_encoding(tmp_path / "moved", made, encoders, **SETTINGS)
 
 
 def test_latents_that_do_not_fit_half_precision_are_refused_with_their_size(prepared, encoders, tmp_path):
@@ -212,9 +211,11 @@ def test_latents_that_do_not_fit_half_precision_are_refused_with_their_size(prep
     params["autoencoder"]["moments"]["kernel"] *= 1e6
     with pytest.raises(
         VolumeError,
-        match=r"none of the 3 .*: sub-0002: latents of a slice reach \d.*, more than float16 holds: encode with --dtype float32",
+        match=r"nothing could be made of the 3 .*: sub-0002: latents of a slice reach \d.*, more than float16 holds: take --dtype float32",
     ):
-        encode_set(plan(prepared, tmp_path / "set", encoders._replace(params=params), **{**SETTINGS, "dtype": "float16"}), batch_size=4)
+        make_set(
+            plan_encoding(prepared, tmp_path / "set", encoders._replace(params=params), **{**SETTINGS, "dtype": "float16"}), batch_size=4
+        )
     assert list((tmp_path / "set" / "shards").iterdir()) == []
 
 
@@ -224,13 +225,13 @@ def test_a_scan_that_cannot_be_read_is_told_and_left_out_until_it_can(prepared, 
     shard = source / "shards" / "sub-0001.array_record"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:3000] + bytes(500) + whole[3500:])
-    manifest = encode_set(plan(source, tmp_path / "set", encoders, **SETTINGS), batch_size=4, note=told.append)
+    manifest = make_set(plan_encoding(source, tmp_path / "set", encoders, **SETTINGS), batch_size=4, note=told.append)
     assert [part.subject for part in verify(tmp_path / "set").shards] == ["sub-0000", "sub-0002"]
     assert [(one.what, one.why) for one in manifest.rejected] == [("sub-0001", told[0].removeprefix("rejected: "))]
     assert "shards/sub-0001.array_record: record 0 cannot be read" in told[0]
     assert str(tmp_path) not in told[0]
     shard.write_bytes(whole)
-    encode_set(plan(source, tmp_path / "set", encoders, **SETTINGS), batch_size=4)
+    make_set(plan_encoding(source, tmp_path / "set", encoders, **SETTINGS), batch_size=4)
     assert files(tmp_path / "set") == files(made)
 
 

@@ -87,7 +87,7 @@ batch = Batch(high=high, low=high + 0.1 * error)
 def one_step(mesh):
     state, shardings = init_state(method, optimizer, batch, jax.random.key(0), mesh)
     placed = jax.device_put(batch, meshes.batch_sharding(mesh))
-    step = make_step(method, optimizer, ema=0.9, accumulate=2)
+    step = make_step(method, optimizer, ema=0.9, steps=100, accumulate=2)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
     new, metrics = step(state, placed, jax.random.key(2))
     split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(new.params))

@@ -32,7 +32,7 @@ def recipe():
 
 @functools.cache
 def compiled(accumulate=1):
-    step = make_step(recipe(), make_optimizer(OPTIMIZER, 100), ema=EMA, accumulate=accumulate)
+    step = make_step(recipe(), make_optimizer(OPTIMIZER, 100), ema=EMA, steps=100, accumulate=accumulate)
     return jax.jit(step, donate_argnums=0)
 
 
