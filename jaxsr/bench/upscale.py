@@ -49,12 +49,12 @@ def bench_upscale(
         interpolation=experiment.data.interpolation,
     )
     volume, to_mm = synthetic_head(shape, experiment), experiment.data.voxel_size
-    plan = engine.plan(volume, to_mm, tuple(AXES))
+    plan = engine.plan(volume, to_mm, tuple(AXES), request)
 
     first = call_times(lambda: engine.upscale(volume, request, to_mm=to_mm).volume.data, 1)[0]
     times = summary(call_times(lambda: engine.upscale(volume, request, to_mm=to_mm).volume.data, repeats))
     memory = peak_memory()  # before the matrix product of `rates` adds its own
-    traces = trace_batches(method, variables, plan, request, engine.batch_size)
+    traces = trace_batches(method, variables, plan, engine.batch_size)
     work = volume_multiply_adds(traces, plan, engine.batch_size)
     return {
         "shape": list(shape),

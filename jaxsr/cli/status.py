@@ -17,6 +17,7 @@ STATUS = {
     "FileError": 2,
     "EvaluationError": 2,
     "NoHeads": 3,
+    "NothingToDo": 3,
     "CheckpointError": 2,
     "MeshError": 2,
     "ModelError": 4,

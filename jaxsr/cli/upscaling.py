@@ -43,6 +43,9 @@ def upscale(
     suffixes: Annotated[str, typer.Option("--suffix", help="With --bids: which images, as in T1w or T1w,T2w.")] = "T1w",
     model: Annotated[Path | None, bare("--model", "-m", help="A run directory, or a file made by `jaxsr export`.")] = None,
     to_mm: Annotated[float | None, bare(help="Voxel size of the output. [default: what the model was trained for]")] = None,
+    from_mm: Annotated[
+        str, bare("--from-mm", metavar="auto|MM|MM,MM,MM", help="For a student: what the scan resolves. auto is its voxel size.")
+    ] = "auto",
     steps: Annotated[int | None, bare(min=1, help="Sampling steps. [default: the model's]")] = None,
     eta: Annotated[float | None, bare(min=0, max=1, help="0 deterministic … 1 ancestral. [default: the model's]")] = None,
     samples: Annotated[
@@ -111,6 +114,7 @@ def upscale(
         choice("--precision", precision, ("f32", "bf16"))
     size = slices_at_a_time(batch_size)
     check_voxel_size(to_mm)
+    resolved = _resolved(from_mm)
     _check_places(source, output, bids, participants, sessions)
     declared = _declared(acquisition, noise, consistency)
     if model is None:
@@ -172,13 +176,19 @@ def upscale(
         check_guides(recipe.experiment, guides[job.source])
     default, trained = recipe.method.default_request, recipe.experiment.data.voxel_size
     target = to_mm or trained
-    if abs(target - trained) > 1e-6:
+    multiscale = hasattr(recipe.method, "pixel")
+    if resolved and not multiscale:
+        raise typer.BadParameter(
+            f"a model of kind {recipe.experiment.method.kind} is not told what a scan resolves, a student is: leave it out",
+            param_hint="--from-mm",
+        )
+    if abs(target - trained) > 1e-6 and not multiscale:
         terminal.print(f"note: the model was trained for {trained:g} mm, not {target:g} mm")
     request = default._replace(steps=steps or default.steps, eta=default.eta if eta is None else eta, to_mm=target)
     if samples > 1 and request.steps == 1 < recipe.method.most_steps:
         terminal.print("note: one sampling step estimates the middle of what is plausible, so samples differ too little: give --steps")
     compared = declared_acquisition(recipe.experiment, declared, noise) if consistency else None
-    settings = Settings(target, request, axis_names, seed, volume, nan, picture, samples, keep_samples, compared)  # type: ignore[arg-type]
+    settings = Settings(target, request, axis_names, seed, volume, nan, picture, samples, keep_samples, compared, resolved)  # type: ignore[arg-type]
     engine = make_engine(loaded, batch_size=size, slice_map=slice_map) if loaded else None  # type: ignore[arg-type]
     if verbose:
         terminal.print(f"{recipe.name}, step {recipe.step}, on {device_in_use()}, {request.steps} sampling steps")
@@ -249,6 +259,20 @@ def _check_places(
     for option, labels in (("--participant-label", participants), ("--session-label", sessions)):
         if labels:
             raise typer.BadParameter("is for --bids: name the volumes by -i", param_hint=option)
+
+
+def _resolved(text: str) -> tuple[float, float, float] | None:
+    """Of --from-mm, mm to the right, front and top; None for auto."""
+    if text == "auto":
+        return None
+    try:
+        sizes = [float(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if len(sizes) not in (1, 3) or not all(0.1 <= mm <= 20 for mm in sizes):
+        raise typer.BadParameter(f"'{text}' is neither auto nor millimetres, one number or three, as in 2 or 1,1,5", param_hint="--from-mm")
+    x, y, z = sizes * 3 if len(sizes) == 1 else sizes
+    return x, y, z
 
 
 def _declared(acquisition: str | None, noise: float | None, consistency: bool) -> "Acquisition | None":

@@ -38,6 +38,7 @@ from jaxsr.evaluate.tables import Comparison, Files
 from jaxsr.evaluate.written import check_folder, picture_paths
 from jaxsr.experiment import Experiment
 from jaxsr.files import shown
+from jaxsr.methods.student import StudentConfig
 from jaxsr.upscale.guide_maps import guidance_facts, read_guides
 from jaxsr.upscale.guides import Guides
 from jaxsr.upscale.inputs import UNLIKE, Job, scale_notes
@@ -228,7 +229,7 @@ def _upscale_all(
     from jaxsr.upscale.files import training_scans
     from jaxsr.upscale.sidecar import describe
 
-    scans, target = training_scans(experiment), experiment.data.voxel_size
+    target = None if isinstance(experiment.method, StudentConfig) else experiment.data.voxel_size
     unlike: dict[str, list[str]] = {}  # in what → sentences, one a head
     for done, (subject, case) in enumerate(list(cases.items())):
         progress(done, subject)
@@ -260,16 +261,16 @@ def _upscale_all(
             output.unlink(missing_ok=True)
             write_volume(output, result.volume, description="jaxsr: synthetic", before={sidecar_path(output): json_writer(said)})
         cases[subject] = case._replace(outputs={**case.outputs, name: output})
-        for what, sentence in _unlike(low, mm, scans, target).items():
+        for what, sentence in _unlike(low, mm, training_scans(experiment, low), target).items():
             unlike.setdefault(what, []).append(f"{subject}, {sentence}")
     return [f"{run.model}: {len(said)} of {len(cases)} heads are unlike its training: {said[0]}" for said in unlike.values()]
 
 
-def _unlike(low: Volume, mm: tuple[float, float, float], scans: tuple[float, float, float], target: float) -> dict[str, str]:
-    """How a head differs from those that a model learnt on: its acquisition from `scans`, its own voxels, `mm`, from `target`."""
+def _unlike(low: Volume, mm: tuple[float, float, float], scans: tuple[float, float, float], target: float | None) -> dict[str, str]:
+    """How a head differs from those that a model learnt on: its acquisition from `scans`, its own voxels, `mm`, from `target` (None: any)."""
     notes = scale_notes(low, None, scans)
     said = {"acquisition": notes[0]} if notes else {}
-    if any(max(side / target, target / side) > UNLIKE for side in mm):
+    if target and any(max(side / target, target / side) > UNLIKE for side in mm):
         size = " × ".join(f"{side:.3g}" for side in mm)
         said["voxels"] = f"the model was trained to make voxels of {target:.3g} mm, this head has {size} mm"
     return said

@@ -116,6 +116,7 @@ class Student:
         self.multiple = config.multiple
         self.default_request = Request(config.sampling_steps, config.eta)
         self.most_steps = config.schedule.steps
+        self.pixel = config.pixel
 
     def init(self, key: Array, batch: Batch) -> Variables:
         level = jnp.ones(batch.low.shape[0])

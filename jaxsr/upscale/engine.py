@@ -22,7 +22,7 @@ from jaxsr.data.pairs import slice_frame
 from jaxsr.methods.base import MAP_CHANNELS, Condition, Method, Request, UpscaleOutput, Variables
 from jaxsr.runtime.memory import OutOfMemory, free_memory, is_out_of_memory, program_memory
 from jaxsr.runtime.mesh import MeshError, batch_sharding, replicated
-from jaxsr.upscale.plan import Plan, make_plan, map_of
+from jaxsr.upscale.plan import Plan, Sizes, make_plan, map_of
 from jaxsr.volume.geometry import Grid, Kind, resample
 from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.io import Volume
@@ -99,9 +99,16 @@ class Engine:
         self._variables = jax.device_put(variables, self._everywhere)
         self._programs: dict[tuple[tuple[int, int], Request, tuple[str, ...]], Compiled] = {}  # of the present batch size
 
-    def plan(self, volume: Volume, to_mm: float | Grid | None, axes: Sequence[str]) -> Plan:
-        """What `upscale` would do, without doing it. Raises VolumeError where no axis of `axes` serves."""
-        return make_plan(self._method, volume.grid, to_mm, axes, self._slice_map)
+    def plan(
+        self,
+        volume: Volume,
+        to_mm: float | Grid | None,
+        axes: Sequence[str],
+        request: Request | None = None,
+        from_mm: Sizes | None = None,
+    ) -> Plan:
+        """What `upscale` would do, without doing it. Raises: as `make_plan`."""
+        return make_plan(self._method, volume.grid, to_mm, axes, self._slice_map, request, from_mm)
 
     def upscale(
         self,
@@ -109,6 +116,7 @@ class Engine:
         request: Request,
         *,
         to_mm: float | Grid | None = None,
+        from_mm: Sizes | None = None,
         maps: Maps = {},  # noqa: B006
         axes: Sequence[str] = tuple(AXES),
         seed: int = 0,
@@ -118,35 +126,39 @@ class Engine:
     ) -> Upscaled:
         """`volume` at `to_mm` (None: on its own grid), in its own units and orientation; its field of view keeps its centre.
 
-        A grid in place of `to_mm` is the output's, its axes parallel to those of the volume; `maps` lie on it.
+        A grid in place of `to_mm` is the output's, its axes parallel to those of the volume; `maps` lie on the plan's `work`, which is that
+        of most methods. `from_mm` is what the volume resolves, where that is not its voxel size.
 
         Raises:
-          VolumeError: where no axis of `axes` serves.
+          NothingToDo, VolumeError: as `make_plan`.
           OutOfMemory: where a batch does not fit and must not, or cannot, be smaller.
         """
         before = self.compilations
-        plan = self.plan(volume, to_mm, axes)
+        plan = self.plan(volume, to_mm, axes, request, from_mm)
         window = fit_window(volume.data)
-        low = window.forward(resample(volume.data, volume.grid, plan.grid, self._interpolation))
+        low = window.forward(resample(volume.data, volume.grid, plan.work, self._interpolation))
         key = jax.random.fold_in(jax.random.key(seed), sample)
-        image, metrics = self.fuse(low, plan.axes, key, request, maps, lambda done: progress(done, plan.slices), note)
+        wanted = dict(zip(plan.axes, plan.requests, strict=True))
+        image, metrics = self.fuse(low, wanted, key, maps, lambda done: progress(done, plan.slices), note)
+        if plan.work is not plan.grid:
+            image = resample(image, plan.work, plan.grid)
         result = replace(volume, data=window.inverse(image), affine=plan.grid.affine)
         return Upscaled(result, window, metrics, plan, self.compilations - before)
 
     def fuse(
         self,
         low: np.ndarray,
-        axes: Sequence[str],
+        requests: Mapping[str, Request | None],
         key: jax.Array,
-        request: Request,
         maps: Maps = {},  # noqa: B006
         progress: Callable[[int], None] = lambda done: None,
         note: Note = silent,
     ) -> tuple[np.ndarray, dict[str, float]]:
-        """The mean over `axes` of the stacked slices, float32 `[X, Y, Z]`, summed in float64; and the metrics' means over all slices.
+        """The mean over axes of the stacked slices, float32 `[X, Y, Z]`, summed in float64; and the metrics' means over all slices.
 
         Args:
           low: `[X, Y, Z]` on the target grid, in the window -1…1.
+          requests: axis → what is asked for along it; None: its slices are those of `low`.
           maps: on that grid.
 
         Raises:
@@ -156,7 +168,10 @@ class Engine:
         total = np.zeros(low.shape, np.float64)
         metrics: dict[str, list[np.ndarray]] = {}
         done = 0
-        for axis in axes:
+        for axis, request in requests.items():
+            if request is None:
+                total += low
+                continue
             sums = take_slices(total, axis)
             slice_map = map_of(self._method, low.shape, AXES[axis], self._slice_map)
             cuts = {name: _cut(name, data, AXES[axis]) for name, data in {"low": low, **maps}.items()}
@@ -166,7 +181,7 @@ class Engine:
                     metrics.setdefault(name, []).append(values)
                 done += len(images)
                 progress(done)
-        total /= len(axes)
+        total /= len(requests)
         return total.astype(np.float32), {name: float(np.concatenate(values).mean()) for name, values in metrics.items()}
 
     def _slices(

@@ -13,6 +13,7 @@ from jaxsr.evaluate.files import sidecar_path
 from jaxsr.experiment import Experiment
 from jaxsr.files import Writer, shown
 from jaxsr.methods.base import Request
+from jaxsr.methods.student import StudentConfig
 from jaxsr.physics.protocol import Acquisition
 from jaxsr.runtime.distributed import Place
 from jaxsr.runtime.memory import OutOfMemory
@@ -23,6 +24,7 @@ from jaxsr.upscale.guide_maps import guidance_facts, read_guides
 from jaxsr.upscale.guides import Guides, check_guides
 from jaxsr.upscale.inputs import Job, check_target, read_input, scale_notes
 from jaxsr.upscale.model import Model, ModelError
+from jaxsr.upscale.plan import Sizes
 from jaxsr.upscale.samples import Samples, draw
 from jaxsr.upscale.sidecar import (
     check_maps,
@@ -53,6 +55,7 @@ class Settings(NamedTuple):
     samples: int = 1
     keep_samples: bool = False
     consistency: Consistency | None = None
+    from_mm: Sizes | None = None
 
     @property
     def maps(self) -> tuple[str, ...]:
@@ -89,8 +92,13 @@ def read_source(path: Path, settings: Settings, note: Callable[[str], None] = la
     )
 
 
-def training_scans(experiment: Experiment) -> tuple[float, float, float]:
-    """Voxel size in mm of the scans that a model learnt from: that of the acquisition, or of the heads where they were coarser."""
+def training_scans(experiment: Experiment, volume: Volume) -> tuple[float, float, float]:
+    """Voxel size in mm of the scans that a model learnt from: that of the acquisition, or of the heads where they were coarser; of a model
+    that learnt from a range of sizes, those nearest to `volume`."""
+    if isinstance(experiment.method, StudentConfig):
+        stages = experiment.method.stages
+        x, y, z = (min(max(mm, stages.high_mm), stages.low_mm) for mm in volume.voxel_size)
+        return x, y, z
     if experiment.data.acquired:
         return experiment.data.acquired
     x, y, z = (max(mm, experiment.data.voxel_size) for mm in experiment.data.acquisition.typical.spacing)
@@ -161,12 +169,15 @@ def _upscale_file(
         volume = read_source(job.source, settings, note)
     else:
         check_target(volume, settings.to_mm, **settings.memory)
-    odd = scale_notes(volume, settings.to_mm, training_scans(model.experiment))
+    odd = scale_notes(volume, settings.to_mm, training_scans(model.experiment, volume))
     for sentence in odd:
         note(f"{shown(job.source.name)}: {sentence}")
     volume = replace(volume, notes=(*volume.notes, *odd))
     check_guides(model.experiment, guides)
-    guiding = read_guides(guides, engine.plan(volume, settings.to_mm, settings.axes).grid)
+    plan = engine.plan(volume, settings.to_mm, settings.axes, settings.request, settings.from_mm)
+    if plan.work is not plan.grid:
+        check_target(volume, min(plan.work.voxel_size), **settings.memory)
+    guiding = read_guides(guides, plan.work)
     guidance = {"Guidance": guidance_facts(guides)} if guiding else {}
     started = time.monotonic()
 
@@ -195,7 +206,8 @@ def _upscale_file(
 
     drawn = draw(
         engine, volume, settings.request, settings.samples, sampling=settings.samples == 1 or model.method.most_steps > 1,
-        to_mm=settings.to_mm, maps=guiding, axes=settings.axes, seed=settings.seed, each=look_at, progress=progress, note=note,
+        to_mm=settings.to_mm, from_mm=settings.from_mm, maps=guiding, axes=settings.axes, seed=settings.seed, each=look_at,
+        progress=progress, note=note,
     )  # fmt: skip
     maps, more = _maps(volume, drawn, settings, lambda sentence: note(f"{shown(job.source.name)}: {sentence}"))
     facts = facts_of(drawn.mean, **more)

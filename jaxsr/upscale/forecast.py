@@ -40,12 +40,12 @@ def forecast(
     """
     check_sidecar(job.output, picture=settings.picture)
     check_maps([job], settings.maps)
-    plan = make_plan(recipe.method, volume.grid, settings.to_mm, settings.axes, slice_map)
+    plan = make_plan(recipe.method, volume.grid, settings.to_mm, settings.axes, slice_map, settings.request, settings.from_mm)
     devices = jax.local_device_count()
     size = -(-(first_batch_size() if batch_size == "auto" else batch_size) // devices) * devices
     voxels, affine = from_ras(np.broadcast_to(np.float32(0), plan.grid.shape), plan.grid.affine, turn_from(volume.orientation))
     variables = _abstract_variables(recipe)
-    traces = trace_batches(recipe.method, variables, plan, settings.request, size)
+    traces = trace_batches(recipe.method, variables, plan, size)
     draws = settings.samples if settings.samples == 1 or recipe.method.most_steps > 1 else 1
     work = volume_multiply_adds(traces, plan, size)
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))
@@ -68,10 +68,10 @@ def forecast(
         "SamplingSteps": settings.request.steps,
         "Samples": draws,
         "MultiplyAdds": work if work is None else draws * work,
-        "HostBytes": memory_needed(volume, plan.grid, **settings.memory),
+        "HostBytes": memory_needed(volume, plan.work, **settings.memory),
         "DeviceBytes": weights + max(live_bytes(trace) for trace in traces.values()) // devices,
         "Devices": devices,
-        "Notes": [*volume.notes, *scale_notes(volume, settings.to_mm, training_scans(recipe.experiment)), *plan.left_out],
+        "Notes": [*volume.notes, *scale_notes(volume, settings.to_mm, training_scans(recipe.experiment, volume)), *plan.left_out],
     }
 
 
@@ -113,22 +113,26 @@ def live_bytes(jaxpr: ClosedJaxpr | Jaxpr) -> int:
     return most
 
 
-def trace_batches(method: Method, variables: Any, plan: Plan, request: Request, batch_size: int) -> dict[tuple[int, int], ClosedJaxpr]:
-    """The traced program for a batch of each shape; `variables` may be abstract."""
+Traces = Mapping[tuple[tuple[int, int], Request], ClosedJaxpr]  # of a batch of each shape and request
 
-    def of_batch(sides: tuple[int, int]) -> ClosedJaxpr:
+
+def trace_batches(method: Method, variables: Any, plan: Plan, batch_size: int) -> Traces:
+    """The traced programs of `plan`; `variables` may be abstract."""
+
+    def of_batch(sides: tuple[int, int], request: Request) -> ClosedJaxpr:
         low = jax.ShapeDtypeStruct((batch_size, *sides, 1), jnp.float32)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
         return jax.make_jaxpr(functools.partial(method.upscale, request=request))(variables, Condition(low), keys)  # type: ignore[arg-type]
 
-    return {sides: of_batch(sides) for sides in dict.fromkeys(plan.shapes)}
+    return {(sides, request): of_batch(sides, request) for sides, request in plan.programs}
 
 
-def volume_multiply_adds(traces: Mapping[tuple[int, int], ClosedJaxpr], plan: Plan, batch_size: int) -> int | None:
+def volume_multiply_adds(traces: Traces, plan: Plan, batch_size: int) -> int | None:
     """Of all batches of one volume, the last one of each axis filled up; None where shapes do not tell."""
     notes: list[str] = []
-    work = {sides: sum(operation.multiply_adds for operation in operations(trace, notes)) for sides, trace in traces.items()}
-    total = sum(work[sides] * -(-count // batch_size) for sides, count in zip(plan.shapes, plan.counts, strict=True))
+    work = {program: sum(operation.multiply_adds for operation in operations(trace, notes)) for program, trace in traces.items()}
+    each = zip(plan.shapes, plan.requests, plan.counts, strict=True)
+    total = sum(work[sides, request] * -(-count // batch_size) for sides, request, count in each if request)
     return None if notes else total
 
 

@@ -1,16 +1,29 @@
-"""What upscaling a volume will take, from its grid and the method alone: which axes serve, how slices are padded, how many there are."""
+"""What upscaling a volume will take, from its grid and the method alone: which axes serve, how slices are padded, how many there are.
+
+A method that goes from voxel size to voxel size (`pixel` mm, the student) works on slices of its own pixels, whatever is asked for: what
+comes out is brought to the target by resampling, which does not alias. It is told, for every plane, from which voxel size it is to go to
+which: from the coarser of the two that the scan has in that plane, to the finer of the two that the target has. A plane in which it has
+nothing to do is passed on as it is.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxsr.methods.base import Method
+from jaxsr.methods.base import Method, Request
 from jaxsr.upscale.inputs import serving_axes
+from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid, target_grid
 from jaxsr.volume.slices import AXES, SliceMap, SliceMapKind, make_map
 
 BUCKET = 16  # sides are padded to multiples of at least this, so that heads of about one size share their compiled programs
+
+Sizes = tuple[float, float, float]  # mm along the axes of a volume
+
+
+class NothingToDo(VolumeError):
+    """The volume is what it was to become already."""
 
 
 class Plan(NamedTuple):
@@ -18,14 +31,18 @@ class Plan(NamedTuple):
 
     Attributes:
       grid: of the result.
+      work: of the slices that are upscaled; `grid` for most methods.
       axes: slice axes that serve, by name.
+      requests: what is asked for along each; None: slices are passed on as they are.
       shapes: padded sides `(H, W)` of each.
-      counts: slices of each.
-      left_out: a sentence for each axis that does not serve.
+      counts: slices of each that are upscaled.
+      left_out: a sentence for each axis that does not serve, or along which there is nothing to do.
     """
 
     grid: Grid
+    work: Grid
     axes: tuple[str, ...]
+    requests: tuple[Request | None, ...]
     shapes: tuple[tuple[int, int], ...]
     counts: tuple[int, ...]
     left_out: tuple[str, ...]
@@ -36,21 +53,64 @@ class Plan(NamedTuple):
         return sum(self.counts)
 
     @property
+    def programs(self) -> set[tuple[tuple[int, int], Request]]:
+        """What is compiled: a program for each shape and request."""
+        return {(sides, request) for sides, request in zip(self.shapes, self.requests, strict=True) if request}
+
+    @property
     def compilations(self) -> int:
-        """Distinct shapes: each is a program of its own."""
-        return len(set(self.shapes))
+        return len(self.programs)
 
     def batches(self, batch_size: int) -> int:
         """Of `batch_size` slices, the last of each axis filled up."""
         return sum(-(-count // batch_size) for count in self.counts)
 
 
-def make_plan(method: Method, grid: Grid, to: float | Grid | None, axes: Sequence[str], slice_map: SliceMapKind = "pad") -> Plan:
-    """For a volume on `grid`, at `to` mm or on that grid (None: its own) along `axes`. Raises VolumeError where none of them serves."""
+def make_plan(
+    method: Method,
+    grid: Grid,
+    to: float | Grid | None,
+    axes: Sequence[str],
+    slice_map: SliceMapKind = "pad",
+    request: Request | None = None,
+    from_mm: Sizes | None = None,
+) -> Plan:
+    """For a volume on `grid`, at `to` mm or on that grid (None: its own) along `axes`.
+
+    Args:
+      request: None: the method's default.
+      from_mm: what the volume resolves, where that is not its voxel size: a scan that was interpolated.
+
+    Raises:
+      NothingToDo: where a method has nothing to do along any axis; VolumeError: where none of `axes` serves.
+    """
     target = to if isinstance(to, Grid) else target_grid(grid, to) if to else grid
     serving, left_out = serving_axes(grid.shape, axes)
-    shapes = tuple(map_of(method, target.shape, AXES[name], slice_map).shape for name in serving)
-    return Plan(target, serving, shapes, tuple(target.shape[AXES[name]] for name in serving), left_out)
+    request = request or method.default_request
+    pixel = getattr(method, "pixel", None)
+    work = target_grid(grid, pixel) if pixel else target
+    requests = tuple(plane_request(method, request, from_mm or grid.voxel_size, target.voxel_size, AXES[name]) for name in serving)
+    if not any(requests):
+        said = " × ".join(f"{mm:.3g}" for mm in from_mm or grid.voxel_size)
+        raise NothingToDo(
+            f"already at the target resolution: {said} mm, and {min(target.voxel_size):.3g} mm is asked for; choose a smaller --to-mm, or "
+            "say with --from-mm what the scan resolves"
+        )
+    still = tuple(f"{name} slices are passed on as they are" for name, of in zip(serving, requests, strict=True) if of is None)
+    shapes = tuple(map_of(method, work.shape, AXES[name], slice_map).shape for name in serving)
+    counts = tuple(work.shape[AXES[name]] if of else 0 for name, of in zip(serving, requests, strict=True))
+    return Plan(target, work, serving, requests, shapes, counts, (*left_out, *still))
+
+
+def plane_request(method: Method, request: Request, from_mm: Sizes, to_mm: Sizes, axis: int) -> Request | None:
+    """What `method` is asked for of slices across `axis`; None where it has nothing to do with them."""
+    if getattr(method, "pixel", None) is None:
+        return request
+    coarser = max(mm for a, mm in enumerate(from_mm) if a != axis)
+    finer = min(mm for a, mm in enumerate(to_mm) if a != axis)
+    # Rounded, as a request is a static argument: heads of one voxel size but for its last digits share a program.
+    asked = request._replace(from_mm=round(coarser, 3), to_mm=round(finer, 3))
+    return None if method.idle(asked) else asked  # type: ignore[attr-defined]
 
 
 def map_of(method: Method, shape: tuple[int, ...], axis: int, kind: SliceMapKind) -> SliceMap:

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxsr.methods.base import Request
 from jaxsr.upscale.engine import Engine, Maps, Note, Progress, Upscaled, silent
+from jaxsr.upscale.plan import Sizes
 from jaxsr.volume.io import Volume
 from jaxsr.volume.slices import AXES
 
@@ -68,6 +69,7 @@ def draw(
     *,
     sampling: bool = True,
     to_mm: float | None = None,
+    from_mm: Sizes | None = None,
     maps: Maps = {},  # noqa: B006
     axes: Sequence[str] = tuple(AXES),
     seed: int = 0,
@@ -88,7 +90,9 @@ def draw(
         def report(done: int, total: int) -> None:
             progress(sample * total + done, count * total)
 
-        result = engine.upscale(volume, request, to_mm=to_mm, maps=maps, axes=axes, seed=seed, sample=sample, progress=report, note=note)
+        result = engine.upscale(
+            volume, request, to_mm=to_mm, from_mm=from_mm, maps=maps, axes=axes, seed=seed, sample=sample, progress=report, note=note
+        )
         each(sample, result)
         return result
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # they need JAX, and where a sidecar lies must be known befor
     from jaxsr.methods.base import Request
     from jaxsr.upscale.engine import Upscaled
     from jaxsr.upscale.model import Model
+    from jaxsr.upscale.plan import Plan
     from jaxsr.volume.io import Volume
 
 WARNING = "Synthetic: upscaled by a generative model. Structures may be invented or lost. For research only, not for diagnosis."
@@ -161,6 +162,7 @@ def describe(model: "Model", job: Job, result: "Upscaled", request: "Request", *
             "Eta": request.eta,
             "IntensityWindow": [result.window.low, result.window.high],
             "Axes": list(result.plan.axes),
+            **_planes(result.plan),
             "Notes": [*result.volume.notes, *result.plan.left_out],
             **result.metrics,
             **settings,
@@ -171,6 +173,14 @@ def describe(model: "Model", job: Job, result: "Upscaled", request: "Request", *
             "Platform": platform.platform(),
         },
     }
+
+
+def _planes(plan: "Plan") -> dict[str, Any]:
+    """Of a model that goes from voxel size to voxel size, which in the slices of each axis; None where they were passed on."""
+    if plan.work is plan.grid:
+        return {}
+    asked = zip(plan.axes, plan.requests, strict=True)
+    return {"FromToVoxelSize": {axis: [request.from_mm, request.to_mm] if request else None for axis, request in asked}}
 
 
 def describe_map(job: Job, main: dict[str, Any], name: str, volume: "Volume", **own: Any) -> dict[str, Any]:

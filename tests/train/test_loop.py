@@ -37,6 +37,7 @@ from jaxsr.train.step import make_step
 from jaxsr.train.stop import Stopped
 from jaxsr.upscale.files import training_scans
 from jaxsr.upscale.model import ModelError, export_model, load_model
+from jaxsr.volume.io import Volume
 
 TINY = {
     "method": {
@@ -484,7 +485,7 @@ def test_a_run_on_a_prepared_set_that_was_stopped_in_an_epoch_goes_on_bit_for_bi
     assert_equal_states(train(on("manifest.json"), run), straight)
     assert losses(run) == losses(folder.parent / "run")
     assert load_model(run).experiment.data.voxel_size == 1.0
-    assert training_scans(load_model(run).experiment) == (2.0, 2.0, 2.0)
+    assert training_scans(load_model(run).experiment, Volume(np.zeros((4, 4, 4), np.float32), np.eye(4))) == (2.0, 2.0, 2.0)
     export_model(load_model(run), tmp_path / "model.safetensors")
     assert load_model(tmp_path / "model.safetensors").experiment.data.manifest is None
 

@@ -51,7 +51,7 @@ def identity_engine(identity_method):
 def test_slicing_padding_batching_and_fusing_return_the_input_exactly(identity_engine, shape, batch_size):
     data = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     engine = identity_engine(batch_size=batch_size)
-    fused, _ = engine.fuse(data, tuple(AXES), jax.random.key(0), ONE_STEP)
+    fused, _ = engine.fuse(data, dict.fromkeys(AXES, ONE_STEP), jax.random.key(0))
     assert fused.dtype == np.float32
     np.testing.assert_array_equal(fused, data)
 
@@ -66,7 +66,7 @@ def test_metrics_are_means_over_slices_whatever_fills_the_last_batch():
             return UpscaleOutput(condition.low, {"filled": (condition.low[:, 0, 0, 0] > 6).astype(jnp.float32)})
 
     fused = Engine(Counting(), {}, make_mesh(), batch_size=4, slice_map="resize").fuse(
-        np.full((5, 6, 7), 7, np.float32), tuple(AXES), jax.random.key(0), ONE_STEP
+        np.full((5, 6, 7), 7, np.float32), dict.fromkeys(AXES, ONE_STEP), jax.random.key(0)
     )
     assert fused[1] == {"filled": 1.0}
 

@@ -149,7 +149,7 @@ def test_the_estimate_of_a_devices_memory_is_near_the_compilers():
     method = build_method(EXPERIMENT)
     plan = make_plan(method, Grid((64, 64, 16), np.eye(4)), None, ("axial",))
     variables = synthetic_variables(method, abstract_batch(EXPERIMENT), 0)
-    [trace] = trace_batches(method, variables, plan, method.default_request, 8).values()
+    [trace] = trace_batches(method, variables, plan, 8).values()
     estimate = live_bytes(trace) + sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
     needed = program_memory(Engine(method, variables, make_mesh(), batch_size=8)._compile(plan.shapes[0], method.default_request))
     assert 0.7 < estimate / needed < 2
