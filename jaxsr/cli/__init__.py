@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from jaxsr import __version__
-from jaxsr.cli import data, inspect, models, report, simulation, upscaling, volumes, weights
+from jaxsr.cli import data, distilling, inspect, models, report, simulation, upscaling, volumes, weights
 from jaxsr.cli.status import run, terminate
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ for command in (
     data.prepare,
     data.generate,
     models.train,
+    distilling.distill,
     models.export,
     upscaling.upscale,
     simulation.simulate,

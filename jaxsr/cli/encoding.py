@@ -52,7 +52,7 @@ def encode(
     kept = choices("--keep", keep, ("high", "low")) if keep else ()
     if tokens == "patches" and not image_encoder:
         raise typer.BadParameter("all tokens of which image encoder? Name it with --image-encoder", param_hint="--tokens")
-    varied = _augment(augment)
+    varied = augmentation(augment)
     select_device(device)
     from jaxsr.config import from_dict
     from jaxsr.data.augmentation import AugmentConfig
@@ -98,7 +98,7 @@ def encode(
         raise Exit(1, f"{failed} of {len(plan.tasks)} scans could not be encoded: prepare {shown(source)} again, then run this again")
 
 
-def _augment(text: str) -> dict[str, Any]:
+def augmentation(text: str) -> dict[str, Any]:
     """'flip', 'off', or as in 'rotation=5,scale=0.1', which flips too unless it says flip=false."""
     if text in ("flip", "off"):
         return {"flip": text == "flip"}

@@ -2,13 +2,16 @@
 
 import functools
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jaxsr.cli.options import Config, Device, Overrides, bare, select_device
 from jaxsr.cli.output import open_console, print_table, progress
 from jaxsr.cli.status import Exit
+
+if TYPE_CHECKING:
+    from jaxsr.experiment import Experiment
 
 
 def demo(
@@ -66,10 +69,14 @@ def train(
 
     experiment = load_experiment(config, overrides or [])
     select_device(device, join=True)
+    train_run(experiment, run_dir or Path("runs") / config.stem)
+
+
+def train_run(experiment: "Experiment", folder: Path) -> None:
+    """Trains into `folder`, telling how far it is."""
     from jaxsr.runtime.distributed import is_first
     from jaxsr.train.loop import train as run
 
-    folder = run_dir or Path("runs") / config.stem
     terminal = open_console(quiet=not is_first())
     with progress(terminal, "training", experiment.train.steps) as (advance, note):
         run(experiment, folder, report=lambda step, values: advance(step, _show(values)), note=note)

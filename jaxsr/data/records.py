@@ -181,7 +181,7 @@ class Manifest(Strict):
 
 def encode(maps: Mapping[str, np.ndarray]) -> bytes:
     """One slice's maps as a record; the same maps give the same bytes."""
-    return arrays.save({name: np.ascontiguousarray(maps[name]) for name in sorted(maps)})
+    return arrays.save({name: np.asarray(maps[name], order="C") for name in sorted(maps)})
 
 
 def decode(record: bytes) -> dict[str, np.ndarray]:

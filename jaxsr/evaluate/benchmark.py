@@ -267,7 +267,7 @@ def _upscale_all(
 
 
 def _unlike(low: Volume, mm: tuple[float, float, float], scans: tuple[float, float, float], target: float | None) -> dict[str, str]:
-    """How a head differs from those that a model learnt on: its acquisition from `scans`, its own voxels, `mm`, from `target` (None: any)."""
+    """How a head differs from those that a model learnt on: its acquisition from `scans`, its voxels, `mm`, from `target` (None: any)."""
     notes = scale_notes(low, None, scans)
     said = {"acquisition": notes[0]} if notes else {}
     if target and any(max(side / target, target / side) > UNLIKE for side in mm):

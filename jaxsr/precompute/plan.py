@@ -23,6 +23,7 @@ from jaxsr.prepare.people import check_nobody_moves
 class MakerSettings(Strict):
     """Attributes:
     prepared: SHA-256 of the settings that the set was prepared with.
+    splits: scans of which something is made.
     crop: side of the squares in pixels; smaller slices are padded with background.
     copies: of each slice.
     augment: how slices are varied.
@@ -33,6 +34,7 @@ class MakerSettings(Strict):
     """
 
     prepared: str
+    splits: tuple[str, ...] = ("train", "validation", "test")
     crop: int = pydantic.Field(256, ge=8)
     copies: int = pydantic.Field(1, ge=1, le=1000)
     augment: AugmentConfig = AugmentConfig()
@@ -108,7 +110,7 @@ class Plan(NamedTuple):
 
     @property
     def slices(self) -> int:
-        return len(self.records) * self.settings.copies
+        return sum(map(self.count, self.tasks))
 
     def count(self, task: Task) -> int:
         """Slices of a scan."""
@@ -151,7 +153,10 @@ def make_plan(records: PreparedSet, out: Path, maker: Maker, settings: MakerSett
     check_settings(out, settings, settings_text(settings))
     before = next((read_manifest(path) for path in (out / MANIFEST, out / BEFORE) if path.exists()), None)
     check_nobody_moves(before, {shard.person: shard.split for shard in records.shards})
-    tasks = [Task(i, Path(shard.file).stem, out, _digest(shard, settings)) for i, shard in enumerate(records.shards)]
+    wanted = [(i, shard) for i, shard in enumerate(records.shards) if shard.split in settings.splits]
+    if not wanted:
+        raise ConfigError(f"{shown(records.folder)} has nobody in its {' and '.join(settings.splits)} split: prepare a set of more people")
+    tasks = [Task(i, Path(shard.file).stem, out, _digest(shard, settings)) for i, shard in wanted]
     return Plan(records, maker, settings, out, tasks, sum(read_part(task) is not None for task in tasks), before)
 
 
@@ -163,12 +168,9 @@ def source_set(source: Path) -> tuple[PreparedSet, str]:
 
 def describe(plan: Plan) -> dict[str, Any]:
     """What `--dry-run --json` prints."""
-    copies = plan.settings.copies
+    scans = [(task, plan.records.shards[task.shard]) for task in plan.tasks]
     return {
-        "scans": [
-            {"id": shard.subject, "person": shard.person, "split": shard.split, "slices": shard.records * copies}
-            for shard in plan.records.shards
-        ],
+        "scans": [{"id": shard.subject, "person": shard.person, "split": shard.split, "slices": plan.count(task)} for task, shard in scans],
         "slices": plan.slices,
         "crop": plan.settings.crop,
         "maps": [*plan.made, *plan.kept],

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsr.config import ConfigError
+from jaxsr.data.augmentation import AugmentConfig
 from jaxsr.data.records import Distillation
 from jaxsr.diffusion.sampling import Observer
 from jaxsr.files import shown
@@ -107,7 +108,7 @@ def plan_distillation(
     Args:
       steps, eta: None: 200, or as many as its schedule has; the teacher's own.
       crop: None: that of the teacher's training.
-      how: further settings, of `DistillSettings`.
+      how: further settings, of `DistillSettings`; slices are not varied unless it says so.
 
     Raises:
       VolumeError: where `source` is no prepared set.
@@ -125,8 +126,10 @@ def plan_distillation(
     guided = tuple(name for name in getattr(model.experiment.method, "maps", ()) if name in records.manifest.maps)
     chosen = {
         "prepared": prepared,
+        "splits": ("train",),
         "crop": crop or model.experiment.data.crop,
         "keep": ("low",),
+        "augment": AugmentConfig(flip=False),
         "teacher": model.sha256,
         "frozen": tuple(sorted(model.frozen.items())),
         "steps": steps or min(200, method.most_steps),
