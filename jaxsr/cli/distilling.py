@@ -16,9 +16,9 @@ from jaxsr.cli.status import Exit
 def distill(
     config: Config,
     overrides: Overrides = None,
-    teacher: Annotated[Path, bare("--teacher", "-t", help="A trained teacher: a run directory or an exported file.")] = Path(),
-    prepared: Annotated[Path, bare("--set", "-s", help="The prepared set whose training scans the teacher is shown.")] = Path(),
-    cache: Annotated[Path, bare("--cache", "-c", help="A folder for what the teacher makes of it.")] = Path(),
+    teacher: Annotated[Path | None, bare("--teacher", "-t", help="A trained teacher: a run directory or an exported file.")] = None,
+    prepared: Annotated[Path | None, bare("--set", "-s", help="The prepared set whose training scans the teacher is shown.")] = None,
+    cache: Annotated[Path | None, bare("--cache", "-c", help="A folder for what the teacher makes of it.")] = None,
     run_dir: Annotated[Path | None, bare("--run-dir", "-d", help="Of the student. [default: runs/NAME_OF_CONFIG]")] = None,
     steps: Annotated[int | None, bare(min=2, help="Sampling steps of the teacher. [default: 200, as in the paper]")] = None,
     eta: Annotated[float | None, bare(min=0, max=1, help="Its η. [default: the teacher's]")] = None,
@@ -49,8 +49,11 @@ def distill(
         jaxsr distill configs/student.yaml -t runs/teacher -s prepared -c cache --steps 200 --every 4 --precision bf16 --only-cache
     """
     for option, path in (("--teacher", teacher), ("--set", prepared), ("--cache", cache)):
-        if path == Path():
-            raise typer.BadParameter("is needed", param_hint=option)
+        if path is None:
+            raise typer.BadParameter("is needed: see `jaxsr distill --help`", param_hint=option)
+    assert teacher
+    assert prepared
+    assert cache
     choice("--dtype", dtype, ("float16", "float32"))
     if precision is not None:
         choice("--precision", precision, ("f32", "bf16"))
