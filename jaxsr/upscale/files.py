@@ -166,8 +166,8 @@ def _upscale_file(
         note(f"{shown(job.source.name)}: {sentence}")
     volume = replace(volume, notes=(*volume.notes, *odd))
     check_guides(model.experiment, guides)
-    guiding = read_guides(guides, engine.plan(volume, settings.to_mm, settings.axes).grid)
-    guidance = {"Guidance": guidance_facts(guides)} if guiding else {}
+    guiding = read_guides(model.experiment, guides, engine.plan(volume, settings.to_mm, settings.axes).grid)
+    guidance = {"Guidance": guidance_facts(model.experiment, guides)} if guiding else {}
     started = time.monotonic()
 
     def facts_of(result: Upscaled, **more: Any) -> dict[str, Any]:
