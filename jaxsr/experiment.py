@@ -32,7 +32,7 @@ class DataConfig(Strict):
       contrast: of those heads: random, T1w, T2w or PDw, from label maps FLAIR too.
       draws: slices taken of a subject each time it is visited.
       window: subjects mixed at a time; memory holds two more.
-      maps: what slices have beside high and low, where the set has it: reference, bias, gradient, labels, mask.
+      maps: what slices have beside high and low, where the set has it: reference, bias, gradient, jacobian, labels, mask.
       carries: what of the target scanner a rendered head shows: bias, gradient. What is acquired has neither, so that only who is given the
         maps can know them.
       augment: true: flip slices at random; or a mapping of flip, rotation, scale, elastic, gamma.

@@ -3,6 +3,8 @@
 What is rendered is noise here: heads are in tests/data/test_anatomy.py and test_label_heads.py, and compile for long.
 """
 
+from types import SimpleNamespace
+
 import jax
 import nibabel as nib
 import numpy as np
@@ -16,7 +18,10 @@ from jaxsr.data.people import person_of
 from jaxsr.data.subjects import AnatomySubjects, stable_hash
 from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.generate import SCALE, generate
+from jaxsr.physics.gradients import log_jacobian
 from jaxsr.physics.protocol import named_acquisition
+from jaxsr.upscale.guide_maps import read_guides
+from jaxsr.upscale.guides import Guides
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.io import read_volume
 
@@ -71,8 +76,8 @@ def labelled(tmp_path_factory):
     return out, generate(out, 6, labels=maps, voxel_size=MM, contrast="T1w", maps=MAPS, seed=5), maps
 
 
-def subjects(kind, labelled, seed):
-    how = {"voxel_size": MM, "acquisition": named_acquisition("1.5T"), "seed": seed, "contrast": "T1w", "maps": MAPS, "carries": ("bias",)}
+def subjects(kind, labelled, seed, maps=MAPS):
+    how = {"voxel_size": MM, "acquisition": named_acquisition("1.5T"), "seed": seed, "contrast": "T1w", "maps": maps, "carries": ("bias",)}
     if kind == "embedded":
         return AnatomySubjects(2, "train", **how)
     return LabelSubjects(find_label_maps(labelled[2])[0], labelled[2], 6, "train", **how)
@@ -100,6 +105,19 @@ def test_the_files_of_a_head_lie_on_one_grid_and_are_what_was_rendered(kind, emb
     assert np.abs(head.gradient).max() > 0.1
     # No head is one that training with the same seed sees.
     assert (np.asarray(subjects(kind, labelled, 5).head(index).labels) != data["labels"]).mean() > 0.01
+
+
+def test_training_and_upscaling_derive_one_jacobian_of_a_head(embedded, labelled):
+    """And a model that the displacement guides gets the one that it is of."""
+    people = subjects("embedded", labelled, stable_hash("generate/5"), ("jacobian",))
+    pair, guides = people.load(1), Guides(gradient=embedded[0] / "gradient" / embedded[1][1].name)
+    assert pair.maps().keys() == {"high", "low", "jacobian"}
+    models = [SimpleNamespace(method=SimpleNamespace(maps=("bias", name))) for name in ("gradient", "jacobian")]
+    displacement, jacobian = (read_guides(model, guides, pair.grid) for model in models)
+    assert (displacement.keys(), jacobian.keys()) == ({"gradient"}, {"jacobian"})
+    np.testing.assert_array_equal(jacobian["jacobian"], log_jacobian(displacement["gradient"], pair.grid.voxel_size))
+    np.testing.assert_allclose(jacobian["jacobian"], pair.jacobian, atol=1e-4)
+    assert np.ptp(pair.jacobian) > 0.1
 
 
 def test_a_second_call_leaves_files_alone_and_adds_only_what_is_missing(embedded):

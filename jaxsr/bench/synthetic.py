@@ -76,7 +76,8 @@ def _smooth_records(rng: np.random.Generator, side: int, count: int, maps: tuple
     field, grain = (ndimage.gaussian_filter(rng.standard_normal((side, side)), width, mode="wrap") for width in (side / 16, 1.5))
     field = np.clip(field / field.std() + 0.5 * grain / grain.std() + 0.5, 0, 4) / 2 - 1
     labels, smooth = (field > 0).astype(np.uint8), ndimage.gaussian_filter(field, side / 8, mode="wrap")
-    optional = {"reference": -field, "bias": smooth, "gradient": np.stack([smooth] * 3, -1), "labels": labels, "mask": labels > 0}
+    fields = {"reference": -field, "bias": smooth, "gradient": np.stack([smooth] * 3, -1), "jacobian": smooth}
+    optional = {**fields, "labels": labels, "mask": labels > 0}
     wanted = {"high": field, "low": ndimage.gaussian_filter(field, 1, mode="wrap"), **{name: optional[name] for name in maps}}
     for i in range(count):
         moved = {name: np.roll(x, 3 * i, axis=0) for name, x in wanted.items()}

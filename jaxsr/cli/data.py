@@ -38,7 +38,7 @@ def prepare(
     gradient: Annotated[Path | None, bare(help="The coil's coefficients (text) or a displacement volume: adds a map.")] = None,
     convention: Annotated[str, typer.Option("--gradient-convention", help="ras, lps, fsl or fsl-absolute.")] = "ras",
     isocentre: Annotated[str, typer.Option(help="Of the magnet, in scanner mm, for --gradient with coefficients.")] = "0,0,0",
-    extra: Annotated[str | None, bare("--with", help="Maps of the data set to keep: some of labels,mask,gradient.")] = None,
+    extra: Annotated[str | None, bare("--with", help="Maps of the data set to keep: some of labels,mask,gradient,jacobian.")] = None,
     least_tissue: Annotated[float, typer.Option(min=0, max=1, help="Share of a slice that must be tissue.")] = 0.05,
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
     nan: Annotated[str, typer.Option(help="refuse, or zero: what to do with NaN and Inf.")] = "refuse",
@@ -99,7 +99,7 @@ def prepare(
         choice(option, value, known)
     kept = tuple(part.strip() for part in extra.split(",")) if extra else ()
     for part in kept:
-        choice("--with", part, ("labels", "mask", "gradient"))
+        choice("--with", part, ("labels", "mask", "gradient", "jacobian"))
     if gradient and "gradient" in kept:
         raise typer.BadParameter("the displacement comes from --gradient or from the data set: leave one out", param_hint="--with")
 

@@ -10,6 +10,11 @@ A slice x is read at φ(p), p the pixels of the crop and c its centre:
 Intensities are read by the cubic B-spline, smooth maps linearly, labels and the mask from the nearest pixel. A displacement g reads
 x(p + g(p)); that this stays so after the warp, x'(p + g'(p)) ≈ (x(· + g))'(p), takes g' = (Dφ)⁻¹ g(φ): turned with the image, and the
 sign changed by a flip.
+
+The log-Jacobian j of g says how much signal is thinned, x(p + g(p)) e^j(p) = y(p) for y before the distortion. Augmentation moves
+intensities and does not change them, so j is read at φ as they are: j' = j(φ) keeps x'(p + g'(p)) e^j'(p) = y'(p). Where φ is affine,
+that is the log-Jacobian of the map φ⁻¹(φ + g(φ)) that g' stands for, in which Dφ cancels. Where φ bends, that one also has
+log det Dφ(p) − log det Dφ(p + g'(p)), stretching that no scanner did and no intensity shows.
 """
 
 from collections.abc import Mapping
@@ -27,7 +32,7 @@ _LIMIT = 0.45 * SPACING
 _EDGE = 1e-3  # pixels; positions are rounded
 _DECAY = 12  # pixels; the cubic spline's pole to this power is 1e-7
 _OUTSIDE = {"high": -1.0, "low": -1.0, "reference": -1.0, "output": -1.0, "mean_map": -1.0}  # background of the window; of all else 0
-_ORDER = {"high": 3, "low": 3, "reference": 3, "bias": 1, "gradient": 1, "labels": 0, "mask": 0}
+_ORDER = {"high": 3, "low": 3, "reference": 3, "bias": 1, "gradient": 1, "jacobian": 1, "labels": 0, "mask": 0}
 
 Maps = dict[str, np.ndarray]
 

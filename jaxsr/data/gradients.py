@@ -1,4 +1,4 @@
-"""The gradient-nonlinearity map g of a volume, from a displacement volume or from the coefficients of the scanner's coil.
+"""The gradient-nonlinearity map g of a volume, from a displacement volume or from the coefficients of the scanner's coil; and its Jacobian.
 
 g holds u of `jaxsr.physics.gradients`: the point at r was imaged at r + u(r), so u tells where in the distorted scan a corrected voxel is
 read. That is the sense in which programs that resample write their fields; what differs is along which axes the components are:
@@ -12,11 +12,13 @@ read. That is the sense in which programs that resample write their fields; what
 from pathlib import Path
 from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from scipy import ndimage
 
 from jaxsr.files import shown
-from jaxsr.physics.gradients import Coil, displacement, parse_coefficients, turn_axes
+from jaxsr.physics.gradients import Coil, displacement, log_jacobian, parse_coefficients, turn_axes
 from jaxsr.volume.decode import load_data, open_image
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid
@@ -60,6 +62,15 @@ def gradient_map(
         raise VolumeError(f"{shown(source)}: {error}") from None
     directions = grid.affine[:3, :3] / grid.voxel_size
     return (world @ np.linalg.inv(directions).T).astype(np.float32)
+
+
+def jacobian_map(grid: Grid, displacement_mm: ArrayLike) -> np.ndarray:
+    """log det(1 + ∇u) on a grid, float32 `[X, Y, Z]`, of u `[X, Y, Z, 3]` in mm along its axes; the same along any other axes.
+
+    Of whole volumes only: a slice does not show how u changes through it. Where u was read linearly between coarser voxels, its derivatives
+    are constant between them, off by up to half their spacing times its second derivative; beyond a file's edge u does not change.
+    """
+    return np.asarray(log_jacobian(jnp.asarray(displacement_mm), grid.voxel_size))
 
 
 def _from_coil(grid: Grid, coil: Coil, isocentre: np.ndarray) -> np.ndarray:

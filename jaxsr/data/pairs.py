@@ -5,6 +5,7 @@
     reference   a second contrast of the same person                float32, in a window of its own
     bias        logarithm of the target's bias field                float32
     gradient    displacement by the target's gradient nonlinearity  float32, mm, three components
+    jacobian    logarithm of that one's Jacobian determinant        float32
     labels      tissues or structures                               uint8 (or int16)
     mask        voxels that count                                   bool
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from jaxsr.volume.geometry import Grid
 
-MapName = Literal["reference", "bias", "gradient", "labels", "mask"]
+MapName = Literal["reference", "bias", "gradient", "jacobian", "labels", "mask"]
 OPTIONAL: tuple[MapName, ...] = get_args(MapName)  # maps that a pair may lack
 
 
@@ -32,6 +33,7 @@ class Pair(NamedTuple):
     reference: np.ndarray | None = None
     bias: np.ndarray | None = None
     gradient: np.ndarray | None = None
+    jacobian: np.ndarray | None = None
     labels: np.ndarray | None = None
     mask: np.ndarray | None = None
 
@@ -39,6 +41,11 @@ class Pair(NamedTuple):
         """`high`, `low`, and those of `wanted` that there are."""
         optional = {name: getattr(self, name) for name in OPTIONAL if name in wanted}
         return {"high": self.high, "low": self.low} | {name: x for name, x in optional.items() if x is not None}
+
+
+def made_of(name: str) -> str:
+    """The map that `name` is derived from, which a file, a head or a scanner has; or `name` itself."""
+    return "gradient" if name == "jacobian" else name
 
 
 def cut(maps: dict[str, np.ndarray], axis: int, index: int) -> dict[str, np.ndarray]:

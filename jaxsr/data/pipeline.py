@@ -28,7 +28,7 @@ from jaxsr.volume.errors import VolumeError
 ENDLESS = 2**40
 FOREGROUND = -0.85  # of the window: brighter is tissue
 LEAST_TISSUE = 0.1  # share of a crop
-_ONE_CHANNEL = ("high", "low", "reference", "bias", "mask", "output", "mean_map")
+_ONE_CHANNEL = ("high", "low", "reference", "bias", "jacobian", "mask", "output", "mean_map")
 
 Value = TypeVar("Value")
 
@@ -37,7 +37,7 @@ class Sample(TypedDict):
     """One training slice: maps as a `Batch` has them, without its first dimension, and where they come from.
 
     Attributes:
-      high, low, reference, bias: `[H, W, 1]` float32; of a set that networks made high and low only where they are needed.
+      high, low, reference, bias, jacobian: `[H, W, 1]` float32; of a set that networks made high and low only where they are needed.
       latents, low_latents, pooled, tokens: of an encoded set, float32; see `jaxsr.data.records`.
       output, mean_map: `[H, W, 1]` float32, and spread, a number: of a distilled set.
       gradient: `[H, W, 3]` float32.
@@ -58,6 +58,7 @@ class Sample(TypedDict):
     reference: NotRequired[np.ndarray]
     bias: NotRequired[np.ndarray]
     gradient: NotRequired[np.ndarray]
+    jacobian: NotRequired[np.ndarray]
     labels: NotRequired[np.ndarray]
     mask: NotRequired[np.ndarray]
     origin: np.ndarray
@@ -192,9 +193,10 @@ def check_maps(wanted: tuple[str, ...], found: tuple[str, ...], where: str) -> N
     """ConfigError where `found` lacks one of the `wanted` maps."""
     if missing := [name for name in wanted if name not in found]:
         optional = [name for name in found if name not in ("high", "low")]
+        made = " (prepare --with jacobian: slices of gradient do not tell it)" if "jacobian" in missing and "gradient" in found else ""
         raise ConfigError(
             f"data.maps wants {', '.join(missing)}, which {where} has not: it has {', '.join(optional) or 'none of the optional maps'}; "
-            "leave out of data.maps what is not there, or take a set that has it"
+            f"leave out of data.maps what is not there, or take a set that has it{made}"
         )
 
 

@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsr.data.anatomy import Head, render, tissue_maps
+from jaxsr.data.gradients import jacobian_map
 from jaxsr.data.pairs import Pair as Pair
+from jaxsr.data.pairs import made_of
 from jaxsr.data.people import person_of
 from jaxsr.data.splits import SPLITS, assign_splits
 from jaxsr.data.splits import Split as Split
@@ -72,7 +74,7 @@ class RenderedSubjects(ABC):
         self.grid, self.ids = grid, ids
         self._acquisition, self._contrast, self._interpolation = acquisition, contrast, interpolation
         self._maps, self._carries = maps, carries
-        self._rendered = tuple({*maps, *carries} - {"labels"})  # labels come with every head
+        self._rendered = tuple({made_of(name) for name in (*maps, *carries)} - {"labels"})  # labels come with every head
 
     @abstractmethod
     def head(self, index: int) -> Head:
@@ -203,7 +205,10 @@ def pair_of_head(
     pair = make_pair(Volume(image, grid.affine), acquisition, key, interpolation, target=target, mask=mask)
     if not maps:
         return pair
-    found = {name: np.asarray(getattr(head, name)) for name in maps}
+    found = {name: np.asarray(getattr(head, name)) for name in maps if name != "jacobian"}
+    if "jacobian" in maps:
+        assert head.gradient is not None
+        found["jacobian"] = jacobian_map(grid, head.gradient)
     if "reference" in found:
         found["reference"] = fit_window(found["reference"]).forward(found["reference"])
     return pair._replace(**found)  # type: ignore[arg-type]

@@ -128,13 +128,10 @@ def run_protocol(
     for number, (name, run) in enumerate(runs.items(), 1):
         report = lambda done, text: progress(before + number * each + done, total, f"{name}: {text}")  # noqa: B023, E731
         guides = {subject: run.guides(heads.guides.get(subject, Guides())) for subject in cases}
-        facts = known[run.model]
-        made_by = {
-            subject: {**made[subject], **facts["request"], "WeightsSHA256": facts["sha256"], "Guidance": guidance_facts(guides[subject])}
-            for subject in cases
-        }
+        facts, experiment = known[run.model], experiments[run.model]
+        shared = {**facts["request"], "WeightsSHA256": facts["sha256"]}
+        made_by = {subject: {**made[subject], **shared, "Guidance": guidance_facts(experiment, guides[subject])} for subject in cases}
         engine = functools.partial(ready, run.model)
-        experiment = experiments[run.model]
         said += _upscale_all(
             name, run, engine, experiment, cases, made_by, guides, failures, out / "upscaled" / name, protocol, report, note
         )
@@ -249,7 +246,7 @@ def _upscale_all(
                 check_place(output)
                 grid = read_volume(case.reference).grid
                 slices = lambda n, of: progress(done, f"{subject}, {n} of {of} slices")  # noqa: B023, E731
-                maps = read_guides(guides[subject], grid)
+                maps = read_guides(experiment, guides[subject], grid)
                 result = engine.upscale(low, request, to_mm=grid, maps=maps, seed=protocol.seed, progress=slices, note=note)
                 if not np.isfinite(result.volume.data).all():
                     raise VolumeError(f"{name} made NaN or Inf of {subject}")

@@ -9,7 +9,7 @@ from jaxsr.evaluate.protocol import Cell, Protocol, cell_name
 from jaxsr.evaluate.rendered import WORDS
 from jaxsr.experiment import Experiment
 from jaxsr.files import shown
-from jaxsr.upscale.guides import Guides
+from jaxsr.upscale.guides import Guides, guided_by
 
 
 class Run(NamedTuple):
@@ -56,7 +56,7 @@ def against_of(protocol: Protocol, runs: Mapping[str, Run]) -> str:
 
 def check_guided(name: str, experiment: Experiment, protocol: Protocol) -> None:
     """Raises EvaluationError where the model is not guided by a map that the protocol gives it."""
-    takes = getattr(experiment.method, "maps", ())
+    takes = guided_by(experiment)
     missing = sorted({guide for cell in protocol.guidance for guide in cell} - {*takes})
     if missing:
         by = f"{' and '.join(takes)} only" if takes else "no maps"

@@ -24,17 +24,19 @@ class Condition(NamedTuple):
       low: the low-resolution image, `[B, H, W, 1]`, its intensity window at -1…1.
       reference: a second contrast of the same slice, `[B, H, W, 1]`.
       bias: logarithm of the target's bias field, `[B, H, W, 1]`.
-      gradient: the target's gradient nonlinearity, displacement in mm `[B, H, W, 3]` or log-Jacobian `[B, H, W, 1]`.
+      gradient: displacement u by the target's gradient nonlinearity, mm along rows, columns and through the slice, `[B, H, W, 3]`.
+      jacobian: log det(1 + ∇u) of it, `[B, H, W, 1]`.
     """
 
     low: Array
     reference: Array | None = None
     bias: Array | None = None
     gradient: Array | None = None
+    jacobian: Array | None = None
 
 
 # Of the maps of a condition, and of a batch.
-MAP_CHANNELS: Mapping[str, int] = {"low": 1, "reference": 1, "bias": 1, "gradient": 3}
+MAP_CHANNELS: Mapping[str, int] = {"low": 1, "reference": 1, "bias": 1, "gradient": 3, "jacobian": 1}
 
 
 class Batch(NamedTuple):
@@ -60,6 +62,7 @@ class Batch(NamedTuple):
     reference: Array | None = None
     bias: Array | None = None
     gradient: Array | None = None
+    jacobian: Array | None = None
     labels: Array | None = None
     mask: Array | None = None
     latents: Array | None = None
@@ -77,7 +80,7 @@ class Batch(NamedTuple):
 
     @property
     def condition(self) -> Condition:
-        return Condition(self.low, self.reference, self.bias, self.gradient)
+        return Condition(self.low, self.reference, self.bias, self.gradient, self.jacobian)
 
 
 class Request(NamedTuple):

@@ -8,7 +8,7 @@ x is the target and y the low-resolution slice, b and g the bias field and gradi
 twice, as in Zero-1-to-3: its latents, the mode of E_1(y) and not scaled, beside z_t as channels; and what CLIP's vision transformer E_2
 sees in it as the context of the attention. b is added to the UNet's features on the way down, g on the way up, through convolutions that
 start at zero: before training, the guided network is the unguided one. Each is left out of a training slice at random, so that one network
-answers with both, either or none.
+answers with both, either or none. g is told as displacement, or as the logarithm of its Jacobian determinant.
 
 w is 1, or min-SNR-γ; w' = min(1, SNR), as ẑ_0 has 1 / SNR times the squared error of ε̂. With λ = 0 nothing is decoded in training.
 E_1 and D are frozen, and so is E_2, unless it is trained from the start: what they make of a slice can be stored once (`jaxsr prepare
@@ -50,8 +50,9 @@ from jaxsr.models.guidance import GuidancePyramid
 from jaxsr.models.unet import LatentUNet
 from jaxsr.nn.convolution import dense
 
-# What makes the maps' usual values about one: a bias field is some tenths in its logarithm, a displacement some millimetres.
-UNIT = {"bias": 0.2, "gradient": 2.0}
+# What makes the maps' usual values about one: a bias field is some tenths in its logarithm, a displacement some millimetres, and the
+# stretching that goes with it some hundredths.
+UNIT = {"bias": 0.2, "gradient": 2.0, "jacobian": 0.05}
 
 
 class TeacherConfig(Strict):
@@ -114,7 +115,7 @@ class Shown(NamedTuple):
 
     spatial: Array  # [B, h, w, c]
     context: Array | None  # [B, N, D]
-    guidance: dict[str, tuple[Array, ...]]  # map → residuals, one a level
+    guidance: dict[str, tuple[Array, ...]]  # b, g → residuals, one a level
 
 
 class Teacher:
@@ -133,6 +134,7 @@ class Teacher:
         self.multiple = config.multiple
         self.default_request = Request(config.sampling_steps, config.eta)
         self.most_steps = config.schedule.steps
+        self.guides = config.guidance.guides if config.guidance else {}
         self.pyramids = {
             name: GuidancePyramid(
                 config.unet.width,
@@ -142,7 +144,7 @@ class Teacher:
                 config.guidance.groups,
                 dtype,
             )
-            for name in config.maps
+            for name in self.guides
             if config.guidance
         }
         self.projections: dict[str, nn.Dense] = {}
@@ -167,7 +169,7 @@ class Teacher:
             params[name] = projection.init(keys[name], zeros((size, 1, self._features(name))))["params"]
         if self.pyramids:
             params["guidance"] = {
-                name: pyramid.init(keys[name], zeros((size, height, width, MAP_CHANNELS[name])), zeros(size))["params"]
+                name: pyramid.init(keys[name], zeros((size, height, width, MAP_CHANNELS[self.guides[name]])), zeros(size))["params"]
                 for name, pyramid in self.pyramids.items()
             }
         return {"params": params, "stats": {}}
@@ -236,7 +238,7 @@ class Teacher:
     def sampler(self, variables: Variables, condition: Condition) -> Sampler:
         size, height, width = condition.low.shape[:3]
         factor = self.autoencoder.multiple
-        present = {name: jnp.full(size, float(getattr(condition, name) is not None)) for name in self.pyramids}
+        present = {name: jnp.full(size, float(getattr(condition, self.guides[name]) is not None)) for name in self.pyramids}
         return Sampler(
             self.schedule,
             self.config.prediction,
@@ -256,7 +258,7 @@ class Teacher:
         parts = {"denoiser": Part(self.unet.apply, {"params": params["unet"]}, inputs)}
         for name, pyramid in self.pyramids.items():
             parts[f"guidance by {name}"] = Part(
-                pyramid.apply, {"params": params["guidance"][name]}, (shape(size, size, MAP_CHANNELS[name]), shape())
+                pyramid.apply, {"params": params["guidance"][name]}, (shape(size, size, MAP_CHANNELS[self.guides[name]]), shape())
             )
         parts["autoencoder"] = Part(self._reconstruct, {"params": params["autoencoder"]}, (image,))
         if encoder:
@@ -295,7 +297,7 @@ class Teacher:
         else:
             spatial = self.autoencoder.posterior(self._autoencoder(variables), condition.low).mode
         shape = self._shape(condition)
-        guidance = {name: self._guide(params, name, getattr(condition, name), present[name], shape) for name in self.pyramids}
+        guidance = {name: self._guide(params, name, condition, present[name], shape) for name in self.pyramids}
         return Shown(spatial, context, guidance)
 
     def _seen(self, variables: Variables, encoder: ImageEncoderConfig, condition: Condition | Batch) -> ClipOutput:
@@ -313,10 +315,14 @@ class Teacher:
             return size, height, width
         return condition.low.shape[0], condition.low.shape[1], condition.low.shape[2]
 
-    def _guide(self, params: Variables, name: str, field: Array | None, present: Array, shape: tuple[int, int, int]) -> tuple[Array, ...]:
+    def _guide(
+        self, params: Variables, name: str, condition: Condition | Batch, present: Array, shape: tuple[int, int, int]
+    ) -> tuple[Array, ...]:
+        field = getattr(condition, self.guides[name])
         if field is None:
-            field = jnp.zeros((*shape, MAP_CHANNELS[name]))
-        residuals: tuple[Array, ...] = self.pyramids[name].apply({"params": params["guidance"][name]}, field / UNIT[name], present)  # type: ignore[assignment]
+            field = jnp.zeros((*shape, MAP_CHANNELS[self.guides[name]]))
+        field = field / UNIT[self.guides[name]]
+        residuals: tuple[Array, ...] = self.pyramids[name].apply({"params": params["guidance"][name]}, field, present)  # type: ignore[assignment]
         return residuals
 
     def _present(self, keys: Array) -> Array:

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jaxsr.config import Strict
 from jaxsr.models.clip import SIDE
 
-GUIDES = ("bias", "gradient")  # b enters on the way down, g on the way up
+GUIDES = ("bias", "gradient")  # b enters on the way down, g, whatever it is told as, on the way up
 
 
 class UNetConfig(Strict):
@@ -79,21 +79,34 @@ class GuidanceConfig(Strict):
 
     Attributes:
       bias: b, the logarithm of the target's bias field.
-      gradient: g, the displacement by its gradient nonlinearity, mm along a slice's rows, columns and through it.
+      gradient: g, its gradient nonlinearity. true or displacement: as displacement u, mm along a slice's rows, columns and through it;
+        log_jacobian: as log det(1 + ∇u), how much space is stretched and signal thinned, without where it went.
       width: of the pyramids at the latents' resolution.
       groups: of their normalisations.
       dropout: the probability that a map is left out of a training slice, each by itself.
     """
 
     bias: bool = True
-    gradient: bool = True
+    gradient: bool | Literal["displacement", "log_jacobian"] = True
     width: int = Field(64, ge=1)
     groups: int = Field(32, ge=1)
     dropout: float = Field(0.25, ge=0, lt=1)
 
     @property
+    def guides(self) -> dict[str, str]:
+        """Those of `GUIDES` that guide, and the map of a condition that each is told as."""
+        told = {"bias": "bias", "gradient": "jacobian" if self.gradient == "log_jacobian" else "gradient"}
+        return {name: told[name] for name in GUIDES if getattr(self, name)}
+
+    @property
     def maps(self) -> tuple[str, ...]:
-        return tuple(name for name in GUIDES if getattr(self, name))
+        return tuple(self.guides.values())
+
+    @field_validator("gradient")
+    @classmethod
+    def _displacement_is_true(cls, gradient: bool | str) -> bool | str:
+        """One name for one thing: a run whose config says true goes on with one that says displacement."""
+        return True if gradient == "displacement" else gradient
 
     @model_validator(mode="after")
     def _guides(self) -> "GuidanceConfig":

@@ -23,8 +23,12 @@ from jaxsr.volume.slices import AXES
 SIDE = 128  # pixels of a panel
 PLANES = ("axial", "coronal", "sagittal")
 FIELDS = 8  # of a chequer, along a side
-MOST_BIAS, MOST_SHIFT = 0.5, 5.0  # of the colour scales: log units, mm
-SCALES = {"bias": f"log bias ±{MOST_BIAS:g}", "gradient": f"gradient 0–{MOST_SHIFT:g} mm"}  # what heads say of their colours
+MOST_BIAS, MOST_SHIFT, MOST_STRETCH = 0.5, 5.0, 0.1  # of the colour scales: log units, mm, log units
+SCALES = {  # what heads say of their colours
+    "bias": f"log bias ±{MOST_BIAS:g}",
+    "gradient": f"gradient 0–{MOST_SHIFT:g} mm",
+    "jacobian": f"log-Jacobian ±{MOST_STRETCH:g}",
+}
 WIDEST, ROWS = 1600, 4  # of a contact sheet: pixels, scans below each other
 
 _DPI, _GAP, _HEAD = 100, 12, 36  # pixels between scans, and above one
@@ -84,8 +88,9 @@ def _panel(head: str, views: Mapping[str, np.ndarray], scale: tuple[float, float
     """One panel, uint8 `[SIDE, SIDE, 3]`; `scale` is pixels a voxel along rows and columns."""
     first, _, second = head.partition(" | ")
     match first:
-        case "bias":
-            colours = colormaps["RdBu_r"]((_fit(views["bias"], scale, 0.0) / MOST_BIAS + 1) / 2)[..., :3]
+        case "bias" | "jacobian":
+            most = MOST_BIAS if first == "bias" else MOST_STRETCH
+            colours = colormaps["RdBu_r"]((_fit(views[first], scale, 0.0) / most + 1) / 2)[..., :3]
         case "gradient":
             colours = colormaps["viridis"](_fit(views["gradient"], scale, 0.0) / MOST_SHIFT)[..., :3]
         case "mask":

@@ -5,6 +5,7 @@
     reference   likewise registered
     bias        log of the truth's bias field, of the data set or by N4
     gradient    displacement by the gradients' nonlinearity, from the data set's own volume or the coil's coefficients
+    jacobian    log-determinant of its Jacobian, of the whole volume
     labels, mask   of the data set, in the truth's space
 
 Where the low side is real, its units are not the truth's: each has its intensity window. Where it is simulated they share one, that of the
@@ -19,10 +20,10 @@ import jax
 import numpy as np
 
 from jaxsr.data.bias import n4
-from jaxsr.data.gradients import gradient_map
+from jaxsr.data.gradients import gradient_map, jacobian_map
 from jaxsr.data.layouts import read_bias, read_scan
 from jaxsr.data.layouts.base import Scan
-from jaxsr.data.pairs import Pair
+from jaxsr.data.pairs import Pair, made_of
 from jaxsr.data.registration import register, registered
 from jaxsr.data.subjects import COARSER, simulate, stable_hash
 from jaxsr.prepare.settings import PrepareSettings
@@ -62,8 +63,10 @@ def prepare_scan(scan: Scan, settings: PrepareSettings, visit: int = 0, gradient
     Raises:
       VolumeError: where a file cannot be used, is missing, or cannot be registered.
     """
-    if missing := [name for name in settings.maps if name in settings.extra and name not in scan.files]:
-        raise VolumeError(f"there is no {' and no '.join(missing)} beside it: add the file, or leave out --with {','.join(missing)}")
+    there = {*scan.files, "gradient"} if settings.gradient else {*scan.files}
+    if missing := [name for name in settings.maps if name in settings.extra and made_of(name) not in there]:
+        files = " and no ".join(dict.fromkeys(map(made_of, missing)))
+        raise VolumeError(f"there is no {files} beside it: add the file, or leave out --with {','.join(missing)}")
     if settings.wanted.reference is not None and "reference" not in scan.files:
         raise VolumeError(f"there is no {settings.wanted.reference} beside it for --reference")
 
@@ -103,10 +106,14 @@ def prepare_scan(scan: Scan, settings: PrepareSettings, visit: int = 0, gradient
         maps["reference"] = fit_window(acquired_reference.data).forward(reference)
     if field is not None:
         maps["bias"] = field
-    if "gradient" in settings.maps:
+    if {"gradient", "jacobian"} & {*settings.maps}:
         source = gradient if settings.gradient else scan.files["gradient"]
         assert source is not None
-        maps["gradient"] = gradient_map(grid, source, isocentre=settings.isocentre, convention=settings.convention)
+        displacement = gradient_map(grid, source, isocentre=settings.isocentre, convention=settings.convention)
+        if "gradient" in settings.maps:
+            maps["gradient"] = displacement
+        if "jacobian" in settings.maps:
+            maps["jacobian"] = jacobian_map(grid, displacement)
     if "labels" in settings.maps:
         maps["labels"] = _labels(scan.files["labels"], grid)
         if (most := int(maps["labels"].max())) > 255:

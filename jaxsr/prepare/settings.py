@@ -26,7 +26,7 @@ class PrepareSettings(Strict):
     gradient: SHA-256 of the file with the coil's coefficients, or with a displacement volume for all scans, where there is one.
     convention: of the components of displacement volumes; see `jaxsr.data.gradients`.
     isocentre: of the magnet, in scanner mm, for coefficients.
-    extra: maps of the data set to keep: labels, mask, gradient.
+    extra: maps of the data set to keep: labels, mask, gradient; and jacobian, of its displacement or of that of `gradient`.
     least_tissue: share of a slice that must be tissue for the slice to be kept.
     dtype: of intensities, fields and displacements.
     nan: zero, to set NaN and infinite voxels to 0, or refuse.
@@ -48,7 +48,7 @@ class PrepareSettings(Strict):
     gradient: str | None = None
     convention: Literal["ras", "lps", "fsl", "fsl-absolute"] = "ras"
     isocentre: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    extra: tuple[Literal["labels", "mask", "gradient"], ...] = ()
+    extra: tuple[Literal["labels", "mask", "gradient", "jacobian"], ...] = ()
     least_tissue: float = pydantic.Field(0.05, ge=0, le=1)
     dtype: Literal["float16", "float32"] = "float16"
     nan: Literal["refuse", "zero"] = "refuse"
@@ -69,6 +69,7 @@ class PrepareSettings(Strict):
             "reference": self.wanted.reference is not None,
             "bias": self.bias != "off",
             "gradient": self.gradient is not None or "gradient" in self.extra,
+            "jacobian": "jacobian" in self.extra,
             "labels": "labels" in self.extra,
             "mask": "mask" in self.extra,
         }

@@ -105,6 +105,7 @@ def abstract_batch(experiment: Experiment, records: PreparedSet | None = None) -
         "reference": image,
         "bias": image,
         "gradient": jax.ShapeDtypeStruct((*plane, MAP_CHANNELS["gradient"]), jnp.float32),
+        "jacobian": image,
         "labels": jax.ShapeDtypeStruct(plane, jnp.uint8),
         "mask": jax.ShapeDtypeStruct((*plane, 1), jnp.bool_),
     }

@@ -5,16 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from jaxsr.data.gradients import field_on_grid, gradient_map
+from jaxsr.data.gradients import field_on_grid, gradient_map, jacobian_map
 from jaxsr.data.records import file_sha256
+from jaxsr.experiment import Experiment
 from jaxsr.files import shown
 from jaxsr.upscale.guides import Guides
 from jaxsr.volume.geometry import Grid
 from jaxsr.volume.io import VolumeError, read_volume
 
 
-def read_guides(guides: Guides, grid: Grid) -> dict[str, np.ndarray]:
-    """The maps on `grid`, as `Engine.upscale` takes them.
+def read_guides(experiment: Experiment, guides: Guides, grid: Grid) -> dict[str, np.ndarray]:
+    """The maps on `grid`, as the model of `experiment` is guided by them and `Engine.upscale` takes them.
 
     Raises:
       VolumeError: for what cannot be read, does not lie on the head, or is no such map.
@@ -23,13 +24,15 @@ def read_guides(guides: Guides, grid: Grid) -> dict[str, np.ndarray]:
     if guides.bias:
         maps["bias"] = bias_map(grid, guides.bias)
     if guides.gradient:
-        maps["gradient"] = gradient_map(grid, guides.gradient, isocentre=guides.isocentre, convention=guides.convention)
+        displacement = gradient_map(grid, guides.gradient, isocentre=guides.isocentre, convention=guides.convention)
+        maps |= {"jacobian": jacobian_map(grid, displacement)} if _by_jacobian(experiment) else {"gradient": displacement}
     return maps
 
 
-def guidance_facts(guides: Guides) -> dict[str, Any]:
-    """For a sidecar: whose maps guided, and what was in them."""
-    return {name: {"File": path.name, "SHA256": file_sha256(path)} for name, path in guides.named.items()}
+def guidance_facts(experiment: Experiment, guides: Guides) -> dict[str, Any]:
+    """For a sidecar: whose maps guided, what was in them, and, where a displacement guided by its Jacobian, that it did."""
+    told = {"gradient": {"As": "log_jacobian"}} if _by_jacobian(experiment) else {}
+    return {name: {"File": path.name, "SHA256": file_sha256(path), **told.get(name, {})} for name, path in guides.named.items()}
 
 
 def bias_map(grid: Grid, path: Path) -> np.ndarray:
@@ -50,3 +53,7 @@ def bias_map(grid: Grid, path: Path) -> np.ndarray:
     except VolumeError as error:
         raise VolumeError(f"{shown(path)}: {error}") from None
     return np.asarray(log - log.mean(dtype=np.float64), np.float32)
+
+
+def _by_jacobian(experiment: Experiment) -> bool:
+    return "jacobian" in getattr(experiment.method, "maps", ())

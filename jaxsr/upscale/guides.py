@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from jaxsr.data.pairs import made_of
 from jaxsr.evaluate.files import pair_files
 from jaxsr.files import shown
 from jaxsr.upscale.inputs import Job
@@ -73,9 +74,14 @@ def guides_of(
     return {job.source: Guides(bias_of.get(job.source), gradient_of.get(job.source), convention, isocentre) for job in jobs}
 
 
+def guided_by(experiment: "Experiment") -> tuple[str, ...]:
+    """Which of `Guides`' files the model takes; a displacement also where its Jacobian is what guides."""
+    return tuple(made_of(name) for name in getattr(experiment.method, "maps", ()))
+
+
 def check_guides(experiment: "Experiment", guides: Guides) -> None:
     """Raises VolumeError where a map is given that the model is not guided by."""
-    takes = getattr(experiment.method, "maps", ())
+    takes = guided_by(experiment)
     for name, path in guides.named.items():
         if name not in takes:
             what = "no maps" if not takes else " and ".join(takes) + " only"

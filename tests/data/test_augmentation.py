@@ -167,15 +167,46 @@ def test_distorting_and_augmenting_commute(config):
     )
 
 
+def logarithm(g):
+    """log det(1 + ∇g) within the slice; nothing of it changes through it."""
+    rows, columns = (np.stack(np.gradient(g[..., c]), -1) for c in (0, 1))
+    return np.log((1 + rows[..., 0]) * (1 + columns[..., 1]) - rows[..., 1] * columns[..., 0])
+
+
+@pytest.mark.parametrize("config", [AugmentConfig(), AugmentConfig(rotation=15.0), AugmentConfig(scale=0.2)])
+def test_the_jacobian_of_an_augmented_displacement_is_the_augmented_jacobian(config):
+    """Where φ is affine: in φ⁻¹ ∘ (1 + g) ∘ φ its own derivative cancels."""
+    for seed in range(4):  # flips among them
+        taken = whole({"gradient": displacement(), "jacobian": logarithm(displacement())}, drawn(config, seed))
+        inner = taken["jacobian"][INNER][1:-1, 1:-1]
+        np.testing.assert_allclose(inner, logarithm(taken["gradient"][INNER])[1:-1, 1:-1], atol=5e-4)
+    assert np.ptp(inner) > 0.05
+
+
+@pytest.mark.parametrize("config", [AugmentConfig(rotation=15.0, scale=0.2), AugmentConfig(elastic=3.0), ALL])
+def test_signal_that_was_conserved_is_conserved_after_augmentation(config):
+    """x(p + g) e^j = y, also where the warp is curved: to the order that displacements have there, as when distorting and augmenting."""
+    how = drawn(config, 3)._replace(exponents=(1.0, 1.0))
+    g, j = displacement(), (4 * logarithm(displacement())).astype(np.float32)
+    conserved = np.exp(j) * (2 + image(ROWS + g[..., 0], COLUMNS + g[..., 1]))
+    taken = whole({"high": 2 + image(), "low": conserved, "gradient": g, "jacobian": j}, how)
+    at = np.stack([ROWS + taken["gradient"][..., 0], COLUMNS + taken["gradient"][..., 1]])
+    again = ndimage.map_coordinates(taken["high"], at, order=3, mode="nearest")
+    error, without = (np.abs(np.exp(x) * again - taken["low"])[INNER].max() for x in (taken["jacobian"], j))
+    assert error < (4e-3 if config.elastic else 5e-4)
+    assert without > 5 * error
+
+
 def test_beyond_the_slice_there_is_background_in_images_and_nothing_in_maps():
-    maps = {"high": image() + 3, "reference": image() + 3, "bias": image() + 3, "gradient": displacement() + 9, "mask": ROWS >= 0}
+    maps = {name: image() + 3 for name in ("high", "reference", "bias", "jacobian")}
+    maps |= {"gradient": displacement() + 9, "mask": ROWS >= 0}
     maps["labels"] = np.full((SIDE, SIDE), 5, np.uint8)
     for how in (Draw(), drawn(AugmentConfig(rotation=5.0, elastic=2.0), crop=(SIDE + 80, SIDE + 80))):
         taken = take(maps, (-40, -40), (SIDE + 80, SIDE + 80), how)
         corner = {name: x[:8, :8] for name, x in taken.items()}
         assert (corner["high"] == -1).all()
         assert (corner["reference"] == -1).all()
-        assert all(not corner[name].any() for name in ("bias", "gradient", "mask", "labels"))
+        assert all(not corner[name].any() for name in ("bias", "gradient", "jacobian", "mask", "labels"))
         assert all(x.shape[:2] == (SIDE + 80, SIDE + 80) for x in taken.values())
         assert taken["mask"][50:-50, 50:-50].all()
 

@@ -1,12 +1,13 @@
 """Laws of the gradient-nonlinearity map: one field, whoever wrote it and whichever way the grid lies."""
 
+import jax
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from jaxsr.data.gradients import gradient_map
-from jaxsr.physics.gradients import EXAMPLE_COIL, displacement
+from jaxsr.data.gradients import gradient_map, jacobian_map
+from jaxsr.physics.gradients import EXAMPLE_COIL, displacement, parse_coefficients, turn_axes
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid
 
@@ -61,10 +62,10 @@ def test_moving_isocentre_and_volume_together_changes_nothing(coefficients):
     assert np.abs(moved - gradient_map(grid_of(centre=(14, 13, -19)), coefficients)).max() > 0.1
 
 
-def write(path, grid, convention, extra_axis=False):
-    """The smooth field in a file of the given grid and convention, written by what each convention says."""
+def write(path, grid, convention, field=smooth, extra_axis=False):
+    """A field, `smooth` or another, in a file of the given grid and convention, written by what each convention says."""
     points = points_of(grid)
-    vectors = smooth(points)
+    vectors = field(points)
     if convention == "lps":
         vectors = vectors * (-1, -1, 1)
     if convention.startswith("fsl"):
@@ -112,6 +113,50 @@ def test_the_map_points_to_where_the_scanner_imaged_the_point(coefficients):
     assert u[2, 2, 4, 2] < -1
     assert u[2, 2, 0, 2] > 1
     assert displacement(EXAMPLE_COIL, np.array([0.0, 0.0, 100.0]))[2] < -1
+
+
+# -------------------------------------------------------------------------------------------------------------- its Jacobian
+
+LINEAR = np.array([[0.03, -0.02, 0.01], [0.04, -0.05, 0.02], [-0.01, 0.03, 0.06]])  # ∂u_i/∂r_j in the scanner, no symmetry in it
+
+
+@pytest.mark.parametrize("convention", ["ras", "lps", "fsl", "fsl-absolute"])
+@pytest.mark.parametrize("grid", [grid_of(), grid_of((20, -30, 40)), grid_of(flip=(-1, 1, -1))], ids=["straight", "oblique", "flipped"])
+def test_the_jacobian_of_a_linear_displacement_is_that_of_its_matrix_whichever_way_grid_and_file_lie(tmp_path, grid, convention):
+    """u = A r: log det(1 + A) everywhere [Janke 2004: the determinant of the derivative], and a rotation of the axes has determinant 1."""
+    path = write(tmp_path / "u.nii", grid_of((5, 8, -12), (16.0, 16.0, 16.0), shape=(19, 19, 19)), convention, lambda r: r @ LINEAR.T)
+    found = jacobian_map(grid, gradient_map(grid, path, convention=convention))
+    assert (found.shape, found.dtype) == (SHAPE, np.float32)
+    np.testing.assert_allclose(found, np.log(np.linalg.det(np.eye(3) + LINEAR)), atol=2e-5)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 1, 0)])
+def test_the_jacobian_is_one_volume_in_whatever_order_and_sense_the_axes_are_stored(order, coefficients):
+    """So a slice of it needs no frame, as a displacement's slice does (`jaxsr.data.pairs.cut`)."""
+    grid = grid_of((3, -5, 9))
+    affine = grid.affine[:, [*order, 3]]
+    turned = Grid(tuple(SHAPE[a] for a in order), affine)
+    ends = np.eye(4)
+    ends[:3, :3], ends[0, 3] = np.diag([-1, 1, 1]), turned.shape[0] - 1
+    turned = Grid(turned.shape, affine @ ends)
+    one, other = (jacobian_map(g, gradient_map(g, coefficients)) for g in (grid, turned))
+    np.testing.assert_allclose(other, one.transpose(order)[::-1], atol=1e-5)
+    assert np.ptp(one) > 0.01
+
+
+def test_the_jacobian_of_a_coil_needs_the_way_through_the_slices(coefficients):
+    """That of A(3,0), A(5,0), A(3,1), B(2,2), by autodiff; the part within axial slices alone is another."""
+    grid = grid_of(sizes=(8.0, 8.0, 8.0))
+    u = gradient_map(grid, coefficients)
+    in_coil = turn_axes(points_of(grid).reshape(-1, 3).astype(np.float32))
+    derivative = jax.vmap(jax.jacfwd(lambda r: displacement(parse_coefficients(TERMS), r)))(in_coil)
+    expected = np.linalg.slogdet(np.eye(3) + derivative)[1].reshape(SHAPE)
+    found = jacobian_map(grid, u)
+    inside = (slice(1, -1),) * 3
+    np.testing.assert_allclose(found[inside], expected[inside], atol=0.02 * np.abs(expected).max())
+    rows, columns = (np.stack(np.gradient(u[..., c], 8.0, axis=(0, 1)), -1) for c in (0, 1))
+    within = np.log((1 + rows[..., 0]) * (1 + columns[..., 1]) - rows[..., 1] * columns[..., 0])
+    assert np.abs(within - expected)[inside].max() > 0.2 * np.abs(expected).max()
 
 
 def bad(tmp_path, name, content=None, shape=None, value=0.0, sizes=(16.0, 18.0, 20.0)):

@@ -24,8 +24,8 @@ def test_a_pair_gives_the_maps_that_it_has_and_that_are_wanted():
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_slice_is_the_plane_across_its_axis(axis):
-    slices = cut(pair(labels=HIGH).maps(), axis, 2)
-    for name, volume in (("high", HIGH), ("low", LOW), ("labels", HIGH)):
+    slices = cut(pair(labels=HIGH, jacobian=LOW).maps(), axis, 2)
+    for name, volume in (("high", HIGH), ("low", LOW), ("jacobian", LOW), ("labels", HIGH)):
         np.testing.assert_array_equal(slices[name], np.take(volume, 2, axis))
 
 

@@ -100,7 +100,7 @@ def test_a_sample_has_the_maps_that_are_wanted_as_a_batch_has_them(made):
         shapes = {name: (x.shape, x.dtype.name) for name, x in sample.items() if name != "origin"}
         image = ((16, 16, 1), "float32")
         assert shapes == {
-            **dict.fromkeys(("high", "low", "reference", "bias"), image),
+            **dict.fromkeys(("high", "low", "reference", "bias", "jacobian"), image),
             "gradient": ((16, 16, 3), "float32"),
             "labels": ((16, 16), "uint8"),
             "mask": ((16, 16, 1), "bool"),
@@ -111,6 +111,12 @@ def test_a_map_that_the_set_lacks_is_refused_with_what_it_has(tmp_path):
     synthetic_set(tmp_path, 1, side=16, slices=3, maps=("bias",))
     with pytest.raises(ConfigError, match=r"data\.maps wants labels, which .* has not: it has bias; leave out"):
         stream(tmp_path, maps=("bias", "labels"))
+
+
+def test_slices_of_a_displacement_are_not_taken_for_its_jacobian(tmp_path):
+    synthetic_set(tmp_path, 1, side=16, slices=3, maps=("gradient",))
+    with pytest.raises(ConfigError, match=r"data\.maps wants jacobian, which .* has not: it has gradient; .*\(prepare --with jacobian: "):
+        stream(tmp_path, maps=("jacobian",))
 
 
 def test_a_slice_is_the_record_that_its_origin_names(made):

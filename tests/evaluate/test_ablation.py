@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from jaxsr.cli import app
 from jaxsr.config import ConfigError, load
 from jaxsr.data.anatomy import Head
-from jaxsr.data.gradients import gradient_map
+from jaxsr.data.gradients import gradient_map, jacobian_map
 from jaxsr.evaluate import benchmark
 from jaxsr.evaluate.benchmark import run_protocol
 from jaxsr.evaluate.grids import EvaluationError
@@ -44,7 +44,7 @@ against: none
 """
 RUNS = ("teacher-bias-gradient", "teacher-bias", "teacher-gradient", "teacher-none")
 MODEL = {"teacher": Path("a")}
-BIAS, GRADIENT = 0.1, 0.01  # what the model adds of a map
+BIAS, GRADIENT, JACOBIAN = 0.1, 0.01, 2.0  # what the model adds of a map
 
 
 def ball(key, shape, mm, contrast, *, maps):
@@ -73,12 +73,13 @@ class Guided:
         image = condition.low
         image = image if condition.bias is None else image + BIAS * condition.bias
         image = image if condition.gradient is None else image + GRADIENT * condition.gradient.sum(-1, keepdims=True)
+        image = image if condition.jacobian is None else image + JACOBIAN * condition.jacobian
         return UpscaleOutput(image, {})
 
 
 @pytest.fixture(autouse=True)
 def engines(monkeypatch):
-    """The engines made. A model is guided by both maps, by those that its file is called after, or, as plain, by none."""
+    """The engines made. A model is guided by b and g, as jacobian by b and the Jacobian of g, as bias by b, or, as plain, by none."""
     from jaxsr.runtime.mesh import make_mesh
 
     made = []
@@ -88,7 +89,7 @@ def engines(monkeypatch):
         return made[-1]
 
     def load_model(path, note=None):
-        maps = {"plain": (), "bias": ("bias",)}.get(path.name, ("bias", "gradient"))
+        maps = {"plain": (), "bias": ("bias",), "jacobian": ("bias", "jacobian")}.get(path.name, ("bias", "gradient"))
         experiment = SimpleNamespace(
             method=SimpleNamespace(kind="guided", maps=maps), data=DataConfig(voxel_size=4.0, acquired=(8.0, 8.0, 8.0))
         )
@@ -137,6 +138,18 @@ def test_each_run_of_one_model_is_given_the_maps_of_its_cell_and_no_others(tmp_p
             np.testing.assert_allclose(images[run], expected, atol=1e-3 * unit * BIAS)
             assert set(said(out / f"upscaled/{run}/{subject}.nii.gz")["JaxSR"]["Guidance"]) == set(cell)
         assert min(np.abs(images[a] - images[b]).max() for a in RUNS for b in RUNS if a != b) > 0.1 * unit * BIAS
+
+
+def test_a_model_that_the_jacobian_guides_is_run_in_the_same_cells_by_that_of_the_heads_displacement(tmp_path, protocol):
+    out, name = tmp_path / "out", "sub-0000.nii.gz"
+    evaluated(protocol, out, {"teacher": Path("jacobian")}, guidance=(("gradient",), ()))
+    guided, alone = (out / f"upscaled/teacher-{cell}/{name}" for cell in ("gradient", "none"))
+    low, high = said(alone)["JaxSR"]["IntensityWindow"]
+    grid, added = read_volume(guided).grid, read_volume(guided).data - read_volume(alone).data
+    expected = (high - low) / 2 * JACOBIAN * jacobian_map(grid, gradient_map(grid, out / "heads/gradient" / name))
+    np.testing.assert_allclose(added, expected, atol=1e-3 * (high - low))
+    assert np.ptp(expected) > 0.05 * (high - low)
+    assert said(guided)["JaxSR"]["Guidance"]["gradient"]["As"] == "log_jacobian"
 
 
 def test_what_is_acquired_has_neither_map_in_it_and_the_truth_has_both(tmp_path, protocol):

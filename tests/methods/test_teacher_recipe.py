@@ -14,6 +14,7 @@ from jaxsr.diffusion.schedule import level_at
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Batch, Condition, Request
 from jaxsr.methods.teacher import Teacher, TeacherConfig
+from jaxsr.methods.teacher_networks import GuidanceConfig
 from jaxsr.models.clip import clip_image, patches_of_slice
 from jaxsr.train.state import abstract_variables
 
@@ -31,7 +32,8 @@ def recipe(**settings):
 def batch(n=4, height=SIDE, width=SIDE):
     high, error, bias = jax.random.normal(jax.random.key(0), (3, n, height, width, 1))
     gradient = jax.random.normal(jax.random.key(1), (n, height, width, 3))
-    return Batch(high=jnp.tanh(high), low=jnp.tanh(high) + 0.3 * error, bias=0.2 * bias, gradient=gradient)
+    maps = {"bias": 0.2 * bias, "gradient": gradient, "jacobian": 0.02 * gradient[..., :1]}
+    return Batch(high=jnp.tanh(high), low=jnp.tanh(high) + 0.3 * error, **maps)
 
 
 def keys_of(n, seed=7):
@@ -71,6 +73,39 @@ def test_before_training_the_guided_network_is_the_unguided_one_exactly():
     np.testing.assert_allclose(image, upscaled(unguided, trained, Condition(given.low)), rtol=1e-5, atol=1e-6 * float(jnp.abs(image).max()))
     # And it could be another: the law is about the zeros, not about deaf ears.
     assert jnp.abs(image - upscaled(guided, weights(guided), given.condition)).max() > 1e-3
+
+
+def test_a_network_that_is_told_the_jacobian_starts_as_the_unguided_one_exactly_and_then_listens_to_nothing_else_of_g():
+    by_jacobian = {"width": 4, "groups": 2, "bias": False, "gradient": "log_jacobian"}
+    guided, unguided, given = recipe(image_encoder=None, guidance=by_jacobian), recipe(image_encoder=None, guidance=None), batch()
+    variables = weights(guided)
+    silent = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: 0 * leaf if UNTRAINED_GUIDANCE[0] in jax.tree_util.keystr(path) else leaf, variables
+    )
+    alone = {**silent, "params": {"unet": silent["params"]["unet"]}}
+    z, level = jax.random.normal(jax.random.key(2), (4, SIDE // 2, SIDE // 2, 2)), level_at(guided.schedule, jnp.full(4, 700))
+
+    def denoised(method):
+        present = lambda c: {"gradient": jnp.full(4, float(c.jacobian is not None))} if method.pyramids else {}  # noqa: E731
+        return jax.jit(lambda v, c: method._denoise(v, method._show(v, c, present(c)), z, level))
+
+    of_guided, known = denoised(guided), Condition(given.low, jacobian=given.jacobian)
+    np.testing.assert_array_equal(of_guided(silent, known), denoised(unguided)(alone, Condition(given.low)))
+    trained = of_guided(variables, known)
+    assert jnp.abs(trained - of_guided(variables, known._replace(jacobian=-given.jacobian))).max() > 1e-3
+    np.testing.assert_array_equal(trained, of_guided(variables, known._replace(gradient=given.gradient, bias=given.bias)))
+
+
+def test_displacement_and_jacobian_are_told_to_one_network_but_for_the_channels_of_its_first_convolution():
+    """And 'displacement' is what true has always meant: no run and no checkpoint becomes another."""
+    displacement, jacobian = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_variables(method, batch()))}
+        for method in (recipe(guidance={"width": 4, "groups": 2, "gradient": told}) for told in ("displacement", "log_jacobian"))
+    )
+    assert displacement.keys() == jacobian.keys()
+    apart = {name: (displacement[name], jacobian[name]) for name in displacement if displacement[name] != jacobian[name]}
+    assert apart == {"['params']['guidance']['gradient']['stem0']['kernel']": ((3, 3, 3 + 1, 4), (3, 3, 1 + 1, 4))}  # and the flag
+    assert GuidanceConfig(gradient=True) == GuidanceConfig(gradient="displacement") == GuidanceConfig()
 
 
 def test_one_network_answers_with_both_maps_with_either_and_with_none():
@@ -249,6 +284,7 @@ def test_the_published_networks_have_the_published_counts():
         ({"schedule": {"zero_terminal_snr": True}}, "zero_terminal_snr"),
         ({"spatial": "vit", "image_encoder": None}, "image_encoder"),
         ({"guidance": {"bias": False, "gradient": False}}, "guidance: null"),
+        ({"guidance": {"gradient": "jacobian"}}, "should be true or false or 'displacement' or 'log_jacobian', found"),
         ({"unet": {"width": 36}}, "multiple of groups"),
         ({"image_encoder": {"patch": 15}}, "multiple of patch"),
     ],
@@ -262,3 +298,6 @@ def test_a_config_that_makes_no_sense_says_what_to_change(settings, said):
 def test_a_guided_teacher_needs_the_maps_in_its_data():
     with pytest.raises(ConfigError, match=r"data.maps must have gradient"):
         from_dict({"method": {"kind": "teacher"}, "data": {"crop": 256, "maps": ["bias"]}}, Experiment)
+    method = {"kind": "teacher", "guidance": {"gradient": "log_jacobian"}}
+    with pytest.raises(ConfigError, match=r"data.maps must have jacobian"):
+        from_dict({"method": method, "data": {"crop": 256, "maps": ["bias", "gradient"]}}, Experiment)

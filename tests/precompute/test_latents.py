@@ -56,7 +56,7 @@ def encoders():
 def prepared(tmp_path_factory):
     """A set of three people, one of them in each split."""
     folder = tmp_path_factory.mktemp("prepared")
-    synthetic_set(folder, SCANS, side=SIDE, slices=SLICES, maps=("bias", "gradient", "labels"))
+    synthetic_set(folder, SCANS, side=SIDE, slices=SLICES, maps=("bias", "gradient", "jacobian", "labels"))
     manifest = read_manifest(folder)
     splits = zip(manifest.shards, ("train", "validation", "test"), strict=True)
     write_manifest(folder, manifest.model_copy(update={"shards": tuple(s.model_copy(update={"split": split}) for s, split in splits)}))
@@ -99,7 +99,7 @@ def test_a_record_is_what_the_networks_make_of_a_crop_that_is_drawn_from_seed_sc
 
     for name, x in expected(**images).items():
         np.testing.assert_allclose([maps[name] for maps in stored], x, atol=1e-5 * np.abs(x).max(), err_msg=name)
-    for name in ("low", "bias", "gradient", "labels"):
+    for name in ("low", "bias", "gradient", "jacobian", "labels"):
         np.testing.assert_array_equal([maps[name] for maps in stored], [crop[name] for crop in crops], err_msg=name)
     assert "high" not in stored[0]
     assert not np.array_equal(stored[0]["low"], stored[1]["low"])
@@ -107,7 +107,7 @@ def test_a_record_is_what_the_networks_make_of_a_crop_that_is_drawn_from_seed_sc
 
 def test_the_manifest_says_what_it_was_encoded_with_and_keeps_people_in_their_splits(prepared, encoders, made):
     manifest, source = verify(made), read_manifest(prepared)
-    assert manifest.maps == ("latents", "low_latents", "pooled", "tokens", "low", "bias", "gradient", "labels")
+    assert manifest.maps == ("latents", "low_latents", "pooled", "tokens", "low", "bias", "gradient", "jacobian", "labels")
     said = manifest.encoding
     assert (said.source, said.crop, said.copies) == (file_sha256(prepared / "manifest.json"), CROP, COPIES)
     assert {"autoencoder": said.autoencoder, "image_encoder": said.image_encoder} == encoders.sha256

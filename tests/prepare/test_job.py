@@ -10,16 +10,20 @@ import shutil
 import urllib.parse
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from jaxsr.config import ConfigError
+from jaxsr.data.gradients import gradient_map, jacobian_map
 from jaxsr.data.layouts.base import Scan
 from jaxsr.data.pairs import cut
 from jaxsr.data.records import Shard, Source, decode, file_sha256, read_manifest, verify
 from jaxsr.physics.protocol import Acquisition, named_acquisition
 from jaxsr.prepare import job, pool
+from jaxsr.prepare.part import make_part
 from jaxsr.prepare.people import check_nobody_moves, same_people, split_people
+from jaxsr.prepare.picture import columns, save_contact_sheet
 from jaxsr.prepare.scan import prepare_scan
 from jaxsr.prepare.settings import PrepareSettings
 from jaxsr.prepare.slices import kept_slices
@@ -251,3 +255,46 @@ def test_a_stack_of_thick_slices_is_a_truth_within_its_slices_only(tmp_path):
     made = prepare_scan(scan, SETTINGS.model_copy(update={"axes": ("axial",)}))
     assert made.pair.high.shape == (40, 40, 8)
     np.testing.assert_allclose(made.pair.grid.voxel_size, (4, 4, 15))
+
+
+@pytest.fixture
+def displaced(tmp_path):
+    """A truth, a low scan that lacks its first planes, and where the scanner displaced the truth."""
+    affine, data = np.diag([4.0, 4.0, 4.0, 1.0]), np.random.default_rng(0).uniform(50, 100, (20, 18, 16)).astype(np.float32)
+    write_volume(tmp_path / "set/high/a.nii.gz", Volume(data, affine))
+    at = np.moveaxis(np.indices(data.shape), 0, -1) / 10
+    (tmp_path / "set/gradient").mkdir()
+    nib.save(nib.Nifti1Image((at[..., ::-1] ** 3).astype(np.float32), affine), tmp_path / "set/gradient/a.nii.gz")
+    affine = affine.copy()
+    affine[0, 3] = 24.0
+    write_volume(tmp_path / "low.nii.gz", Volume(data[6:], affine))
+    return tmp_path
+
+
+def test_the_jacobian_is_that_of_the_whole_displacement_and_needs_no_displacement_among_the_maps(displaced):
+    """Derived before planes that a volume lacks are cut off: no slice of it is an edge that the scan has not."""
+    files = {"high": displaced / "set/high/a.nii.gz", "gradient": displaced / "set/gradient/a.nii.gz", "low": displaced / "low.nii.gz"}
+    made = prepare_scan(Scan("a", "a", files), SETTINGS.model_copy(update={"extra": ("jacobian",)}))
+    assert made.pair.gradient is None
+    assert made.pair.jacobian.shape == (14, 18, 16)
+    truth = prepare_scan(Scan("a", "a", {"high": files["high"]}), SETTINGS).pair.grid
+    np.testing.assert_array_equal(made.pair.jacobian, jacobian_map(truth, gradient_map(truth, files["gradient"]))[6:])
+    with pytest.raises(VolumeError, match="there is no gradient beside it: add the file, or leave out --with gradient,jacobian"):
+        prepare_scan(Scan("a", "a", {"high": files["high"]}), SETTINGS.model_copy(update={"extra": ("gradient", "jacobian")}))
+    coil = displaced / "coil.grad"
+    coil.write_text("0.250 m = R0\n1 A( 3, 0) -0.080 z\n")
+    settings = SETTINGS.model_copy(update={"extra": ("jacobian",), "gradient": file_sha256(coil)})
+    both = prepare_scan(Scan("a", "a", {"high": files["high"]}), settings, gradient=coil).pair
+    np.testing.assert_array_equal(both.jacobian, jacobian_map(truth, both.gradient))
+
+
+def test_a_record_has_the_jacobian_that_was_asked_for_and_pictures_show_it(displaced, tmp_path):
+    settings = SETTINGS.model_copy(update={"extra": ("jacobian",)})
+    [task] = job.plan(displaced / "set", tmp_path / "out", settings).tasks
+    shard = make_part(task).shard
+    record = records_of(task.shard)[shard.slices[0] + 3]  # the fourth coronal slice
+    assert record.keys() == {"high", "low", "jacobian"} == {*settings.maps}
+    made = prepare_scan(task.scan, settings).pair
+    np.testing.assert_allclose(record["jacobian"], made.jacobian[:, 3], atol=1e-3 * np.abs(made.jacobian).max())
+    assert columns(settings.maps)[-1] == "jacobian"
+    assert save_contact_sheet(tmp_path / "sheet.png", {"a": task.picture}, settings.maps).is_file()

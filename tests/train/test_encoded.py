@@ -6,13 +6,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from jaxsr.precompute.latents import encode_set
 
 from jaxsr.bench.synthetic import synthetic_set
 from jaxsr.config import ConfigError, from_dict
 from jaxsr.data.records import read_manifest
 from jaxsr.experiment import Experiment
 from jaxsr.precompute.encoders import load_encoders
-from jaxsr.precompute.latents import encode_set
 from jaxsr.precompute.plan import plan
 from jaxsr.train.build import fitted, prepared_set
 from jaxsr.train.loop import train
@@ -40,12 +40,12 @@ def teacher(manifest, weights=None, steps=2, data=PLAIN, **settings):
         "autoencoder": {"network": NETWORK},
         "unet": {"width": 4, "multipliers": [1], "blocks": 1, "attention_at": [1], "heads": 1, "context_width": 6, "groups": 2},
         "image_encoder": None,
-        "guidance": {"width": 2, "groups": 2, "gradient": False},
+        "guidance": {"width": 2, "groups": 2, "bias": False, "gradient": "log_jacobian"},
         "sampling_steps": 2,
         "weights": {"autoencoder": weights and str(weights)},
         **settings,
     }
-    data = {"manifest": str(manifest), "crop": SIDE, "threads": 1, "maps": ["bias"], **data}
+    data = {"manifest": str(manifest), "crop": SIDE, "threads": 1, "maps": ["jacobian"], **data}
     return from_dict({"method": method, "data": data, "train": {**TRAIN, "steps": steps}}, Experiment)
 
 
@@ -53,7 +53,7 @@ def teacher(manifest, weights=None, steps=2, data=PLAIN, **settings):
 def folder(tmp_path_factory):
     """A set of whole slices, two autoencoders, and the set encoded by the first of them."""
     folder = tmp_path_factory.mktemp("encoded")
-    synthetic_set(folder / "plain", 2, side=SIDE, slices=4, maps=("bias", "gradient"))
+    synthetic_set(folder / "plain", 2, side=SIDE, slices=4, maps=("bias", "gradient", "jacobian"))
     train(autoencoder(folder / "plain"), folder / "autoencoder")
     model = load_model(folder / "autoencoder")
     params = {half: jax.tree.map(lambda x: x + 1e-3, tree) for half, tree in model.variables["params"].items()}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -30,7 +31,7 @@ def autoencoder(steps=1, seed=0):
     return from_dict({"method": method, "data": DATA, "train": {**TRAIN, "steps": steps}, "seed": seed}, Experiment)
 
 
-def teacher(source, steps=2, **settings):
+def teacher(source, steps=2, maps=("bias", "gradient"), **settings):
     method = {
         "kind": "teacher",
         "autoencoder": {"network": NETWORK},
@@ -42,7 +43,7 @@ def teacher(source, steps=2, **settings):
         "weights": {"autoencoder": str(source)},
         **settings,
     }
-    data = {**DATA, "maps": ["bias", "gradient"]}
+    data = {**DATA, "maps": list(maps)}
     return from_dict({"method": method, "data": data, "train": {**TRAIN, "steps": steps}}, Experiment)
 
 
@@ -168,8 +169,10 @@ def write_field(path, shape=(10, 9, 9), size=12.0, shift=0.0, value=None, compon
     return path
 
 
-def made(first, scan, out, guides, variables=None):
-    model = load_model(first / "teacher")
+def made(model, scan, out, guides, variables=None):
+    """By a model, or that of the runs in a folder."""
+    if isinstance(model, Path):
+        model = load_model(model / "teacher")
     if variables is not None:
         model = model._replace(variables=variables(model.variables))
     engine = make_engine(model, batch_size=8)
@@ -203,6 +206,25 @@ def test_upscale_works_with_maps_and_without_and_the_sidecar_says_which(first, s
         images.append(image)
     apart = [float(np.abs(a - b).max()) for i, a in enumerate(images) for b in images[:i]]
     assert min(apart) > 1e-3
+
+
+def test_a_teacher_that_is_told_the_jacobian_upscales_with_a_displacement_and_without(first, scan, tmp_path):
+    """With random weights; tests/train/test_encoded.py trains one."""
+    guidance = {"width": 4, "groups": 2, "bias": False, "gradient": "log_jacobian"}
+    experiment, rng = teacher(first / "autoencoder", maps=("jacobian",), guidance=guidance), np.random.default_rng(0)
+    method = experiment.method.build()
+    shapes = abstract_variables(method, abstract_batch(experiment))["params"]
+    params = jax.tree.map(lambda leaf: 0.5 * rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    model = load_model(first / "teacher")
+    model = model._replace(experiment=experiment, method=method, variables={**model.variables, "params": params})
+    gradient, bias = write_field(tmp_path / "gradient.nii.gz", components=True), write_field(tmp_path / "bias.nii.gz")
+    guided, facts = made(model, scan, tmp_path / "guided.nii.gz", Guides(None, gradient))
+    assert (facts["Guidance"]["gradient"]["File"], facts["Guidance"]["gradient"]["As"]) == ("gradient.nii.gz", "log_jacobian")
+    alone, facts = made(model, scan, tmp_path / "alone.nii.gz", Guides())
+    assert "Guidance" not in facts
+    assert np.abs(guided - alone).max() > 1e-3
+    with pytest.raises(VolumeError, match="guided by gradient only: leave --bias-field out"):
+        made(model, scan, tmp_path / "out.nii.gz", Guides(bias))
 
 
 @pytest.mark.slow

@@ -11,11 +11,12 @@ from jaxsr.physics.gradients import random_displacement
 WHOLE, STRIPPED, DEFACED = range(3)
 
 
-def draw_log_bias(key: Array, shape: tuple[int, int, int], variation: Variation) -> Array:
-    """log b `[X, Y, Z]`, smooth, of mean zero; its strength is drawn from the variation's range."""
+def draw_log_bias(key: Array, inside: Array, variation: Variation) -> Array:
+    """log b `[X, Y, Z]`, smooth, of mean zero over the head, `inside`, as N4's is; its strength is drawn from the variation's range."""
     low, high = variation.bias
     field, strength = jax.random.split(key)
-    return jnp.log(bias_field(field, shape, jax.random.uniform(strength, minval=low, maxval=high)))
+    log = jnp.log(bias_field(field, inside.shape, jax.random.uniform(strength, minval=low, maxval=high)))
+    return log - jnp.mean(log, where=inside)
 
 
 def draw_gradient(key: Array, shape: tuple[int, int, int], voxel_size: float, variation: Variation) -> Array:

@@ -103,7 +103,7 @@ def _render(
         textured[0],
         labels,
         reference=textured[1] if "reference" in maps else None,
-        bias=draw_log_bias(keys["bias"], shape, variation) if "bias" in maps else None,
+        bias=draw_log_bias(keys["bias"], labels > 0, variation) if "bias" in maps else None,
         gradient=draw_gradient(keys["gradient"], shape, voxel_size, variation) if "gradient" in maps else None,
         mask=keep if "mask" in maps else None,
     )

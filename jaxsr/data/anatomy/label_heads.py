@@ -134,7 +134,7 @@ def _render(
         images[0],
         labels,
         reference=images[1] if "reference" in maps else None,
-        bias=draw_log_bias(keys["bias"], shape, variation) if "bias" in maps else None,
+        bias=draw_log_bias(keys["bias"], labels > 0, variation) if "bias" in maps else None,
         gradient=draw_gradient(keys["gradient"], shape, voxel_size, variation) if "gradient" in maps else None,
         mask=keep if "mask" in maps else None,
     )
