@@ -23,7 +23,7 @@ from jaxsr.physics.protocol import named_acquisition
 from jaxsr.upscale.guide_maps import read_guides
 from jaxsr.upscale.guides import Guides
 from jaxsr.volume.errors import VolumeError
-from jaxsr.volume.io import read_volume
+from jaxsr.volume.io import Volume, read_volume
 
 MM = 8.0
 MAPS = ("reference", "bias", "gradient", "labels", "mask")
@@ -112,8 +112,9 @@ def test_training_and_upscaling_derive_one_jacobian_of_a_head(embedded, labelled
     people = subjects("embedded", labelled, stable_hash("generate/5"), ("jacobian",))
     pair, guides = people.load(1), Guides(gradient=embedded[0] / "gradient" / embedded[1][1].name)
     assert pair.maps().keys() == {"high", "low", "jacobian"}
+    scan = Volume(pair.low, pair.grid.affine)
     models = [SimpleNamespace(method=SimpleNamespace(maps=("bias", name))) for name in ("gradient", "jacobian")]
-    displacement, jacobian = (read_guides(model, guides, pair.grid) for model in models)
+    displacement, jacobian = (read_guides(model, guides, pair.grid, scan) for model in models)
     assert (displacement.keys(), jacobian.keys()) == ({"gradient"}, {"jacobian"})
     np.testing.assert_array_equal(jacobian["jacobian"], log_jacobian(displacement["gradient"], pair.grid.voxel_size))
     np.testing.assert_allclose(jacobian["jacobian"], pair.jacobian, atol=1e-4)

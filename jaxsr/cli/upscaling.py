@@ -115,6 +115,9 @@ def upscale(
     size = slices_at_a_time(batch_size)
     check_voxel_size(to_mm)
     resolved = _resolved(from_mm)
+    if gradient_map is None and (convention != "ras" or isocentre != (0.0, 0.0, 0.0)):
+        option = "--gradient-convention" if convention != "ras" else "--isocentre"
+        raise typer.BadParameter("is for --gradient-map: name one, or leave it out", param_hint=option)
     _check_places(source, output, bids, participants, sessions)
     declared = _declared(acquisition, noise, consistency)
     if model is None:
@@ -199,7 +202,7 @@ def upscale(
 
     def plan(job: "Job") -> dict[str, Any]:
         low = single or read_source(job.source, settings)
-        facts = forecast(recipe, job, low, settings, batch_size=size, slice_map=slice_map)  # type: ignore[arg-type]
+        facts = forecast(recipe, job, low, settings, batch_size=size, slice_map=slice_map, guides=guides[job.source])  # type: ignore[arg-type]
         terminal.print("\n".join(lines(facts)))
         return facts
 

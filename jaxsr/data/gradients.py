@@ -48,7 +48,7 @@ def gradient_map(
     """
     source = Path(source)
     try:
-        if source.name.lower().endswith(_VOLUMES):
+        if is_volume(source):
             world = _from_volume(grid, source, convention)
         else:
             world = _from_coil(grid, parse_coefficients(_text(source)), np.array(isocentre, np.float64))
@@ -71,6 +71,11 @@ def jacobian_map(grid: Grid, displacement_mm: ArrayLike) -> np.ndarray:
     are constant between them, off by up to half their spacing times its second derivative; beyond a file's edge u does not change.
     """
     return np.asarray(log_jacobian(jnp.asarray(displacement_mm), grid.voxel_size))
+
+
+def is_volume(source: Path) -> bool:
+    """Whether, by its name, it is a displacement volume; else coefficients."""
+    return source.name.lower().endswith(_VOLUMES)
 
 
 def _from_coil(grid: Grid, coil: Coil, isocentre: np.ndarray) -> np.ndarray:

@@ -246,7 +246,7 @@ def _upscale_all(
                 check_place(output)
                 grid = read_volume(case.reference).grid
                 slices = lambda n, of: progress(done, f"{subject}, {n} of {of} slices")  # noqa: B023, E731
-                maps = read_guides(experiment, guides[subject], grid)
+                maps = read_guides(experiment, guides[subject], grid, low)
                 result = engine.upscale(low, request, to_mm=grid, maps=maps, seed=protocol.seed, progress=slices, note=note)
                 if not np.isfinite(result.volume.data).all():
                     raise VolumeError(f"{name} made NaN or Inf of {subject}")

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Pairing:
         return said + ([f"{method}: no reference for {listed(self.extra)}"] if self.extra else [])
 
 
-def pair_files(references: Path, others: Path, *, masks: bool = False, labels: bool = False) -> Pairing:
+def pair_files(references: Path, others: Path, *, masks: bool = False, labels: bool = False, only: Sequence[Path] | None = None) -> Pairing:
     """Partners of `references` among `others`. Two files are a pair whatever they are called; in folders, searched with all their
     subfolders, names decide.
 
@@ -45,10 +45,11 @@ def pair_files(references: Path, others: Path, *, masks: bool = False, labels: b
 
     masks: where any of `others` is called a mask, only those are taken; no reference is its own.
     labels: both sides are label maps (`label_files`).
+    only: of the files in `references` these, whatever else lies there.
     """
     if references.is_file() and others.is_file():
         return Pairing({shown(subject_name(references)): (references, others)}, (), ())
-    left = {p: _relative(p, references) for p in (label_files if labels else volume_files)(references)}
+    left = {p: _relative(p, references) for p in only or (label_files if labels else volume_files)(references)}
     right = {p: _relative(p, others) for p in (label_files(others) if labels else volume_files(others, masks=masks))}
     if masks:
         own = {p.resolve() for p in left}

@@ -177,7 +177,7 @@ def _upscale_file(
     plan = engine.plan(volume, settings.to_mm, settings.axes, settings.request, settings.from_mm)
     if plan.work is not plan.grid:
         check_target(volume, min(plan.work.voxel_size), **settings.memory)
-    guiding = read_guides(model.experiment, guides, plan.work)
+    guiding = read_guides(model.experiment, guides, plan.work, volume)
     guidance = {"Guidance": guidance_facts(model.experiment, guides)} if guiding else {}
     started = time.monotonic()
 

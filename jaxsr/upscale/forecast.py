@@ -21,6 +21,8 @@ from jaxsr.train.build import abstract_batch
 from jaxsr.train.state import abstract_variables
 from jaxsr.upscale.engine import BatchSize, first_batch_size
 from jaxsr.upscale.files import Settings, training_scans
+from jaxsr.upscale.guide_maps import read_guides
+from jaxsr.upscale.guides import Guides
 from jaxsr.upscale.inputs import Job, memory_needed, scale_notes
 from jaxsr.upscale.model import Recipe
 from jaxsr.upscale.plan import Plan, make_plan
@@ -31,9 +33,16 @@ from jaxsr.volume.slices import SliceMapKind
 
 
 def forecast(
-    recipe: Recipe, job: Job, volume: Volume, settings: Settings, *, batch_size: BatchSize, slice_map: SliceMapKind
+    recipe: Recipe,
+    job: Job,
+    volume: Volume,
+    settings: Settings,
+    *,
+    batch_size: BatchSize,
+    slice_map: SliceMapKind,
+    guides: Guides = Guides(),
 ) -> dict[str, Any]:
-    """The plan for `volume`, as JSON can hold it.
+    """The plan for `volume`, as JSON can hold it; `guides` are read, as they may be refused.
 
     Raises:
       VolumeError: for what would be refused.
@@ -41,6 +50,7 @@ def forecast(
     check_sidecar(job.output, picture=settings.picture)
     check_maps([job], settings.maps)
     plan = make_plan(recipe.method, volume.grid, settings.to_mm, settings.axes, slice_map, settings.request, settings.from_mm)
+    read_guides(recipe.experiment, guides, plan.work, volume)
     devices = jax.local_device_count()
     size = -(-(first_batch_size() if batch_size == "auto" else batch_size) // devices) * devices
     voxels, affine = from_ras(np.broadcast_to(np.float32(0), plan.grid.shape), plan.grid.affine, turn_from(volume.orientation))

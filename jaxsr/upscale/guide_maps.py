@@ -5,24 +5,30 @@ from typing import Any
 
 import numpy as np
 
-from jaxsr.data.gradients import field_on_grid, gradient_map, jacobian_map
+from jaxsr.data.bias import foreground
+from jaxsr.data.gradients import field_on_grid, gradient_map, is_volume, jacobian_map
 from jaxsr.data.records import file_sha256
 from jaxsr.experiment import Experiment
 from jaxsr.files import shown
 from jaxsr.upscale.guides import Guides
-from jaxsr.volume.geometry import Grid
-from jaxsr.volume.io import VolumeError, read_volume
+from jaxsr.volume.geometry import Grid, resample
+from jaxsr.volume.io import Volume, VolumeError, read_volume
+
+STRONGEST = 3.0  # |log b| over the head: a factor of 20, where coils at 7 T leave 3
 
 
-def read_guides(experiment: Experiment, guides: Guides, grid: Grid) -> dict[str, np.ndarray]:
+def read_guides(experiment: Experiment, guides: Guides, grid: Grid, scan: Volume) -> dict[str, np.ndarray]:
     """The maps on `grid`, as the model of `experiment` is guided by them and `Engine.upscale` takes them.
+
+    Args:
+      scan: what is upscaled, its axes parallel to the grid's: over its foreground the bias field has mean 0, as in training.
 
     Raises:
       VolumeError: for what cannot be read, does not lie on the head, or is no such map.
     """
     maps = {}
     if guides.bias:
-        maps["bias"] = bias_map(grid, guides.bias)
+        maps["bias"] = bias_map(grid, guides.bias, scan)
     if guides.gradient:
         displacement = gradient_map(grid, guides.gradient, isocentre=guides.isocentre, convention=guides.convention)
         maps |= {"jacobian": jacobian_map(grid, displacement)} if _by_jacobian(experiment) else {"gradient": displacement}
@@ -30,18 +36,26 @@ def read_guides(experiment: Experiment, guides: Guides, grid: Grid) -> dict[str,
 
 
 def guidance_facts(experiment: Experiment, guides: Guides) -> dict[str, Any]:
-    """For a sidecar: whose maps guided, what was in them, and, where a displacement guided by its Jacobian, that it did."""
-    told = {"gradient": {"As": "log_jacobian"}} if _by_jacobian(experiment) else {}
+    """For a sidecar: whose maps guided, what was in them, and how a gradient's was read."""
+    read = {"Convention": guides.convention} if guides.gradient and is_volume(guides.gradient) else {"Isocentre": list(guides.isocentre)}
+    told = {"gradient": read | ({"As": "log_jacobian"} if _by_jacobian(experiment) else {})}
     return {name: {"File": path.name, "SHA256": file_sha256(path), **told.get(name, {})} for name, path in guides.named.items()}
 
 
-def bias_map(grid: Grid, path: Path) -> np.ndarray:
-    """The logarithm of the bias field in the file `path`, on `grid`, float32 `[X, Y, Z]`, its mean 0.
+def bias_map(grid: Grid, path: Path, scan: Volume) -> np.ndarray:
+    """The logarithm of the bias field in the file `path`, on `grid`, float32 `[X, Y, Z]`, its mean 0 over the foreground of `scan`.
 
     Raises:
-      VolumeError: where the field is not positive throughout, or covers too little of the grid.
+      VolumeError: where the field is not positive throughout, covers too little of the grid, or is none that a coil has.
     """
-    volume = read_volume(path, constant="allow")
+    try:
+        volume = read_volume(path, constant="allow")
+    except VolumeError as error:
+        if "NaN" in str(error) or "--volume" in str(error):
+            raise VolumeError(
+                f"{shown(path)}: a bias field is one volume of finite numbers above 0, and this is not: give the field as N4 writes it"
+            ) from None
+        raise
     least = float(volume.data.min())
     if not least > 0:
         raise VolumeError(
@@ -52,7 +66,14 @@ def bias_map(grid: Grid, path: Path) -> np.ndarray:
         log = field_on_grid(np.log(volume.data, dtype=np.float32)[..., None], volume.grid, grid)[..., 0]
     except VolumeError as error:
         raise VolumeError(f"{shown(path)}: {error}") from None
-    return np.asarray(log - log.mean(dtype=np.float64), np.float32)
+    inside = resample(foreground(scan).astype(np.float32), scan.grid, grid, "nearest") > 0.5
+    log = np.asarray(log - log[inside].mean(dtype=np.float64), np.float32)
+    if (strongest := float(np.abs(log[inside]).max())) > STRONGEST:
+        raise VolumeError(
+            f"{shown(path)}: over the head it goes up to {np.exp(strongest):.3g} times its mean, or down to as little, and no coil's field "
+            f"goes beyond {np.exp(STRONGEST):.0f}: is it a bias field, or an image?"
+        )
+    return log
 
 
 def _by_jacobian(experiment: Experiment) -> bool:

@@ -1,5 +1,6 @@
 """Which files guide a model on which input: the target's bias field and gradient nonlinearity. Needs no JAX; guide_maps.py reads them."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -45,7 +46,7 @@ def guides_of(
     convention: Convention,
     isocentre: tuple[float, float, float],
 ) -> dict[Path, Guides]:
-    """Job's source → its maps. A folder is matched to the folder `source` by name (`pair_files`); a gradient's file is that of all.
+    """Job's source → its maps. Those in a folder are matched to the sources by name (`pair_files`); a gradient's file is that of all.
 
     Raises:
       VolumeError: where a map is not there, an input has none, or one bias field is given for several scans.
@@ -64,8 +65,10 @@ def guides_of(
                 )
             found[name] = {job.source: path for job in jobs}
             continue
-        folder = source if source.is_dir() else source.parent
-        found[name] = dict(pair_files(folder, path).matched.values())
+        folder = source if source.is_dir() else Path(os.path.commonpath([job.source.absolute().parent for job in jobs]))
+        named = {job.source.absolute() if folder != source else job.source: job.source for job in jobs}
+        pairs = pair_files(folder, path, only=list(named)).matched.values()
+        found[name] = {named[scan]: field for scan, field in pairs}
         if missing := [shown(job.source.name) for job in jobs if job.source not in found[name]]:
             raise VolumeError(
                 f"{option} {shown(path)} has no map for {', '.join(missing[:5])} by its name: add it, as in scan01_{name}.nii.gz"

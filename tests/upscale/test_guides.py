@@ -1,0 +1,91 @@
+"""Laws of the maps that guide a model: how their files are matched to scans, read and refused."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from jaxsr.cli import app
+from jaxsr.data.bias import foreground
+from jaxsr.upscale.guide_maps import bias_map, guidance_facts
+from jaxsr.upscale.guides import Guides, guides_of
+from jaxsr.upscale.inputs import Job
+from jaxsr.volume.geometry import target_grid
+from jaxsr.volume.io import Volume, VolumeError, write_volume
+
+AFFINE = np.diag([3.0, 3.0, 3.0, 1.0])
+MODEL = SimpleNamespace(method=SimpleNamespace(maps=("bias", "gradient")))
+
+
+@pytest.fixture(scope="module")
+def scan():
+    """A bright block at one end of the field of view, on dim noise."""
+    data = np.random.default_rng(0).uniform(0, 20, (24, 24, 24)).astype(np.float32)
+    data[2:12, 4:20, 4:20] += 500
+    return Volume(data, AFFINE)
+
+
+def field(log):
+    return Volume(np.exp(log).astype(np.float32), AFFINE)
+
+
+def slope(strength):
+    return strength * np.linspace(-1, 1, 24)[:, None, None] * np.ones((24, 24, 24))
+
+
+def test_a_bias_field_has_mean_zero_over_the_head_wherever_that_lies_in_the_field_of_view(scan, tmp_path):
+    """As `prepare` stores it for training: the factor that a field leaves to the scanner's units means nothing."""
+    write_volume(tmp_path / "one.nii.gz", field(slope(0.3)))
+    write_volume(tmp_path / "other.nii.gz", field(slope(0.3) + 1.0))
+    one, other = (bias_map(scan.grid, tmp_path / name, scan) for name in ("one.nii.gz", "other.nii.gz"))
+    assert abs(one[foreground(scan)].mean()) < 1e-3
+    assert one.mean() > 0.05  # over all of it, it is not
+    np.testing.assert_allclose(one, other, atol=1e-4)
+    finer = bias_map(target_grid(scan.grid, 1.5), tmp_path / "one.nii.gz", scan)
+    assert abs(finer[::2, ::2, ::2].mean() - one.mean()) < 0.02
+
+
+@pytest.mark.parametrize("log, said", [
+    (slope(8.0), "no coil's field goes beyond 20: is it a bias field, or an image?"),
+    (np.where(slope(1.0) > 0.9, np.nan, 0.0), "one volume of finite numbers above 0"),
+])  # fmt: skip
+def test_what_no_coil_makes_is_refused(scan, tmp_path, log, said):
+    write_volume(tmp_path / "field.nii.gz", field(log))
+    with pytest.raises(VolumeError, match=f"field.nii.gz: .*{said}"):
+        bias_map(scan.grid, tmp_path / "field.nii.gz", scan)
+
+
+@pytest.mark.parametrize("beside", [(), ("sub-01_T2w.nii.gz", "sub-03_T1w.nii.gz")])
+def test_fields_are_matched_to_the_scans_that_are_upscaled_whatever_lies_beside_them(tmp_path, beside):
+    scans, fields = tmp_path / "scans", tmp_path / "fields"
+    for folder in (scans, fields):
+        folder.mkdir()
+    for name in ("sub-01_T1w.nii.gz", "sub-02_T1w.nii.gz", *beside):
+        (scans / name).touch()
+    for name in ("sub-01_T1w_bias.nii.gz", "sub-02_T1w_bias.nii.gz"):
+        (fields / name).touch()
+    jobs = [Job(scans / f"sub-0{i}_T1w.nii.gz", tmp_path / f"{i}.nii.gz") for i in (1, 2)]
+    expected = {job.source: fields / job.source.name.replace("T1w", "T1w_bias") for job in jobs}
+    listed = tmp_path / "list.txt"
+    listed.touch()
+    for source in (scans, listed):
+        assert {scan: of.bias for scan, of in guides_of(jobs, source, fields, None, "ras", (0, 0, 0)).items()} == expected
+    alone = guides_of(jobs[:1], jobs[0].source, fields, None, "ras", (0, 0, 0))
+    assert alone[jobs[0].source].bias == expected[jobs[0].source]
+
+
+def test_the_sidecar_says_how_a_gradient_s_map_was_read(tmp_path):
+    for name in ("warp.nii.gz", "coil.grad"):
+        (tmp_path / name).write_bytes(b"content")
+    told = [guidance_facts(MODEL, Guides(None, tmp_path / "warp.nii.gz", convention))["gradient"] for convention in ("ras", "lps")]
+    assert [of["Convention"] for of in told] == ["ras", "lps"]
+    assert "Isocentre" not in told[0]
+    coil = guidance_facts(MODEL, Guides(None, tmp_path / "coil.grad", isocentre=(0.0, 5.0, 0.0)))["gradient"]
+    assert coil["Isocentre"] == [0.0, 5.0, 0.0]
+    assert "Convention" not in coil
+
+
+@pytest.mark.parametrize("words", [("--isocentre", "0", "5", "0"), ("--gradient-convention", "lps")])
+def test_how_to_read_a_map_that_is_not_given_is_refused(words):
+    with pytest.raises(Exception, match=f"{words[0]}|is for --gradient-map"):
+        app(["upscale", "-i", "scan.nii.gz", "-o", "out.nii.gz", "--model", "run", *words], standalone_mode=False)
