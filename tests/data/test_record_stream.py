@@ -27,8 +27,8 @@ def made(tmp_path_factory):
     return folder
 
 
-def stream(folder, crop=(16, 16), **settings):
-    return RecordStream(PreparedSet(folder, "train"), crop, **{"seed": 3, "augment": ALL, **settings})
+def stream(folder, crop=(16, 16), maps=(), **settings):
+    return RecordStream(PreparedSet(folder, "train"), crop, ("high", "low", *maps), **{"seed": 3, "augment": ALL, **settings})
 
 
 def same(a, b):
