@@ -64,9 +64,7 @@ def let_it_know(method, output, low, shift=0.0):
     return {"params": {"network": {}, "stage": jnp.arange(1.0, method.stages.count + 1)[:, None]}, "stats": {}}
 
 
-@pytest.mark.parametrize("rollout", [0.0, 1.0])
-@pytest.mark.parametrize("residual_std", [None, 0.1])
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("prediction, residual_std, rollout", [("eps", None, 0.0), ("x0", 0.1, 0.0), ("v", None, 1.0), ("v", 0.1, 1.0)])
 def test_whoever_knows_the_stage_s_target_has_no_loss_and_the_distance_to_the_teacher_s_maps(prediction, residual_std, rollout):
     """Eq. 8 is 0, and Eq. 9 is what the targets themselves leave; also where conditions are the student's own outputs, which are ideal."""
     method = recipe(prediction=prediction, residual_std=residual_std, rollout=rollout, curriculum="uniform", x0_loss_weight="none")
