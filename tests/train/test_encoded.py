@@ -11,9 +11,8 @@ from jaxsr.bench.synthetic import synthetic_set
 from jaxsr.config import ConfigError, from_dict
 from jaxsr.data.records import read_manifest
 from jaxsr.experiment import Experiment
-from jaxsr.precompute.encoders import load_encoders
-from jaxsr.precompute.latents import encode_set
-from jaxsr.precompute.plan import plan
+from jaxsr.precompute.encoders import load_encoders, plan_encoding
+from jaxsr.precompute.job import make_set
 from jaxsr.train.build import fitted, prepared_set
 from jaxsr.train.loop import train
 from jaxsr.upscale.model import ModelError, export_model, load_model
@@ -60,7 +59,7 @@ def folder(tmp_path_factory):
     export_model(model._replace(variables={**model.variables, "params": params}), folder / "another.safetensors")
     encoders = load_encoders(folder / "autoencoder")
     how = {"crop": None, "augment": fitted(teacher(folder / "plain"), prepared_set(teacher(folder / "plain").data)).data.augment}
-    encode_set(plan(folder / "plain", folder / "set", encoders, **how, dtype="float32"), batch_size=4)
+    make_set(plan_encoding(folder / "plain", folder / "set", encoders, **how, dtype="float32"), batch_size=4)
     train(teacher(folder / "set"), folder / "run")
     return folder
 
@@ -84,7 +83,7 @@ def test_training_on_encodings_is_training_on_the_slices_that_were_encoded(folde
 def test_with_lambda_the_decoder_and_kept_images_make_the_same_loss(folder, tmp_path):
     encoders, augment = load_encoders(folder / "autoencoder"), read_manifest(folder / "set").encoding.augment
     how = {"crop": None, "augment": augment, "keep": ("high",), "dtype": "float32"}
-    encode_set(plan(folder / "plain", tmp_path / "set", encoders, **how), batch_size=4)
+    make_set(plan_encoding(folder / "plain", tmp_path / "set", encoders, **how), batch_size=4)
     for name, source in (("slices", folder / "plain"), ("encodings", tmp_path / "set")):
         train(teacher(source, folder / "autoencoder", lambda_rec=0.5), tmp_path / name)
     assert_close(logged(tmp_path / "encodings"), logged(tmp_path / "slices"), 1e-4)
