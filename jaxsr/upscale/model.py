@@ -103,7 +103,7 @@ def load_model(source: Path, *, precision: str | None = None, note: Callable[[st
     except NoCheckpoint as error:
         raise ModelError(str(error)) from error
     frozen = load_frozen(experiment, method)
-    check_frozen(experiment, frozen, read_checkpoint_about(source / "checkpoints", step).get("frozen", {}), source)
+    check_frozen(experiment, frozen.sha256, read_checkpoint_about(source / "checkpoints", step).get("frozen", {}), source)
     variables = {"params": state["ema"], "stats": state["stats"], "frozen": frozen.variables}
     return Model(source.name, step, experiment, method, variables, digest(state["ema"]), frozen.sha256)
 
@@ -144,9 +144,9 @@ def load_start(experiment: Experiment, method: Method) -> dict[str, Any]:
     return start
 
 
-def check_frozen(experiment: Experiment, frozen: Frozen, before: Mapping[str, str], source: Path) -> None:
-    """Raises ModelError where `source` was trained with other networks, of the SHA-256 `before`, than those that its config now names."""
-    for name, sha256 in frozen.sha256.items():
+def check_frozen(experiment: Experiment, now: Mapping[str, str], before: Mapping[str, str], source: Path) -> None:
+    """Raises ModelError where `source` was trained with other networks, by their SHA-256, than those that its config names `now`."""
+    for name, sha256 in now.items():
         if name in before and before[name] != sha256:
             path = getattr(experiment.method.weights, name)  # type: ignore[union-attr]
             raise ModelError(
