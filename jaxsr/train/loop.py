@@ -52,7 +52,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
       note: given sentences that people should see; may be called from other threads.
 
     Raises:
-      ConfigError: where `run_dir` belongs to another experiment.
+      ConfigError: where `run_dir` belongs to another experiment, or what is to be started from or frozen is another network.
       ModelError: where a network that the method needs is not there, or another than the run began with.
       CheckpointError: where its checkpoint is of another shape or dtype or cannot be read, or all are damaged.
       TrainingDiverged: NaN or Inf; the checkpoint before it stays.
@@ -95,7 +95,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
             note(f"resumed {run_dir} at step {start}")
         else:
             start, (state, _) = 0, init_state(method, optimizer, shape, jax.random.key(experiment.seed), mesh)
-            state = started(state, load_start(experiment, method))
+            state = started(state, load_start(experiment, method, note))
         if start >= config.steps:
             note(f"{run_dir} is already at step {start} of {config.steps}: nothing to do")
             return state

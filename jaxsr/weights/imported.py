@@ -114,8 +114,9 @@ def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
 def _expected(path: Path, about: Mapping[str, str]) -> tuple[Mapping[str, Any], Any]:
     """What a file says that its network is made with, and the shapes that follow; the shapes of a context are the file's."""
     try:
-        sizes = json.loads(about["configuration"])
-        shapes = {f"params/{name}": shape for name, shape in KINDS[about["kind"]].shapes(sizes).items()}
+        kind = KINDS[about["kind"]]
+        sizes = {**kind.unseen, **json.loads(about["configuration"])}
+        shapes = {f"params/{name}": shape for name, shape in kind.shapes(sizes).items()}
     except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise WeightsError(f"{shown(path)} says of itself what makes no sense ({_first_line(error)}): import it again") from error
     with opened(path) as file:
