@@ -16,6 +16,7 @@ import flax.linen as nn
 import jaxsr
 from jaxsr.config import ConfigError, from_dict, to_dict
 from jaxsr.experiment import Experiment, load_experiment
+from jaxsr.files import FileError
 from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.base import Method, Variables
 from jaxsr.runtime.checkpoint import NoCheckpoint, newest_checkpoint, read_checkpoint, read_checkpoint_about
@@ -224,11 +225,10 @@ def export_model(model: Model, path: Path) -> None:
     """One file with weights and configuration, for `load_model`. Where the training data lay is left out: it may name people.
 
     Raises:
-      WeightsError: for a name that does not end in .safetensors.
-      FileError: where it cannot be written.
+      FileError: where it cannot be written, or for a name that does not end in .safetensors.
     """
     if path.suffix != SUFFIX:
-        raise WeightsError(f"{path}: a model is exported to a {SUFFIX} file: name it {path.with_suffix(SUFFIX)}")
+        raise FileError(f"{path}: a model is exported to a {SUFFIX} file: name it {path.with_suffix(SUFFIX)}")
     nameless: dict[str, Any] = {"data": model.experiment.data.model_copy(update={"volumes": None, "labels": None, "manifest": None})}
     if weights := getattr(model.experiment.method, "weights", None):
         nameless["method"] = model.experiment.method.model_copy(update={"weights": type(weights)()})

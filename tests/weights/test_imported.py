@@ -8,6 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
+from jaxsr.files import FileError
 from jaxsr.models.clip import VisionTransformer
 from jaxsr.models.perceptual import SCALE, SHIFT
 from jaxsr.weights import autoencoder, clip, deduced, perceptual, unet
@@ -285,7 +286,7 @@ def test_a_file_of_another_kind_or_none_is_refused_with_the_way_to_make_it(check
         read_weights(tmp_path / "out.safetensors", "unet")
     with pytest.raises(WeightsError, match=r"absent\.safetensors is not there: make it with `jaxsr weights import clip SOURCE"):
         read_weights(tmp_path / "absent.safetensors", "clip")
-    with pytest.raises(WeightsError, match=r"name it .*out\.safetensors"):
+    with pytest.raises(FileError, match=r"name it .*out\.safetensors"):
         import_weights("clip", [checkpoint], tmp_path / "out.npz")
 
 
