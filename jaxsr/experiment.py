@@ -131,7 +131,8 @@ class MeshConfig(Strict):
 
 
 class Experiment(Strict):
-    """Attributes: see each part; `precision` is that of the computation, parameters are float32 always."""
+    """Attributes: see each part; `precision` is that of the computation. What is trained is float32 always, what is not is held as it is
+    used."""
 
     method: MethodConfig
     data: DataConfig = DataConfig()

@@ -2,8 +2,9 @@
 
 The devices may be simulated: a CPU's compiler partitions a program for as many as are asked for, and its plan of the buffers is of the same
 program. It computes bfloat16 in float32, though, so the program is compiled in float32 there, and of a configuration in bfloat16 what is
-temporary is taken at half, but for gradients, which have the parameters' precision: an estimate, and called one. Compilers for accelerators
-choose other layouts, workspaces and fusions.
+temporary is taken at half, but for gradients, which have the parameters' precision: an estimate, and called one. What is held is counted as
+it is held, weights in bfloat16 where they are given so (`jaxsr.methods.precision`), whatever the program was compiled for. Compilers for
+accelerators choose other layouts, workspaces and fusions.
 """
 
 from typing import Any
@@ -16,6 +17,7 @@ from jaxsr.bench.count import quantity
 from jaxsr.bench.measure import circumstances, compiled
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import MAP_CHANNELS, Condition
+from jaxsr.methods.precision import held_to_train, held_to_upscale
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated
 from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.state import abstract_state, abstract_variables, frozen_shardings, make_optimizer, state_shardings
@@ -24,12 +26,15 @@ from jaxsr.train.step import make_step
 
 def compile_train(experiment: Experiment) -> dict[str, Any]:
     """The trainer's step of `experiment` on its mesh over all devices, as JSON can hold it; bytes are of one device."""
+    asked = experiment
     experiment, estimated = _compilable(experiment)
     mesh, method = make_mesh(**dict(experiment.mesh)), build_method(experiment)
     optimizer, batch = make_optimizer(experiment.optimizer, experiment.train.steps), abstract_batch(experiment)
     shardings = state_shardings(method, optimizer, batch, mesh)
     state = abstract_state(method, optimizer, batch, shardings)
-    frozen = _laid(abstract_variables(method, batch)["frozen"], frozen_shardings(method, mesh))
+    shapes, laid = abstract_variables(method, batch)["frozen"], frozen_shardings(method, mesh)
+    frozen = _laid(held_to_train(method, shapes, batch, experiment.precision), laid)
+    held_frozen = _laid(held_to_train(build_method(asked), shapes, batch, asked.precision), laid) if estimated else frozen
     placed = _laid(batch, jax.tree.map(lambda _: batch_sharding(mesh), batch))
     key = _laid(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
     step = jax.jit(
@@ -38,29 +43,30 @@ def compile_train(experiment: Experiment) -> dict[str, Any]:
         out_shardings=(shardings, replicated(mesh)),
     )
     program, times = compiled(step, state, placed, key, frozen)
-    held = {"state": _bytes(state), "frozen": _bytes(frozen), "batch": _bytes(placed)}
+    held = {"state": _bytes(state), "frozen": _bytes(held_frozen), "batch": _bytes(placed)}
     facts = {"what": "training step", "batch_size": experiment.train.batch_size, "size": experiment.data.crop}
     return {**facts, **_memory(program, held, estimated, _bytes(state.params)), **times, **_about(experiment, mesh, estimated)}
 
 
 def compile_upscale(experiment: Experiment, batch_size: int, size: int) -> dict[str, Any]:
-    """A batch of slices of `size`² pixels in `upscale`, with the maps that the method takes; parameters in the precision of the config."""
-    precision = experiment.precision
+    """A batch of slices of `size`² pixels in `upscale`, with the maps that the method takes."""
+    asked = experiment
     experiment, estimated = _compilable(experiment)
     mesh, method = make_mesh(**dict(experiment.mesh)), build_method(experiment)
-    variables = abstract_variables(
+    shapes = abstract_variables(
         method, jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), abstract_batch(experiment))
     )
-    variables = _laid(variables, jax.tree.map(lambda _: replicated(mesh), variables))
+    laid = jax.tree.map(lambda _: replicated(mesh), shapes)
+    variables = _laid(held_to_upscale(method, shapes, experiment.precision), laid)
+    held_variables = _laid(held_to_upscale(build_method(asked), shapes, asked.precision), laid) if estimated else variables
     names = ("low", *getattr(experiment.method, "maps", ()))
     maps = {name: jax.ShapeDtypeStruct((batch_size, size, size, MAP_CHANNELS[name]), jnp.float32) for name in names}
     placed = _laid(maps, {name: batch_sharding(mesh) for name in maps})
     keys = _laid(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size)), batch_sharding(mesh))
     request = method.default_request
     program, times = compiled(jax.jit(lambda v, c, k: method.upscale(v, Condition(**c), k, request)), variables, placed, keys)
-    parameters = _bytes(variables) // (2 if precision == "bf16" else 1)
     facts = {"what": f"upscaling in {request.steps} steps", "batch_size": batch_size, "size": size}
-    held = {"parameters": parameters, "batch": _bytes(placed)}
+    held = {"parameters": _bytes(held_variables), "batch": _bytes(placed)}
     return {**facts, **_memory(program, held, estimated), **times, **_about(experiment, mesh, estimated)}
 
 

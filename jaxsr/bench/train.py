@@ -25,6 +25,7 @@ from jaxsr.bench.measure import (
 from jaxsr.bench.synthetic import synthetic_batch, synthetic_variables
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Batch, Method, Variables
+from jaxsr.methods.precision import held_to_train
 from jaxsr.runtime.memory import program_memory
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated
 from jaxsr.train.build import abstract_batch, build_method, fitted, prepared_set
@@ -47,7 +48,8 @@ def bench_train(experiment: Experiment, steps: int = 20, warmup: int = 3) -> dic
     shardings = state_shardings(method, optimizer, shape, mesh)
     variables = synthetic_variables(method, shape, experiment.seed)
     state = synthetic_state(variables, optimizer, shardings)
-    frozen = jax.device_put(variables["frozen"], frozen_shardings(method, mesh, encoded=shape.latents is not None))
+    held = held_to_train(method, variables["frozen"], shape, experiment.precision)
+    frozen = jax.device_put(held, frozen_shardings(method, mesh, encoded=shape.latents is not None))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
     step_fn = jax.jit(

@@ -14,6 +14,7 @@ from jaxsr.bench.measure import call_times, circumstances, describe_rates, descr
 from jaxsr.bench.synthetic import synthetic_head, synthetic_variables
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Batch
+from jaxsr.methods.precision import held_to_upscale
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train.build import build_method
 from jaxsr.upscale.engine import BatchSize, Engine
@@ -42,7 +43,7 @@ def bench_upscale(
     variables = synthetic_variables(method, Batch(high=image, low=image), experiment.seed)  # type: ignore[arg-type]
     engine = Engine(
         method,
-        variables,
+        held_to_upscale(method, variables, experiment.precision),
         make_mesh(**dict(experiment.mesh)),
         batch_size=batch_size,
         slice_map=slice_map,

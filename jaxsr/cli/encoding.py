@@ -54,6 +54,7 @@ def encode(
         raise typer.BadParameter("all tokens of which image encoder? Name it with --image-encoder", param_hint="--tokens")
     varied = augmentation(augment)
     select_device(device)
+    from jaxsr.bench.count import quantity
     from jaxsr.config import from_dict
     from jaxsr.data.augmentation import AugmentConfig
     from jaxsr.files import shown
@@ -69,7 +70,7 @@ def encode(
     what = describe(plan)
     terminal.print(
         f"{len(plan.tasks)} scans, {what['slices']} squares of {what['crop']} × {what['crop']}: {', '.join(what['maps'])}; "
-        f"{what['bytes'] / 1e9:.3g} GB before compression, the set's own maps not counted"
+        f"{quantity(what['bytes'], 'B', 1024)} before compression, the set's own maps not counted"
     )
     if plan.done:
         terminal.print(f"{plan.done} of {len(plan.tasks)} are there already; kept if their files have not changed since")
@@ -91,11 +92,18 @@ def encode(
     else:
         names = ("people", "scans", "slices")
         print_table(terminal, [{"split": split, **dict(zip(names, map(str, numbers), strict=True))} for split, numbers in counts.items()])
-        terminal.print(
-            f"Train a teacher with data.manifest={shown(out)} data.crop={what['crop']} method.weights.autoencoder={shown(autoencoder)}"
-        )
+        terminal.print(f"Train a teacher with {' '.join(overrides(out, what['crop'], autoencoder, image_encoder))}")
     if failed:
         raise Exit(1, f"{failed} of {len(plan.tasks)} scans could not be encoded: prepare {shown(source)} again, then run this again")
+
+
+def overrides(out: Path, crop: int, autoencoder: Path, image_encoder: Path | None) -> list[str]:
+    """What a teacher's config is told of the set `out` and of the networks that encoded it, with which it is used later."""
+    from jaxsr.files import shown
+
+    named = {"autoencoder": autoencoder, **({"image_encoder": image_encoder} if image_encoder else {})}
+    weights = [f"method.weights.{name}={shown(path)}" for name, path in named.items()]
+    return [f"data.manifest={shown(out)}", f"data.crop={crop}", *weights]
 
 
 def augmentation(text: str) -> dict[str, Any]:

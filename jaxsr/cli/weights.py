@@ -18,6 +18,7 @@ Sha256 = Annotated[str | None, bare("--sha256", help="What the SHA-256 of the fi
 
 def weights_list(cache_dir: CacheDir = None, as_json: AsJson = False) -> None:
     """List the weights that can be downloaded and imported: of what, from where, under which licence."""
+    from jaxsr.bench.count import quantity
     from jaxsr.weights.published import PUBLISHED, cache_folder
 
     folder = cache_folder(cache_dir)
@@ -30,7 +31,7 @@ def weights_list(cache_dir: CacheDir = None, as_json: AsJson = False) -> None:
         return
     terminal = open_console()
     for name, entry in PUBLISHED.items():
-        size = f", {entry.size / 1e6:,.1f} MB" if entry.size else ""
+        size = f", {quantity(entry.size, 'B', 1024)}" if entry.size else ""
         terminal.print(f"{name}: {entry.title}")
         terminal.print(f"  imports as  {', '.join(entry.kinds)} ({entry.parameters} parameters)")
         terminal.print(f"     licence  {entry.licence}")
@@ -60,8 +61,9 @@ def weights_download(
     """
     if sha256 is not None:
         _check_sum(sha256)
-    from jaxsr.weights.published import cache_folder, download
+    from jaxsr.weights.published import PUBLISHED, cache_folder, download
 
+    choice("NAME", name, tuple(PUBLISHED))
     terminal = open_console()
     folder = cache_folder(cache_dir)
     with progress(terminal, name, None) as (advance, _):
@@ -97,6 +99,7 @@ def weights_import(
         jaxsr weights import lpips alexnet-owt-7be5be79.pth lpips.safetensors --with alex.pth
     """
     choice("KIND", kind, KINDS)
+    _check_files("SOURCE", source, *(beside or []))
     if out.exists() and not overwrite:
         raise Exit(2, f"{out} is there already: choose another OUT, or --overwrite")
     select_device("cpu")
@@ -140,6 +143,7 @@ def weights_verify(
     """
     if sha256 is not None:
         _check_sum(sha256)
+    _check_files("FILE", file)
     select_device("cpu")
     from jaxsr.weights.imported import verify
 
@@ -153,6 +157,12 @@ def weights_verify(
     terminal.print(f"{file}: whole and {judged}{what}, {found['tensors']} tensors, {found['parameters']:,} elements")
     for name, value in {**found["about"], **{f"SHA-256 of {name}": value for name, value in found["sha256"].items()}}.items():
         terminal.print(f"  {name}  {value}")
+
+
+def _check_files(argument: str, *paths: Path) -> None:
+    for path in paths:
+        if path.is_dir():
+            raise typer.BadParameter(f"'{path}' is a folder: give a file, of shards their *.index.json", param_hint=argument)
 
 
 def _check_sum(sha256: str) -> None:

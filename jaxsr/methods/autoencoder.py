@@ -12,6 +12,7 @@ As a method of its own it reconstructs whatever it is shown: `upscale` is D(mode
 can reach at best. Grey slices are repeated over the network's channels, and its answer is averaged over them.
 """
 
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -53,8 +54,8 @@ class AutoencoderNetworkConfig(Strict):
         return self
 
 
-class AutoencoderConfig(Strict):
-    """The autoencoder's recipe.
+class LatentsConfig(Strict):
+    """The autoencoder's recipe, as it stands in a method that works in its latents.
 
     Attributes:
       kl_weight: w above; Stable Diffusion's 1e-6.
@@ -79,10 +80,24 @@ class AutoencoderConfig(Strict):
         return Autoencoder(self, dtype)
 
 
+class AutoencoderWeights(Strict):
+    """Attributes:
+    autoencoder: what training starts from: a run directory, an exported file, or what `jaxsr weights import` made.
+    """
+
+    autoencoder: Path | None = None
+
+
+class AutoencoderConfig(LatentsConfig):
+    """The autoencoder's recipe, as a method of its own."""
+
+    weights: AutoencoderWeights = AutoencoderWeights()
+
+
 class Autoencoder:
     """The recipe of the equations above; a frozen config in, pure functions out. Parameters are `{"encoder": …, "decoder": …}`."""
 
-    def __init__(self, config: AutoencoderConfig, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, config: LatentsConfig, dtype: jnp.dtype = jnp.float32):
         self.config = config
         shared = {name: getattr(config.network, name) for name in ("width", "multipliers", "blocks", "groups", "remat")}
         self.encoder = Encoder(**shared, latent=config.network.latent, dtype=dtype)

@@ -29,7 +29,7 @@ from jaxsr.diffusion.process import Prediction, Weighting, add_noise, snr_weight
 from jaxsr.diffusion.sampling import draw_noise
 from jaxsr.diffusion.schedule import Level, level_at
 from jaxsr.losses import squared_errors
-from jaxsr.methods.autoencoder import AutoencoderConfig
+from jaxsr.methods.autoencoder import LatentsConfig
 from jaxsr.methods.base import (
     MAP_CHANNELS,
     Batch,
@@ -69,7 +69,7 @@ class TeacherConfig(Strict):
     """
 
     kind: Literal["teacher"] = "teacher"
-    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    autoencoder: LatentsConfig = LatentsConfig()
     unet: UNetConfig = UNetConfig()
     image_encoder: ImageEncoderConfig | None = ImageEncoderConfig()
     spatial: Literal["autoencoder", "vit"] = "autoencoder"
@@ -92,6 +92,8 @@ class TeacherConfig(Strict):
             raise ValueError("zero_terminal_snr leaves no signal at t = T, from which prediction 'eps' cannot recover x0: use 'v' or 'x0'")
         if self.spatial == "vit" and self.image_encoder is None:
             raise ValueError("spatial 'vit' is made of the image encoder's patches: give image_encoder, or spatial: autoencoder")
+        if self.image_encoder is None and self.weights.image_encoder:
+            raise ValueError("weights.image_encoder names one, and image_encoder is null: make both null, or give its sizes")
         if self.guidance and self.autoencoder.multiple < 2:
             raise ValueError("guidance needs an autoencoder that reduces the resolution: give it two multipliers or more")
         return self

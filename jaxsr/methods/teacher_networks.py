@@ -122,8 +122,8 @@ class TeacherWeights(Strict):
 
     Attributes:
       autoencoder: E_1 and D; there is no training without.
-      image_encoder: E_2.
-      unet: what U starts from.
+      image_encoder: E_2, as it stays or, where it is trained, starts; of a run or an exported file, that of its teacher.
+      unet: what U starts from; of a teacher's, its guidance and layers to context and condition come too, where the config has the same.
     """
 
     autoencoder: Path | None = None

@@ -11,12 +11,13 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jaxsr.config import ConfigError
 from jaxsr.data.records import Encoding
 from jaxsr.files import shown
 from jaxsr.methods.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderNetworkConfig
 from jaxsr.models.clip import VisionTransformer, clip_image
 from jaxsr.precompute.plan import MakerSettings, Plan, make_plan, source_set
-from jaxsr.upscale.model import ModelError, is_model, load_model
+from jaxsr.upscale.model import ModelError, is_model, load_model, read_experiment
 from jaxsr.weights.file import digest
 from jaxsr.weights.imported import read_weights
 
@@ -95,7 +96,8 @@ def load_encoders(autoencoder: Path, image_encoder: Path | None = None, precisio
     """The encoder of `autoencoder`, a run directory, an exported file or imported weights, and of imported weights of CLIP.
 
     Raises:
-      ModelError: where a run is not one of an autoencoder; CheckpointError, WeightsError: where there is nothing that can be read.
+      ConfigError: where a run is not one of an autoencoder.
+      ModelError, CheckpointError, WeightsError: where there is nothing that can be read.
     """
     dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
     crop = None
@@ -105,10 +107,10 @@ def load_encoders(autoencoder: Path, image_encoder: Path | None = None, precisio
             "`jaxsr train configs/autoencoder.yaml` trains one"
         )
     if is_model(autoencoder):
-        model = load_model(autoencoder)
-        if not isinstance(config := model.experiment.method, AutoencoderConfig):
-            raise ModelError(f"{shown(autoencoder)} holds a model of kind {config.kind}, expected autoencoder: name another with --encode")
-        found, crop = model.variables["params"], model.experiment.data.crop
+        experiment = read_experiment(autoencoder)
+        if not isinstance(config := experiment.method, AutoencoderConfig):
+            raise ConfigError(f"{shown(autoencoder)} holds a model of kind {config.kind}, expected autoencoder: name another with --encode")
+        found, crop = load_model(autoencoder).variables["params"], experiment.data.crop
     else:
         weights = read_weights(autoencoder, "autoencoder")
         config, found = AutoencoderConfig(network=AutoencoderNetworkConfig(**weights.sizes)), weights.variables["params"]

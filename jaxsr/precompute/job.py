@@ -25,6 +25,8 @@ from jaxsr.data.record_stream import draw_crop
 from jaxsr.data.records import MANIFEST, Manifest, Rejected, Shard, encode, file_sha256, record_writer, write_manifest
 from jaxsr.data.subjects import stable_hash
 from jaxsr.files import write_text, write_together
+from jaxsr.methods.base import MAP_CHANNELS
+from jaxsr.methods.precision import rounded_ahead
 from jaxsr.precompute.plan import Plan, Task, read_part, settings_text
 from jaxsr.prepare.job import BEFORE, sweep
 from jaxsr.prepare.part import Part, made_by
@@ -134,14 +136,17 @@ class _Made:
         mesh = make_mesh(devices=jax.local_devices())
         self._plan, self._by_batch = plan, batch_sharding(mesh)
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
-        self._params = jax.device_put(plan.maker.params, replicated(mesh))
-        root = jax.random.key(plan.settings.seed)
+        root, crop = jax.random.key(plan.settings.seed), plan.settings.crop
 
         def make(params: Any, maps: dict[str, jax.Array], places: jax.Array) -> dict[str, jax.Array]:
             keys = jax.vmap(lambda place: functools.reduce(jax.random.fold_in, place, root))(places)
             return plan.maker.make(params, maps, keys, plan.settings)
 
-        self._program = jax.jit(make)
+        self._program, params = jax.jit(make), plan.maker.params
+        if plan.settings.precision == "bf16":
+            maps = {name: jax.ShapeDtypeStruct((1, crop, crop, MAP_CHANNELS.get(name, 1)), np.float32) for name in plan.maker.reads}
+            params = rounded_ahead(make, params, maps, jax.ShapeDtypeStruct((1, 3), np.uint32))
+        self._params = jax.device_put(params, replicated(mesh))
 
     def batches(self, task: Task) -> Generator[tuple[dict[str, np.ndarray], dict[str, Any]]]:
         """Crops, and what is made of them: the device is at the next batch while this one is written, and threads read those to come."""

@@ -17,6 +17,7 @@ from jaxsr.data.subjects import Subjects
 from jaxsr.experiment import FREE_ON_RESUME, Experiment, load_experiment
 from jaxsr.files import write_text
 from jaxsr.methods.base import Batch
+from jaxsr.methods.precision import held_to_train
 from jaxsr.runtime.checkpoint import Checkpoints, was_begun
 from jaxsr.runtime.distributed import is_first
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
@@ -51,7 +52,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
       note: given sentences that people should see; may be called from other threads.
 
     Raises:
-      ConfigError: where `run_dir` belongs to another experiment.
+      ConfigError: where `run_dir` belongs to another experiment, or what is to be started from or frozen is another network.
       ModelError: where a network that the method needs is not there, or another than the run began with.
       CheckpointError: where its checkpoint is of another shape or dtype or cannot be read, or all are damaged.
       TrainingDiverged: NaN or Inf; the checkpoint before it stays.
@@ -71,7 +72,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
     method = build_method(experiment)
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     encoding = records.manifest.encoding if records else None
-    frozen = load_needed(experiment, method, encoding)
+    frozen, sums = load_needed(experiment, method, encoding)
     subjects = records or build_subjects(experiment.data, "train", experiment.seed, note)
     if begun:
         _check_set(run_dir, experiment, subjects)
@@ -80,10 +81,10 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
 
     def check(about: dict) -> None:
         _check_same(experiment, _settled(from_dict(about["config"], Experiment)), run_dir)
-        check_frozen(experiment, frozen, about.get("frozen", {}), run_dir)
+        check_frozen(experiment, sums, about.get("frozen", {}), run_dir)
 
     def save(step: int) -> None:
-        about = {"config": to_dict(experiment), "next_batch": step, "version": jaxsr.__version__, "frozen": frozen.sha256}
+        about = {"config": to_dict(experiment), "next_batch": step, "version": jaxsr.__version__, "frozen": sums}
         checkpoints.save(step, state, about)
 
     with StopSignals() as stop, Checkpoints(run_dir / "checkpoints", keep=config.keep_checkpoints) as checkpoints:
@@ -94,12 +95,14 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
             note(f"resumed {run_dir} at step {start}")
         else:
             start, (state, _) = 0, init_state(method, optimizer, shape, jax.random.key(experiment.seed), mesh)
-            state = started(state, load_start(experiment, method))
+            state = started(state, load_start(experiment, method, note))
         if start >= config.steps:
             note(f"{run_dir} is already at step {start} of {config.steps}: nothing to do")
             return state
 
-        fixed = jax.device_put(frozen.variables, frozen_shardings(method, mesh, encoded=encoding is not None))
+        held = held_to_train(method, frozen, shape, experiment.precision)
+        fixed = jax.device_put(held, frozen_shardings(method, mesh, encoded=encoding is not None))
+        del frozen, held  # the host's copies
         by_batch, everywhere = batch_sharding(mesh), replicated(mesh)
         step_fn = jax.jit(
             make_step(method, optimizer, ema=config.ema, steps=config.steps, accumulate=config.accumulate),

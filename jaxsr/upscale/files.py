@@ -13,6 +13,7 @@ from jaxsr.evaluate.files import sidecar_path
 from jaxsr.experiment import Experiment
 from jaxsr.files import Writer, shown
 from jaxsr.methods.base import Request
+from jaxsr.methods.precision import held_to_upscale
 from jaxsr.methods.student import StudentConfig
 from jaxsr.physics.protocol import Acquisition
 from jaxsr.runtime.distributed import Place
@@ -77,7 +78,7 @@ def make_engine(model: Model, *, batch_size: BatchSize, slice_map: SliceMapKind 
     """Over all devices of this process."""
     return Engine(
         model.method,
-        model.variables,
+        held_to_upscale(model.method, model.variables, model.experiment.precision),
         make_mesh(devices=jax.local_devices()),
         batch_size=batch_size,
         slice_map=slice_map,

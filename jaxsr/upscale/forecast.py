@@ -17,6 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 from jaxsr.bench.count import operations, quantity
 from jaxsr.files import shown
 from jaxsr.methods.base import Condition, Method, Request
+from jaxsr.methods.precision import held_to_upscale
 from jaxsr.train.build import abstract_batch
 from jaxsr.train.state import abstract_variables
 from jaxsr.upscale.engine import BatchSize, first_batch_size
@@ -148,7 +149,7 @@ def volume_multiply_adds(traces: Traces, plan: Plan, batch_size: int) -> int | N
 
 def _abstract_variables(recipe: Recipe) -> Any:
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), abstract_batch(recipe.experiment))
-    return abstract_variables(recipe.method, batch)
+    return held_to_upscale(recipe.method, abstract_variables(recipe.method, batch), recipe.experiment.precision)
 
 
 def _jaxprs(value: Any) -> list[ClosedJaxpr | Jaxpr]:

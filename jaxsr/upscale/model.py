@@ -12,19 +12,23 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 
 import jaxsr
-from jaxsr.config import differences, from_dict, to_dict
+from jaxsr.config import ConfigError, from_dict, to_dict
 from jaxsr.experiment import Experiment, load_experiment
+from jaxsr.files import FileError
+from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.base import Method, Variables
 from jaxsr.runtime.checkpoint import NoCheckpoint, newest_checkpoint, read_checkpoint, read_checkpoint_about
 from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.state import abstract_variables
+from jaxsr.upscale.fitting import HOLDERS, beside, check_network, check_shapes, network_of, with_condition
 from jaxsr.weights.file import SUFFIX, WeightsError, digest, read_about, read_arrays, write_arrays
 from jaxsr.weights.imported import read_weights
 
-_KINDS = {"autoencoder": "autoencoder", "image_encoder": "clip", "unet": "unet"}  # of imported files
+Note = Callable[[str], None]
+
+_IMPORTED = {"autoencoder": "autoencoder", "image_encoder": "clip", "unet": "unet"}  # kinds of imported files
 _OTHER_WAYS = {
     "autoencoder": "; `jaxsr train configs/autoencoder.yaml` trains one",
     "image_encoder": "; or train it, method.image_encoder.train=true, or leave it out, method.image_encoder=null",
@@ -81,11 +85,16 @@ def read_recipe(source: Path, *, precision: str | None = None, note: Callable[[s
     return Recipe(source.name, step, experiment, build_method(experiment))
 
 
-def load_model(source: Path, *, precision: str | None = None, note: Callable[[str], None] = lambda text: None) -> Model:
+def load_model(
+    source: Path, *, precision: str | None = None, note: Note = lambda text: None, frozen: Collection[str] | None = None
+) -> Model:
     """The newest checkpoint of a run directory that can be read, or an exported file; `note` is told of checkpoints that cannot.
 
+    Args:
+      frozen: which of the networks that were trained elsewhere are wanted; None: all. An exported file is read whole.
+
     Raises:
-      ModelError: where there is no trained run.
+      ModelError: where there is no trained run, or its config does not say where such a network is; ConfigError: as `load_frozen`.
       WeightsError: for a file that is no exported model, or not as it was written.
       CheckpointError: where the checkpoint does not fit the run's config, or cannot be read.
     """
@@ -102,10 +111,12 @@ def load_model(source: Path, *, precision: str | None = None, note: Callable[[st
         step, state = read_checkpoint(source / "checkpoints", {"ema": shapes["params"], "stats": shapes["stats"]}, note)
     except NoCheckpoint as error:
         raise ModelError(str(error)) from error
-    frozen = load_frozen(experiment, method)
-    check_frozen(experiment, frozen, read_checkpoint_about(source / "checkpoints", step).get("frozen", {}), source)
-    variables = {"params": state["ema"], "stats": state["stats"], "frozen": frozen.variables}
-    return Model(source.name, step, experiment, method, variables, digest(state["ema"]), frozen.sha256)
+    before = read_checkpoint_about(source / "checkpoints", step).get("frozen", {})
+    _check_named(experiment, before if frozen is None else {name: before[name] for name in frozen if name in before}, source)
+    elsewhere = load_frozen(experiment, method, frozen)
+    check_frozen(experiment, elsewhere.sha256, before, source)
+    variables = {"params": state["ema"], "stats": state["stats"], "frozen": elsewhere.variables}
+    return Model(source.name, step, experiment, method, variables, digest(state["ema"]), elsewhere.sha256)
 
 
 def is_model(path: Path) -> bool:
@@ -124,29 +135,34 @@ def load_frozen(experiment: Experiment, method: Method, names: Collection[str] |
     """What `method.frozen()` asks for, or those networks of it in `names`, from where the config says that it is.
 
     Raises:
-      ModelError: where the config names nothing, or something made with other settings; WeightsError, CheckpointError: as `load_model`.
+      ModelError: where the config names nothing, or nothing that is there; ConfigError: where it is another network than the config says;
+        WeightsError, CheckpointError: as `load_model`.
     """
     shapes = nn.meta.unbox(method.frozen())
     found = {name: _read_part(experiment, name, shapes)[name] for name in shapes if names is None or name in names}
     return Frozen(found, {name: digest(tree) for name, tree in found.items()})
 
 
-def load_start(experiment: Experiment, method: Method) -> dict[str, Any]:
-    """Parameters, by network, that training starts from in place of random ones: what `method.weights` names beside what is frozen.
+def load_start(experiment: Experiment, method: Method, note: Note = lambda text: None) -> dict[str, Any]:
+    """Parameters that training starts from in place of random ones, as they stand in `params`: of what `method.weights` names and is not
+    frozen. `note` is told of what does not come as it is.
 
     Raises: as `load_frozen`.
     """
-    shapes = abstract_variables(method, abstract_batch(experiment))
     named = {name for name, path in getattr(experiment.method, "weights", ()) if path is not None}
+    if not named:
+        return {}
+    shapes = abstract_variables(method, abstract_batch(experiment))
+    alone = isinstance(experiment.method, AutoencoderConfig)  # the network is all of the method
     start: dict[str, Any] = {}
     for name in sorted(named - shapes["frozen"].keys()):
-        start |= _read_part(experiment, name, shapes["params"])
-    return start
+        start |= _read_part(experiment, name, {name: shapes["params"]} if alone else shapes["params"], note)
+    return start["autoencoder"] if alone and start else start
 
 
-def check_frozen(experiment: Experiment, frozen: Frozen, before: Mapping[str, str], source: Path) -> None:
-    """Raises ModelError where `source` was trained with other networks, of the SHA-256 `before`, than those that its config now names."""
-    for name, sha256 in frozen.sha256.items():
+def check_frozen(experiment: Experiment, now: Mapping[str, str], before: Mapping[str, str], source: Path) -> None:
+    """Raises ModelError where `source` was trained with other networks, by their SHA-256, than those that its config names `now`."""
+    for name, sha256 in now.items():
         if name in before and before[name] != sha256:
             path = getattr(experiment.method.weights, name)  # type: ignore[union-attr]
             raise ModelError(
@@ -156,13 +172,25 @@ def check_frozen(experiment: Experiment, frozen: Frozen, before: Mapping[str, st
             )
 
 
-def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of one network, of the `shapes` under its name, from the file or run that `method.weights` names.
+def _check_named(experiment: Experiment, before: Mapping[str, str], source: Path) -> None:
+    """Raises ModelError where `source` was trained with networks, of the SHA-256 `before`, that its config does not name: their encodings
+    were enough."""
+    for name, sha256 in before.items():
+        if getattr(experiment.method.weights, name) is None:  # type: ignore[union-attr]
+            raise ModelError(
+                f"{source} was trained on a set that its {name.replace('_', ' ')} had encoded, and does not say where that is: set "
+                f"method.weights.{name} in {source}/config.yaml to the run directory, exported file or imported weights that "
+                f"{experiment.data.manifest} was encoded with, of SHA-256 {sha256}"
+            )
 
-    A UNet of Zero-1-to-3 brings its layer to the context with it, which is another network here.
-    """
-    path: Path | None = getattr(experiment.method.weights, name)  # type: ignore[union-attr]
-    title = name.replace("_", " ")
+
+def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], note: Note = lambda text: None) -> dict[str, Any]:
+    """The parameters of one network, of the `shapes` under its name, from the file or run that `method.weights` names; and, with a
+    denoiser, of what stands beside it."""
+    method = experiment.method
+    path: Path | None = getattr(method.weights, name)  # type: ignore[union-attr]
+    title, (wanted, key) = name.replace("_", " "), network_of(method, name)
+    assert wanted
     if path is None:
         raise ModelError(
             f"method.weights.{name} names nothing, and there is no {title} without training: name a run directory, an exported file or one "
@@ -170,47 +198,37 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any]) -> 
         )
     if not path.exists():
         raise ModelError(f"method.weights.{name}={path} is not there: check the path{_OTHER_WAYS.get(name, '')}")
+    trained = None
     if is_model(path):
-        model = load_model(path)
-        config, trained = getattr(experiment.method, name), model.experiment.method
-        if type(trained) is not type(config):
-            raise ModelError(f"method.weights.{name}: {path} holds a model of kind {trained.kind}, expected {title}: name another")
-        changed = [line for line in differences(trained.network, config.network) if not line.startswith("remat")]  # type: ignore[union-attr]
-        if changed:
-            listed = "\n  ".join(changed)
-            raise ModelError(
-                f"{path} has another network than method.{name}.network says: set there, from its value to this one:\n  {listed}"
-            )
-        return {name: model.variables["params"]}
-    read = read_weights(path, _KINDS[name]).variables
-    parts = {name: read["params"]} | ({"context": read["context"]} if "context" in read and "context" in shapes else {})
-    return {part: _fitting(tree, shapes[part], f"{path} does not fit method.{part}") for part, tree in parts.items()}
-
-
-def _fitting(tree: Any, wanted: Any, what: str) -> Any:
-    """`tree`, if its names and shapes are those `wanted`; else ModelError."""
-    found, expected = ({jax.tree_util.keystr(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(t)} for t in (tree, wanted))
-    wrong = [
-        f"{name}: {found.get(name, 'absent')}, expected {expected.get(name, 'none')}"
-        for name in sorted(found | expected)
-        if found.get(name) != expected.get(name)
-    ]
-    if wrong:
-        raise ModelError(
-            f"{what}, in {len(wrong)} places: set its sizes as `jaxsr weights verify` tells them\n  " + "\n  ".join(wrong[:10])
-        )
-    return tree
+        trained = read_experiment(path).method
+        if trained.kind != HOLDERS[name]:
+            raise ConfigError(f"method.weights.{name}: {path} holds a model of kind {trained.kind}, expected {HOLDERS[name]}: name another")
+        theirs, _ = network_of(trained, name)
+        if theirs is None:
+            raise ConfigError(f"method.weights.{name}: {path} holds a {trained.kind} without {title}: name another")
+        check_network(path, to_dict(theirs), wanted, key)
+        variables = load_model(path, frozen=(name,)).variables
+        found = variables["params"]
+        tree = found if name == "autoencoder" else (found if name in found else variables["frozen"])[name]
+    else:
+        read = read_weights(path, _IMPORTED[name])
+        found, tree = read.variables, read.variables["params"]
+        check_network(path, read.sizes, wanted, key)
+    if name == "unet" and (wider := with_condition(tree, shapes[name])):
+        note(f"{path} is shown the noisy latents alone: it starts as it is, with zeros for the condition's columns in its first kernel")
+        tree = wider
+    check_shapes(path, tree, shapes[name], key)
+    return {name: tree} | (beside(path, found, trained, method, shapes, note) if name == "unet" else {})  # type: ignore[arg-type]
 
 
 def export_model(model: Model, path: Path) -> None:
     """One file with weights and configuration, for `load_model`. Where the training data lay is left out: it may name people.
 
     Raises:
-      WeightsError: for a name that does not end in .safetensors.
-      FileError: where it cannot be written.
+      FileError: where it cannot be written, or for a name that does not end in .safetensors.
     """
     if path.suffix != SUFFIX:
-        raise WeightsError(f"{path}: a model is exported to a {SUFFIX} file: name it {path.with_suffix(SUFFIX)}")
+        raise FileError(f"{path}: a model is exported to a {SUFFIX} file: name it {path.with_suffix(SUFFIX)}")
     nameless: dict[str, Any] = {"data": model.experiment.data.model_copy(update={"volumes": None, "labels": None, "manifest": None})}
     if weights := getattr(model.experiment.method, "weights", None):
         nameless["method"] = model.experiment.method.model_copy(update={"weights": type(weights)()})

@@ -1,6 +1,7 @@
 """What a network was made with, told from the shapes of its published tensors; and the shapes of ours that is made so.
 
-Shapes do not tell heads, groups of a norm, and non-linearities: those are Stable Diffusion v1's and CLIP's.
+Shapes do not tell heads, groups of a norm, and non-linearities: those are Stable Diffusion v1's and CLIP's. What of it a config can say
+otherwise is told with the rest.
 """
 
 import functools
@@ -26,6 +27,8 @@ Sizes = Mapping[str, Any]  # as JSON has it: numbers, and lists of them
 Shapes = dict[str, tuple[int, ...]]
 
 HEAD = 64  # channels of a head in every CLIP that was published with these blocks
+UNET_UNSEEN: Sizes = {"heads": 8, "groups": 32}  # of Stable Diffusion v1
+AUTOENCODER_UNSEEN: Sizes = {"groups": 32}
 
 # ------------------------------------------------------------------------------------------------ the UNet
 
@@ -71,6 +74,7 @@ def _unet(tensors: Tensors, places: tuple[str, str, str], widths: list[int], blo
         "attention_at": [2**level for level in attention],
         "depth": _count(tensors, re.escape(middle) + r"\.transformer_blocks\.(\d+)\."),
         "context_width": _shape(tensors, f"{middle}.transformer_blocks.0.attn2.to_k.weight", 2)[1],
+        **UNET_UNSEEN,
     }
 
 
@@ -78,8 +82,8 @@ def _unet(tensors: Tensors, places: tuple[str, str, str], widths: list[int], blo
 
 
 def autoencoder_shapes(sizes: Sizes) -> Shapes:
-    encoder = {name: sizes[name] for name in ("width", "blocks", "latent")} | {"multipliers": tuple(sizes["multipliers"])}
-    decoder = {name: encoder[name] for name in ("width", "blocks", "multipliers")} | {"channels": sizes["channels"]}
+    encoder = {name: sizes[name] for name in ("width", "blocks", "latent", "groups")} | {"multipliers": tuple(sizes["multipliers"])}
+    decoder = {name: encoder[name] for name in ("width", "blocks", "groups", "multipliers")} | {"channels": sizes["channels"]}
     side = 2 ** (len(sizes["multipliers"]) - 1)
     halves = {
         "encoder": _shapes(Encoder(**encoder), (1, side, side, sizes["channels"])),
@@ -98,6 +102,7 @@ def autoencoder_sizes(tensors: Tensors, level: str, block: str) -> Sizes:
         "multipliers": _multipliers([_shape(tensors, f"encoder.{level}.{i}.{block}.0.conv1.weight", 4)[0] for i in range(levels)], width),
         "blocks": _count(tensors, rf"encoder\.{level}\.0\.{block}\.(\d+)\."),
         "latent": _shape(tensors, "decoder.conv_in.weight", 4)[1],
+        **AUTOENCODER_UNSEEN,
     }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import jaxsr
-from jaxsr.files import shown
+from jaxsr.files import FileError, shown
 from jaxsr.weights.file import SUFFIX, WeightsError, digest, opened, read_about, read_arrays, write_arrays
 from jaxsr.weights.foreign import open_foreign, sums_of
 from jaxsr.weights.kinds import KINDS, Converted
@@ -42,10 +42,10 @@ def import_weights(kind: str, sources: list[Path], out: Path) -> Converted:
 
     Raises:
       WeightsError: where they are not there, not whole, unsafe, of another kind, or hold something unknown or not finite.
-      FileError: where `out` cannot be written.
+      FileError: where `out` cannot be written, or is named as another file.
     """
     if out.suffix != SUFFIX:
-        raise WeightsError(f"{shown(out)}: weights are written to a {SUFFIX} file: name it {shown(out.with_suffix(SUFFIX))}")
+        raise FileError(f"{shown(out)}: weights are written to a {SUFFIX} file: name it {shown(out.with_suffix(SUFFIX))}")
     with open_foreign(sources) as tensors:
         converted = KINDS[kind].convert(tensors, " with ".join(shown(source) for source in sources))
         _check_finite(flatten_dict(converted.variables, sep="/"), sources[0])
@@ -114,8 +114,9 @@ def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
 def _expected(path: Path, about: Mapping[str, str]) -> tuple[Mapping[str, Any], Any]:
     """What a file says that its network is made with, and the shapes that follow; the shapes of a context are the file's."""
     try:
-        sizes = json.loads(about["configuration"])
-        shapes = {f"params/{name}": shape for name, shape in KINDS[about["kind"]].shapes(sizes).items()}
+        kind = KINDS[about["kind"]]
+        sizes = {**kind.unseen, **json.loads(about["configuration"])}
+        shapes = {f"params/{name}": shape for name, shape in kind.shapes(sizes).items()}
     except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise WeightsError(f"{shown(path)} says of itself what makes no sense ({_first_line(error)}): import it again") from error
     with opened(path) as file:

@@ -69,11 +69,13 @@ class Kind(NamedTuple):
     title: what it is, for people.
     convert: tensors by their published names, and the name of their file → our variables.
     shapes: of our parameters, by name, for these sizes.
+    unseen: sizes that shapes do not tell, as published: of a file that does not say them.
     """
 
     title: str
     convert: Callable[[Tensors, str], Converted]
     shapes: Callable[[Sizes], Shapes]
+    unseen: Sizes = MappingProxyType({})
 
 
 def _network(
@@ -217,12 +219,16 @@ _VGG16 = (Layout("torchvision", "", "features.28.weight", lambda tensors: {}, _v
 
 KINDS: dict[str, Kind] = {
     "unet": Kind(
-        "the denoiser of Stable Diffusion v1 or Zero-1-to-3", _network(deduced.unet_shapes, _UNET, context=True), deduced.unet_shapes
+        "the denoiser of Stable Diffusion v1 or Zero-1-to-3",
+        _network(deduced.unet_shapes, _UNET, context=True),
+        deduced.unet_shapes,
+        deduced.UNET_UNSEEN,
     ),
     "autoencoder": Kind(
         "the autoencoder of Stable Diffusion v1 or Zero-1-to-3",
         _network(deduced.autoencoder_shapes, _AUTOENCODER),
         deduced.autoencoder_shapes,
+        deduced.AUTOENCODER_UNSEEN,
     ),
     "clip": Kind("CLIP's vision transformer", _network(deduced.clip_shapes, _CLIP), deduced.clip_shapes),
     "lpips": Kind("LPIPS 0.1, backbone and heads", _lpips, deduced.lpips_shapes),

@@ -3,11 +3,15 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxsr.bench.compile import compile_train, compile_upscale, describe
 from jaxsr.experiment import DataConfig, Experiment, TrainConfig
+from jaxsr.methods.precision import held_to_train, held_to_upscale
 from jaxsr.methods.teacher import TeacherConfig
+from jaxsr.train.build import abstract_batch
+from jaxsr.train.state import abstract_variables
 
 TEACHER = TeacherConfig(
     autoencoder={"network": {"channels": 1, "width": 4, "multipliers": (1, 1), "blocks": 1, "latent": 2, "groups": 2}},
@@ -21,21 +25,23 @@ EXPERIMENT = Experiment(
 )
 
 
+def bytes_of(tree):
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 @pytest.fixture(scope="module")
 def trained():
     return compile_train(EXPERIMENT)
 
 
 def test_the_state_held_is_four_times_the_parameters_and_the_frozen_network_comes_on_top(trained):
-    """Parameters, their average, both moments, in float32, and two counters."""
+    """Parameters, their average, both moments, in float32, and two counters; what is frozen as it is held."""
     assert json.loads(json.dumps(trained)) == trained
-    from jaxsr.train.build import abstract_batch
-    from jaxsr.train.state import abstract_variables
-
     shapes = abstract_variables(TEACHER.build(), abstract_batch(EXPERIMENT))
     count = {name: sum(leaf.size for leaf in jax.tree.leaves(shapes[name])) for name in ("params", "frozen")}
     assert 0 <= trained["held_bytes"]["state"] - 4 * 4 * count["params"] < 64
-    assert trained["held_bytes"]["frozen"] == 4 * count["frozen"]
+    held = held_to_train(TEACHER.build(jnp.bfloat16), shapes["frozen"], abstract_batch(EXPERIMENT), "bf16")
+    assert trained["held_bytes"]["frozen"] == bytes_of(held) < 3 * count["frozen"]
     assert trained["device_bytes"] == sum(trained["held_bytes"].values()) + trained["temporary_bytes"]
 
 
@@ -52,9 +58,11 @@ def test_what_is_estimated_is_called_so(trained):
 
 
 @pytest.mark.slow
-def test_a_batch_of_upscale_holds_parameters_in_the_configured_precision_and_all_maps():
+def test_a_batch_of_upscale_holds_what_the_engine_is_given_and_all_maps():
     half, whole = (
         compile_upscale(EXPERIMENT.model_copy(update={"precision": precision}), 2 * jax.device_count(), 8) for precision in ("bf16", "f32")
     )
-    assert whole["held_bytes"]["parameters"] == 2 * half["held_bytes"]["parameters"]
+    shapes = abstract_variables(TEACHER.build(), abstract_batch(EXPERIMENT))
+    held = held_to_upscale(TEACHER.build(jnp.bfloat16), shapes, "bf16")
+    assert (whole["held_bytes"]["parameters"], half["held_bytes"]["parameters"]) == (bytes_of(shapes), bytes_of(held))
     assert whole["held_bytes"]["batch"] == 2 * 8 * 8 * (1 + 1) * 4

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -13,17 +14,21 @@ import numpy as np
 import pytest
 
 from jaxsr.bench.synthetic import synthetic_set, synthetic_variables
+from jaxsr.cli.encoding import overrides
 from jaxsr.config import ConfigError
 from jaxsr.data.augmentation import AugmentConfig, take
 from jaxsr.data.prepared import PreparedSet
 from jaxsr.data.record_stream import draw_crop
 from jaxsr.data.records import file_sha256, read_manifest, verify, write_manifest
 from jaxsr.data.subjects import stable_hash
+from jaxsr.experiment import Experiment
 from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.base import Batch
+from jaxsr.methods.sr3 import Sr3Config
 from jaxsr.models.clip import VisionTransformer, clip_image
-from jaxsr.precompute.encoders import Encoders, plan_encoding
+from jaxsr.precompute.encoders import Encoders, load_encoders, plan_encoding
 from jaxsr.precompute.job import make_set
+from jaxsr.upscale.model import Model, export_model
 from jaxsr.volume.errors import VolumeError
 from jaxsr.weights.file import digest
 
@@ -233,6 +238,22 @@ def test_a_scan_that_cannot_be_read_is_told_and_left_out_until_it_can(prepared, 
     shard.write_bytes(whole)
     make_set(plan_encoding(source, tmp_path / "set", encoders, **SETTINGS), batch_size=4)
     assert files(tmp_path / "set") == files(made)
+
+
+def test_a_run_of_another_kind_encodes_nothing(tmp_path):
+    experiment = Experiment(method=Sr3Config(network={"width": 4, "multipliers": (1,), "blocks": 1, "groups": 2, "attention_at": ()}))
+    method, image = experiment.method.build(), jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+    variables = synthetic_variables(method, Batch(high=image, low=image), 0)
+    export_model(Model("sr3", 1, experiment, method, variables, ""), tmp_path / "sr3.safetensors")
+    with pytest.raises(ConfigError, match="holds a model of kind sr3, expected autoencoder"):
+        load_encoders(tmp_path / "sr3.safetensors")
+
+
+def test_what_a_teacher_is_to_be_trained_with_names_every_network_that_encoded():
+    """Or `upscale` would not find them."""
+    given = overrides(Path("set"), 16, Path("runs/a"), Path("clip.safetensors"))
+    assert given[2:] == ["method.weights.autoencoder=runs/a", "method.weights.image_encoder=clip.safetensors"]
+    assert overrides(Path("set"), 16, Path("runs/a"), None) == ["data.manifest=set", "data.crop=16", "method.weights.autoencoder=runs/a"]
 
 
 def jaxsr(*words):

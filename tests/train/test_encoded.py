@@ -96,7 +96,8 @@ def test_without_lambda_no_autoencoder_need_be_named_and_the_checkpoint_knows_wh
     sums = {name: load_model(folder / name).sha256 for name in NAMES}
     said = json.loads((run / "checkpoints/2/about/metadata").read_text())
     assert said["frozen"] == {"autoencoder": sums["autoencoder"]}
-    with pytest.raises(ModelError, match=r"method\.weights\.autoencoder names nothing"):
+    said = rf"does not say where that is: set method\.weights\.autoencoder in {run}/config\.yaml to .* of SHA-256 {sums[NAMES[0]]}"
+    with pytest.raises(ModelError, match=said):
         load_model(run)
     config = (run / "config.yaml").read_text()
     for name in sums:

@@ -10,6 +10,7 @@ from jaxsr.cli import app
 from jaxsr.cli.status import run
 from jaxsr.config import from_dict
 from jaxsr.experiment import Experiment
+from jaxsr.files import FileError
 from jaxsr.train.build import build_method
 from jaxsr.train.state import init_state, make_optimizer
 from jaxsr.upscale.model import Model, export_model, load_model, read_experiment, read_recipe
@@ -62,7 +63,7 @@ def test_a_file_of_another_program_and_another_suffix_are_refused(model, tmp_pat
     write_arrays(tmp_path / "other.safetensors", {"a": np.zeros(1, np.float32)}, {})
     with pytest.raises(WeightsError, match="not written by `jaxsr export`"):
         load_model(tmp_path / "other.safetensors")
-    with pytest.raises(WeightsError, match=r"name it .*m\.safetensors"):
+    with pytest.raises(FileError, match=r"name it .*m\.safetensors"):
         export_model(model, tmp_path / "m.npz")
 
 

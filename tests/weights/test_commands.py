@@ -63,6 +63,7 @@ def test_list_says_of_each_where_it_is_from_and_whether_it_is_here(jaxsr, tmp_pa
     assert all(
         word in out for word in ("zero123", "ViT-L-14.pt", "licence  MIT", "unknown: download it with --sha256", str(tmp_path / "cache"))
     )
+    assert "alex.pth, 5.868 KiB" in out  # of 6,009 bytes
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "ViT-L-14.pt").touch()
     here = {row["name"]: row["here"] for row in json.loads(jaxsr("list", "--json")[1])}
@@ -72,17 +73,20 @@ def test_list_says_of_each_where_it_is_from_and_whether_it_is_here(jaxsr, tmp_pa
 @pytest.mark.parametrize("words, status, sentence", [
     (["download", "clip-vit-l-14", "--offline"], 4, "ViT-L-14.pt is not there, and --offline"),
     (["download", "zero123"], 4, "no SHA-256 of zero123 is surely known"),
-    (["download", "nonsense"], 4, "none of the weights that are known"),
+    (["download", "nonsense"], 2, "'nonsense' is none of zero123"),
     (["download", "zero123", "--sha256", "abc"], 2, "'abc' is no SHA-256"),
     (["import", "nonsense", "clip.safetensors", "x.safetensors"], 2, "'nonsense' is none of unet"),
     (["import", "clip", "absent.pt", "x.safetensors"], 4, "absent.pt is not there"),
     (["import", "unet", "clip.safetensors", "x.safetensors"], 4, "holds none of"),
     (["import", "clip", "clip.safetensors", "clip.safetensors"], 2, "is there already"),
-    (["import", "clip", "clip.safetensors", "x.npz"], 4, "name it x.safetensors"),
+    (["import", "clip", "clip.safetensors", "x.npz"], 2, "name it x.safetensors"),
+    (["import", "clip", "folder", "x.safetensors"], 2, "'folder' is a folder"),
     (["verify", "clip.safetensors", "--sha256", "0" * 64], 4, "has the SHA-256"),
     (["verify", "absent.safetensors"], 4, "is not there"),
+    (["verify", "folder"], 2, "'folder' is a folder"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_said_with_its_status(jaxsr, source, words, status, sentence, tmp_path):
+    (tmp_path / "folder").mkdir()
     found, _, err = jaxsr(*words)
     assert (found, sentence in err) == (status, True), err
     assert not (tmp_path / "x.safetensors").exists()

@@ -5,22 +5,23 @@ import json
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
+from jaxsr.files import FileError
 from jaxsr.models.clip import VisionTransformer
 from jaxsr.models.perceptual import SCALE, SHIFT
 from jaxsr.weights import autoencoder, clip, deduced, perceptual, unet
-from jaxsr.weights.file import WeightsError, read_about, write_arrays
+from jaxsr.weights.file import WeightsError, digest, read_about, write_arrays
 from jaxsr.weights.imported import import_weights, read_weights, verify
 from jaxsr.weights.kinds import KINDS
 from jaxsr.weights.names import Piece
 
 UNET = {
     **{"in_channels": 8, "channels": 4, "width": 32, "multipliers": [1, 2], "blocks": 1},
-    **{"attention_at": [2], "depth": 1, "context_width": 12},
+    **{"attention_at": [2], "depth": 1, "context_width": 12, "heads": 8, "groups": 32},
 }
-AUTOENCODER = {"channels": 3, "width": 32, "multipliers": [1, 2], "blocks": 1, "latent": 4}
+AUTOENCODER = {"channels": 3, "width": 32, "multipliers": [1, 2], "blocks": 1, "latent": 4, "groups": 32}
 CLIP = {"patch": 4, "width": 64, "layers": 2, "heads": 1, "projection": 12, "side": 8}
 UNET_NETWORK = deduced.unet_network(UNET)
 
@@ -103,6 +104,15 @@ def test_a_published_file_gives_our_parameters_and_its_network_is_told_from_its_
     read = read_weights(out, kind)
     assert read.sizes == sizes
     assert_same(read.variables["params"], arrays)
+
+
+@pytest.mark.parametrize("kind, sizes", [("unet", UNET), ("autoencoder", AUTOENCODER)])
+def test_what_shapes_do_not_tell_is_as_published_where_a_file_does_not_say_it(kind, sizes, tmp_path):
+    tree = {"params": unflatten_dict(drawn(kind), sep="/")}
+    said = {name: size for name, size in sizes.items() if name not in ("heads", "groups")}
+    about = {"format": "jaxsr weights 1", "kind": kind, "configuration": json.dumps(said), "sha256": digest(tree)}
+    write_arrays(tmp_path / "old.safetensors", tree, about)
+    assert read_weights(tmp_path / "old.safetensors", kind).sizes == sizes
 
 
 @pytest.mark.parametrize("kind, sizes, left", [
@@ -276,7 +286,7 @@ def test_a_file_of_another_kind_or_none_is_refused_with_the_way_to_make_it(check
         read_weights(tmp_path / "out.safetensors", "unet")
     with pytest.raises(WeightsError, match=r"absent\.safetensors is not there: make it with `jaxsr weights import clip SOURCE"):
         read_weights(tmp_path / "absent.safetensors", "clip")
-    with pytest.raises(WeightsError, match=r"name it .*out\.safetensors"):
+    with pytest.raises(FileError, match=r"name it .*out\.safetensors"):
         import_weights("clip", [checkpoint], tmp_path / "out.npz")
 
 

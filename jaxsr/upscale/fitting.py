@@ -1,0 +1,103 @@
+"""Whether a network that was trained elsewhere is the one that a config describes, and what of it is taken.
+
+Shapes do not tell heads, groups of a norm, or which of an image encoder's tokens a layer is for: so what a file or a run says of its
+network is compared with the config too, and then the shapes. A denoiser brings what it was trained with, its guidance and the layers that
+make its context, and those are taken only where the config has the same; all else starts as it starts without weights.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxsr.config import ConfigError, Strict, to_dict
+from jaxsr.methods import MethodConfig
+from jaxsr.methods.autoencoder import AutoencoderConfig
+from jaxsr.methods.teacher import TeacherConfig
+
+HOLDERS = {"autoencoder": "autoencoder", "image_encoder": "teacher", "unet": "teacher"}  # network → kind of the models that it is taken of
+BESIDE = {"context": "layer to the context", "spatial": "layer to the spatial condition", "guidance": "guidance"}  # a denoiser
+
+_TRAINING = ("remat", "train", "context", "dropout")  # settings that say nothing of a network's parameters
+
+
+def network_of(method: MethodConfig, name: str) -> tuple[Strict | None, str]:
+    """The config of the network `name` of a method that has it, and the key that it stands under."""
+    if name != "autoencoder":
+        return getattr(method, name), f"method.{name}"
+    if isinstance(method, AutoencoderConfig):
+        return method.network, "method.network"
+    return method.autoencoder.network, "method.autoencoder.network"  # type: ignore[union-attr]
+
+
+def check_network(source: object, found: Mapping[str, Any], wanted: Strict, key: str) -> None:
+    """Raises ConfigError where `found`, settings of the network in `source`, are others than `wanted` has under the same names."""
+    theirs, ours = _settings(found), _settings(to_dict(wanted))
+    if wrong := [f"{name}: {theirs[name]} → {ours[name]}" for name in ours if theirs.get(name, ours[name]) != ours[name]]:
+        listed = "\n  ".join(wrong)
+        raise ConfigError(
+            f"{source} holds another network than {key} says: name another, or set there what it has (its → yours)\n  {listed}"
+        )
+
+
+def check_shapes(source: object, tree: Any, wanted: Any, key: str) -> None:
+    """Raises ConfigError where the arrays of `tree` have other names or shapes than those `wanted`."""
+    found, expected = _shapes(tree), _shapes(wanted)
+    wrong = [
+        f"{name}: {found.get(name, 'absent')}, expected {expected.get(name, 'none')}"
+        for name in sorted(found | expected)
+        if found.get(name) != expected.get(name)
+    ]
+    if wrong:
+        listed = "\n  ".join(wrong[:10])
+        raise ConfigError(
+            f"{source} does not fit {key}, in {len(wrong)} places: set its sizes as `jaxsr weights verify` tells them\n  {listed}"
+        )
+
+
+def with_condition(unet: Any, wanted: Any) -> Any | None:
+    """A `unet` whose stem takes the noisy latents alone, for a stem that takes the condition beside them: it starts by not looking at that,
+    and is exactly what it was. None where it takes something else."""
+    kernel, channels, latent = unet["stem"]["kernel"], wanted["stem"]["kernel"].shape[2], wanted["out"]["kernel"].shape[-1]
+    if not kernel.shape[2] == unet["out"]["kernel"].shape[-1] == latent < channels:
+        return None
+    wider = np.pad(kernel, ((0, 0), (0, 0), (0, channels - latent), (0, 0)))  # the latents come first
+    return {**unet, "stem": {**unet["stem"], "kernel": wider}}
+
+
+def beside(
+    source: object, found: Mapping[str, Any], trained: TeacherConfig | None, method: TeacherConfig, shapes: Any, note: Callable[[str], None]
+) -> dict[str, Any]:
+    """What of `found`, parameters that a denoiser was trained with, by `BESIDE`, serves `method` too; `note` is told of the rest.
+
+    Args:
+      trained: of what; None: Zero-1-to-3, whose context is CLIP's pooled token.
+      shapes: of the parameters of `method`.
+    """
+    taken = {}
+    for name in (name for name in BESIDE if name in found and name in shapes):
+        if _alike(name, trained, method) and _shapes(found[name]) == _shapes(shapes[name]):
+            taken[name] = found[name]
+        else:
+            key = "method.guidance" if name == "guidance" else "method.image_encoder"
+            note(f"the {BESIDE[name]} in {source} is not taken, as {key} is another than it was made for: here it starts untrained")
+    return taken
+
+
+def _alike(name: str, trained: TeacherConfig | None, method: TeacherConfig) -> bool:
+    if trained is None:
+        return name == "context" and method.image_encoder is not None and method.image_encoder.context == "pooled"
+    one, other = (of.guidance if name == "guidance" else of.image_encoder for of in (trained, method))
+    if one is None or other is None or _settings(to_dict(one)) != _settings(to_dict(other)):
+        return False
+    return name != "context" or one.context == other.context  # type: ignore[union-attr]
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that make the network, in one order."""
+    return {name: sorted(value, key=str) if name == "attention_at" else value for name, value in config.items() if name not in _TRAINING}
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
