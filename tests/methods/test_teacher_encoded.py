@@ -1,6 +1,7 @@
 """Laws of the teacher's loss on slices that were encoded before: it is that of the slices, and computes neither encoder."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,8 @@ def encoded(method, variables, batch, dtype=np.float32):
         params["image_encoder"] = image_encoder
     network = method.image_encoder if image_encoder else None
     encoders = Encoders(method.autoencoder, network, params, {}, side, None)
-    made = jax.jit(functools.partial(encoders.encode, tokens=True))(params, batch.high, batch.low)
+    make = functools.partial(encoders.make, keys=None, settings=SimpleNamespace(tokens="patches"))
+    made = jax.jit(make)(params, {"high": batch.high, "low": batch.low})
     made = {name: np.asarray(x).astype(dtype).astype(np.float32) for name, x in made.items()} | {"high": batch.high, "low": batch.low}
     return batch._replace(**{"high": None, "low": None} | {name: made[name] for name in method.precomputed(SIDE).shapes})
 
