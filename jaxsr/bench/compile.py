@@ -18,17 +18,22 @@ from jaxsr.bench.measure import circumstances, compiled
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import MAP_CHANNELS, Condition
 from jaxsr.methods.precision import held_to_train, held_to_upscale
-from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated
+from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
 from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.state import abstract_state, abstract_variables, frozen_shardings, make_optimizer, state_shardings
 from jaxsr.train.step import make_step
 
 
 def compile_train(experiment: Experiment) -> dict[str, Any]:
-    """The trainer's step of `experiment` on its mesh over all devices, as JSON can hold it; bytes are of one device."""
+    """The trainer's step of `experiment` on its mesh over all devices, as JSON can hold it; bytes are of one device.
+
+    Raises:
+      MeshError: where the batch does not divide over the devices, as training would.
+    """
     asked = experiment
     experiment, estimated = _compilable(experiment)
     mesh, method = make_mesh(**dict(experiment.mesh)), build_method(experiment)
+    share_of_batch(mesh, experiment.train.batch_size)
     optimizer, batch = make_optimizer(experiment.optimizer, experiment.train.steps), abstract_batch(experiment)
     shardings = state_shardings(method, optimizer, batch, mesh)
     state = abstract_state(method, optimizer, batch, shardings)
@@ -49,7 +54,10 @@ def compile_train(experiment: Experiment) -> dict[str, Any]:
 
 
 def compile_upscale(experiment: Experiment, batch_size: int, size: int) -> dict[str, Any]:
-    """A batch of slices of `size`² pixels in `upscale`, with the maps that the method takes."""
+    """A batch of slices of `size`² pixels in `upscale`, with the maps that the method takes.
+
+    Like the engine's, the batch is rounded up to a multiple of the devices; `asked_batch_size` is what it was.
+    """
     asked = experiment
     experiment, estimated = _compilable(experiment)
     mesh, method = make_mesh(**dict(experiment.mesh)), build_method(experiment)
@@ -60,25 +68,29 @@ def compile_upscale(experiment: Experiment, batch_size: int, size: int) -> dict[
     variables = _laid(held_to_upscale(method, shapes, experiment.precision), laid)
     held_variables = _laid(held_to_upscale(build_method(asked), shapes, asked.precision), laid) if estimated else variables
     names = ("low", *getattr(experiment.method, "maps", ()))
+    over, given = mesh.shape["data"] * mesh.shape["fsdp"], batch_size
+    batch_size = -(-given // over) * over
     maps = {name: jax.ShapeDtypeStruct((batch_size, size, size, MAP_CHANNELS[name]), jnp.float32) for name in names}
     placed = _laid(maps, {name: batch_sharding(mesh) for name in maps})
     keys = _laid(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size)), batch_sharding(mesh))
     request = method.default_request
     program, times = compiled(jax.jit(lambda v, c, k: method.upscale(v, Condition(**c), k, request)), variables, placed, keys)
-    facts = {"what": f"upscaling in {request.steps} steps", "batch_size": batch_size, "size": size}
+    facts = {"what": f"upscaling in {request.steps} steps", "batch_size": batch_size, "asked_batch_size": given, "size": size}
     held = {"parameters": _bytes(held_variables), "batch": _bytes(placed)}
     return {**facts, **_memory(program, held, estimated), **times, **_about(experiment, mesh, estimated)}
 
 
 def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows of a table for people."""
+    batch = result["batch_size"]
     held = ", ".join(f"{name} {quantity(value, 'B', 1024)}" for name, value in result["held_bytes"].items())
     temporary = quantity(result["temporary_bytes"], "B", 1024)
     whole = quantity(result["device_bytes"], "B", 1024)
     mesh = ", ".join(f"{name} {size}" for name, size in result["mesh"].items() if size > 1) or "one device"
+    rounded = f" ({asked} asked for: rounded up, as upscale does)" if (asked := result.get("asked_batch_size", batch)) != batch else ""
     said = " (estimate: gradients, and half of what else the CPU's compiler plans in float32)" if result["estimated"] else ""
     return [
-        (result["what"], f"{result['batch_size']} slices of {result['size']} × {result['size']} over {mesh}"),
+        (result["what"], f"{batch} slices of {result['size']} × {result['size']} over {mesh}{rounded}"),
         ("each device holds", held),
         ("temporary", temporary + said),
         ("in all", f"{whole} a device"),

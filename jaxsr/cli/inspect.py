@@ -248,7 +248,7 @@ def bench_upscale(
 def bench_compile(
     config: Config,
     overrides: Overrides = None,
-    mesh: Annotated[str | None, bare(help="As in data=8,fsdp=4. [default: the config's]")] = None,
+    mesh: Annotated[str | None, bare(help="As in data=8,fsdp=4; of others data takes what is left. [default: the config's]")] = None,
     devices: Annotated[int | None, bare(min=1, help="CPU devices to simulate. [default: the real ones]")] = None,
     upscale: Annotated[
         int | None, bare("--upscale", min=1, help="A batch of so many slices in upscale, in place of the training step.")
@@ -270,8 +270,8 @@ def bench_compile(
     if devices or device == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
         device, os.environ["XLA_FLAGS"] = "cpu", " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
     sizes = [f"mesh.{part.strip()}" for part in mesh.split(",")] if mesh else []
-    if sizes and not any(part.startswith("mesh.data=") for part in sizes):
-        sizes.append("mesh.data=-1")
+    if sizes:  # whatever the config says of those that are not named
+        sizes = ["mesh.data=-1", "mesh.fsdp=1", "mesh.tensor=1", "mesh.expert=1", *sizes]
     select_device(device)
     from jaxsr.bench import compile as bench
     from jaxsr.experiment import load_experiment

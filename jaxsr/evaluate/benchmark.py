@@ -93,9 +93,13 @@ def run_protocol(
     check_folder(out, picture_paths(out, heads.entered, len(heads.entered) == 1).values() if montage else ())
     inside = {} if masks is None else masks_of(heads, masks)
     known, experiments = {}, {}
+    kept: dict[str, Model] = {}
     for name, path in models.items():  # a model that cannot be used is not told after an hour
-        known[name], experiments[name] = _known(path, note)
+        kept[name] = _read(path, note)
+        known[name], experiments[name] = _known(path, kept[name]), kept[name].experiment
         check_guided(name, experiments[name], protocol)
+        if len(models) > 1:  # each is read again in its turn: memory need not hold them together
+            kept.clear()
     failures: dict[str, str] = {}
     cases: dict[str, Files] = {}
     made: dict[str, dict[str, Any]] = {}
@@ -122,7 +126,7 @@ def run_protocol(
         """What the runs of one model share, read where the first of them needs it, and kept until another model's do."""
         if model not in engines:
             engines.clear()
-            engines[model] = _engine(models[model], batch_size)
+            engines[model] = _engine(kept.pop(model) if model in kept else _read(models[model]), batch_size)
         return engines[model]
 
     for number, (name, run) in enumerate(runs.items(), 1):
@@ -139,7 +143,7 @@ def run_protocol(
         raise EvaluationError(next(iter(failures.values())))
     digests = {subject: made[subject]["HeadSHA256"] for subject in cases}
     for name, model in models.items():
-        known[name]["heads_seen"] = seen_heads(model, experiments[name].data, heads.entered, digests)
+        known[name]["heads_seen"] = seen_heads(model, experiments[name], heads.entered, digests)
         said.append(seen_note(name, known[name]["heads_seen"], len(cases)) or "")
     said.append(people_note(heads, list(cases)) or "")
     said += [*guidance_notes(runs), rendered_note(protocol) or ""]
@@ -180,13 +184,16 @@ def _made_of(path: Path, acquired: Path, protocol: Protocol) -> dict[str, Any]:
     }
 
 
-def _known(source: Path, note: Note) -> tuple[dict[str, Any], Experiment]:
-    """Of a model, for metrics.json, `request` as its outputs' sidecars say it; and what it was trained as."""
+def _read(source: Path, note: Note = lambda text: None) -> "Model":
     from jaxsr.upscale.model import load_model
 
-    model = load_model(source, note=note)
+    return load_model(source, note=note)
+
+
+def _known(source: Path, model: "Model") -> dict[str, Any]:
+    """Of a model, for metrics.json; `request` as its outputs' sidecars say it."""
     request = model.method.default_request
-    facts = {
+    return {
         "path": str(source),
         "sha256": model.sha256,
         "method": model.experiment.method.kind,
@@ -194,14 +201,11 @@ def _known(source: Path, note: Note) -> tuple[dict[str, Any], Experiment]:
         "manifest_sha256": manifest_sha256(source),
         "request": {"SamplingSteps": request.steps, "Eta": request.eta},
     }
-    return facts, model.experiment
 
 
-def _engine(source: Path, batch_size: Any) -> "tuple[Model, Engine]":
+def _engine(model: "Model", batch_size: Any) -> "tuple[Model, Engine]":
     from jaxsr.upscale.files import make_engine
-    from jaxsr.upscale.model import load_model
 
-    model = load_model(source)
     return model, make_engine(model, batch_size=batch_size)
 
 

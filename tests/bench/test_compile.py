@@ -5,11 +5,14 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
+from jaxsr.bench import compile as bench
 from jaxsr.bench.compile import compile_train, compile_upscale, describe
 from jaxsr.experiment import DataConfig, Experiment, TrainConfig
 from jaxsr.methods.precision import held_to_train, held_to_upscale
 from jaxsr.methods.teacher import TeacherConfig
+from jaxsr.runtime.mesh import AXES, MeshError
 from jaxsr.train.build import abstract_batch
 from jaxsr.train.state import abstract_variables
 
@@ -66,3 +69,32 @@ def test_a_batch_of_upscale_holds_what_the_engine_is_given_and_all_maps():
     held = held_to_upscale(TEACHER.build(jnp.bfloat16), shapes, "bf16")
     assert (whole["held_bytes"]["parameters"], half["held_bytes"]["parameters"]) == (bytes_of(shapes), bytes_of(held))
     assert whole["held_bytes"]["batch"] == 2 * 8 * 8 * (1 + 1) * 4
+
+
+class Planless:
+    """A program whose compiler says nothing of memory."""
+
+    def memory_analysis(self):
+        return None
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    """A mesh of shapes alone, for which nothing is compiled."""
+    mesh = AbstractMesh((2, 1, 1, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    monkeypatch.setattr(bench, "make_mesh", lambda **sizes: mesh)
+    monkeypatch.setattr(bench, "compiled", lambda function, *arguments: (Planless(), {"compile_seconds": 0.0, "trace_seconds": 0.0}))
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused_as_training_does(two_devices):
+    with pytest.raises(MeshError, match=r"a batch of 3 slices does not divide over data × fsdp = 2 devices"):
+        compile_train(EXPERIMENT.model_copy(update={"train": TrainConfig(batch_size=3)}))
+
+
+@pytest.mark.parametrize("asked, taken", [(3, 4), (4, 4)])
+def test_a_batch_of_upscale_is_rounded_up_to_the_devices_and_that_is_said(two_devices, asked, taken):
+    found = compile_upscale(EXPERIMENT, asked, 8)
+    assert (found["batch_size"], found["asked_batch_size"]) == (taken, asked)
+    assert found["held_bytes"]["batch"] == taken // 2 * 8 * 8 * (1 + 1) * 4  # of one device
+    [(_, said), *_] = describe(found)
+    assert ("3 asked for" in said) == (asked == 3)

@@ -1,6 +1,7 @@
 """Multiply-adds against what paper and pencil, and the papers' tables, give."""
 
 import json
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,8 @@ import pytest
 from jax import lax
 
 from jaxsr.bench.count import OUTSIDE, count, count_part, describe, multiply_adds, operations, quantity
+from jaxsr.cli import app
+from jaxsr.cli.status import run
 from jaxsr.config import ConfigError
 from jaxsr.experiment import DataConfig, Experiment
 from jaxsr.methods.autoencoder import AutoencoderConfig
@@ -16,6 +19,7 @@ from jaxsr.methods.base import Part
 from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
 from jaxsr.models.sr3 import Sr3UNet
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = Sr3NetworkConfig(width=8, multipliers=(1, 2), blocks=1, attention_at=(2,), groups=4, dropout=0.0)
 STUDENT = (1, 2, 2, 4, 4, 8, 8, 16)
 PRODUCT = 3 * 4 * 5  # multiply-adds of a @ b
@@ -76,6 +80,26 @@ def test_the_autoencoder_has_its_published_size_in_both_halves():
     assert (counted["parameters"], counted["notes"]) == (83_653_863, [])
     assert counted["parts"]["encoder"]["multiply_adds"] / 1e9 == pytest.approx(136.4, abs=0.05)
     assert counted["parts"]["decoder"]["multiply_adds"] / 1e9 == pytest.approx(311.1, abs=0.05)
+
+
+def test_the_command_tells_the_published_counts_of_the_teacher_as_it_ships(capsys):
+    """10-teacher.md, 'Counts that are unit tests', at a 32 × 32 latent with one token; guidance, which no published count has, apart."""
+    assert run(lambda: app(["bench", "count", str(CONFIGS / "teacher.yaml"), "--json"], standalone_mode=False)) == 0
+    counted = json.loads(capsys.readouterr().out)
+    parts = counted["parts"]
+    assert (counted["size"], counted["notes"]) == (256, [])
+    told = dict(describe(counted))
+    for name, parameters, giga in [
+        ("denoiser", 859_532_484, 88.17),
+        ("autoencoder", 83_653_863, 136.4 + 311.1),
+        ("image encoder", 303_966_208, 81.0),
+    ]:
+        assert parts[name]["parameters"] == parameters
+        assert parts[name]["multiply_adds"] / 1e9 == pytest.approx(giga, rel=1e-3)
+        assert told[name].startswith(f"{parameters:,} parameters")
+    guidance = [parts[f"guidance by {name}"] for name in ("bias", "gradient")]
+    assert sum(part["parameters"] for part in guidance) == 8_952_256
+    assert sum(part["multiply_adds"] for part in guidance) < 0.01 * parts["denoiser"]["multiply_adds"]
 
 
 def test_counting_allocates_nothing():

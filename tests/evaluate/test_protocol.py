@@ -145,7 +145,11 @@ def test_voxel_sizes_are_told_along_the_heads_axes_not_the_files(tmp_path, proto
         run_protocol(protocol, heads, {}, tmp_path / "out")
 
 
-def test_a_benchmark_degrades_upscales_scores_and_keeps_what_it_made(tmp_path, heads, protocol, engines):
+def test_a_benchmark_degrades_upscales_scores_and_keeps_what_it_made(tmp_path, heads, protocol, engines, monkeypatch):
+    from jaxsr.upscale import model as models
+
+    load_model, read = models.load_model, []
+    monkeypatch.setattr(models, "load_model", lambda path, **how: read.append(path) or load_model(path, **how))
     write_volume(heads / "thick.nii.gz", head(voxel_size=(2.0, 2.0, 2.0)))
     found = find_heads(heads, protocol.protocol)
     out = tmp_path / "out"
@@ -170,8 +174,8 @@ def test_a_benchmark_degrades_upscales_scores_and_keeps_what_it_made(tmp_path, h
     }
     assert {t["against"] for t in document["tests"]} == {"tricubic"}
 
-    # One engine for a model, one program for heads of one shape and slices of one padded size.
-    assert len(engines) == 1
+    # One model is read once and has one engine, one program for heads of one shape and slices of one padded size.
+    assert (len(read), len(engines)) == (1, 1)
     assert engines[0].compilations == len(set(engines[0].plan(head(), None, ("sagittal", "coronal", "axial")).shapes))
     # The output of a model that changes nothing is its interpolation, on the grid and in the orientation of the head.
     output, truth = (read_volume(out / place) for place in ("upscaled/same/sub-0.nii.gz", "reference/sub-0.nii.gz"))
@@ -291,7 +295,7 @@ def test_heads_that_a_model_was_trained_on_are_told_with_the_scores(tmp_path, he
     comparison = run_protocol(protocol, found, {"same": tmp_path / "run"}, tmp_path / "out", montage=False)
     assert "1 of 2 heads is in the training split of same: their scores say nothing of unseen heads" in comparison.all_notes
     document = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert document["provenance"]["models"]["same"]["heads_seen"] == {"known": True, "train": ["sub-1"]}
+    assert document["provenance"]["models"]["same"]["heads_seen"] == {"known": True, "train": ["sub-1"], "trained_on": {"model": ["sub-1"]}}
     assert any("training split of same" in note for note in document["notes"])
 
 

@@ -69,41 +69,52 @@ def test_a_dimension_that_tensor_parallelism_does_not_divide_stays_whole():
 
 FOUR_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
+from jaxsr.bench.synthetic import synthetic_variables
 from jaxsr.experiment import OptimizerConfig
 from jaxsr.methods.base import Batch
 from jaxsr.methods.sr3 import Sr3, Sr3Config
+from jaxsr.methods.teacher import Teacher, TeacherConfig
 import jaxsr.runtime.mesh as meshes
-from jaxsr.train.state import init_state, make_optimizer
+from jaxsr.train.state import frozen_shardings, init_state, make_optimizer
 from jaxsr.train.step import make_step
 
 assert jax.device_count() == 4
-meshes.FSDP_FLOOR = 256  # so that a network this small is split
+meshes.FSDP_FLOOR = 128  # so that networks this small are split
 network = dict(width=8, multipliers=(1,), blocks=1, attention_at=(), groups=4, dropout=0.3, middle_attention=False)
-method = Sr3(Sr3Config(network=network, prediction="v", residual_std=0.1))
+sr3 = Sr3(Sr3Config(network=network, prediction="v", residual_std=0.1))
+network = dict(channels=1, width=4, multipliers=(1, 1), blocks=1, latent=2, groups=2)
+unet = dict(width=8, multipliers=(1,), blocks=1, attention_at=(), heads=2, context_width=6, groups=4)
+frozen = dict(autoencoder=dict(network=network), unet=unet, image_encoder=None, guidance=None, lambda_rec=0.5)
+teacher = Teacher(TeacherConfig(**frozen))
 optimizer = make_optimizer(OptimizerConfig(), 10)
 high, error = jax.random.normal(jax.random.key(1), (2, 8, 8, 8, 1))
 batch = Batch(high=high, low=high + 0.1 * error)
 
-def one_step(mesh):
+def split(tree):
+    return sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(tree))
+
+def one_step(method, accumulate, frozen, mesh):
     state, shardings = init_state(method, optimizer, batch, jax.random.key(0), mesh)
     placed = jax.device_put(batch, meshes.batch_sharding(mesh))
-    step = make_step(method, optimizer, ema=0.9, steps=100, accumulate=2)
+    fixed = jax.device_put(frozen, frozen_shardings(method, mesh))
+    step = make_step(method, optimizer, ema=0.9, steps=100, accumulate=accumulate)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
-    new, metrics = step(state, placed, jax.random.key(2))
-    split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(new.params))
-    return jax.device_get(new), jax.device_get(metrics), split
+    new, metrics = step(state, placed, jax.random.key(2), fixed)
+    return jax.device_get(new), jax.device_get(metrics), split(new.params), split(fixed)
 
 axes = (meshes.AxisType.Auto,) * 4
-alone = one_step(jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), meshes.AXES, axis_types=axes))
-together = one_step(meshes.make_mesh(data=-1, fsdp=2))
-assert alone[2] == 0 and together[2] > 0, (alone[2], together[2])
-np.testing.assert_allclose(together[1]["loss"], alone[1]["loss"], rtol=1e-5)
-np.testing.assert_allclose(together[1]["gradient_norm"], alone[1]["gradient_norm"], rtol=1e-4)
-moments = [[leaf for leaf in jax.tree.leaves(state.opt) if leaf.ndim] for state in (alone[0], together[0])]
-largest = max(np.abs(leaf).max() for leaf in moments[0])
-for a, b in zip(*moments, strict=True):
-    np.testing.assert_allclose(b, a, atol=1e-5 * largest)
-print("the same on 1 and on 4")
+one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), meshes.AXES, axis_types=axes)
+for method, accumulate in ((sr3, 2), (teacher, 1)):
+    frozen = synthetic_variables(method, batch, 3)["frozen"]
+    alone, together = (one_step(method, accumulate, frozen, mesh) for mesh in (one, meshes.make_mesh(data=-1, fsdp=2)))
+    assert alone[2:] == (0, 0) and together[2] > 0 and bool(together[3]) == bool(frozen), (alone[2:], together[2:])
+    np.testing.assert_allclose(together[1]["loss"], alone[1]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(together[1]["gradient_norm"], alone[1]["gradient_norm"], rtol=1e-4)
+    moments = [[leaf for leaf in jax.tree.leaves(state.opt) if leaf.ndim] for state in (alone[0], together[0])]
+    largest = max(np.abs(leaf).max() for leaf in moments[0])
+    for a, b in zip(*moments, strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5 * largest)
+    print("the same on 1 and on 4:", type(method).__name__)
 """
 
 
@@ -111,8 +122,9 @@ FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_lev
 
 
 def test_a_step_on_four_devices_is_the_step_on_one():
-    """Weights drawn, dropout, noise, gradients: to float32 rounding, with parameters split over `fsdp` and slices over all."""
+    """Weights drawn, dropout, noise, gradients, also through what is frozen: to float32 rounding, with parameters, those of frozen networks
+    too, split over `fsdp` and slices over all."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
     done = subprocess.run([sys.executable, "-c", FOUR_DEVICES], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "the same on 1 and on 4"
+    assert done.stdout.splitlines() == [f"the same on 1 and on 4: {name}" for name in ("Sr3", "Teacher")]
