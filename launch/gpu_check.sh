@@ -1,29 +1,43 @@
 #!/usr/bin/env bash
 # What only a CUDA machine can tell, in under 8 minutes:
-#   launch/gpu_check.sh OUT
-# Runs the GPU tests, the doctor and the benchmarks at the small and the real size. OUT gets results.jsonl (one benchmark a line), table.md
-# (ready for BENCHMARKS.md), doctor.json and log.txt. A step that fails or outlasts its time is named at the end and does not stop the others.
-# Needs no installation: from a checkout, with the dependencies importable. PYTHON names the interpreter (default python3).
+#   launch/gpu_check.sh OUT [tests] [sr3] [teacher]
+# Runs the GPU tests, the doctor and the benchmarks at the small and the real size, of all or of the parts that are named. OUT gets
+# results.jsonl (one benchmark a line), table.md (ready for BENCHMARKS.md), doctor.json and log.txt. A step that fails, outlasts its time or
+# has none left is named at the end and does not stop the others. Needs no installation: from a checkout, with the dependencies importable.
+# PYTHON names the interpreter (default python3); CHECK_SECONDS is what all may take together (default 470).
 set -uo pipefail
-[[ $# == 1 && $1 != -* ]] || { sed -n '2,6s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+usage() { sed -n '2,7s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+[[ $# -ge 1 && $1 != -* ]] || usage
+for part in "${@:2}"; do [[ $part =~ ^(tests|sr3|teacher)$ ]] || usage; done
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
+parts=" ${*:2} "
+[[ $# -gt 1 ]] || parts=" tests sr3 teacher "
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 source launch/environment.sh
 
 python=${PYTHON:-python3}
+box=${CHECK_SECONDS:-470}
 small=configs/demo.yaml
 real=configs/sr3.yaml
+teacher=configs/teacher.yaml
+teacher_small=configs/teacher-small.yaml
 log=$out/log.txt results=$out/results.jsonl
 answer=$(mktemp)
 trap 'rm -f "$answer"' EXIT
 : >"$log" >"$results"
 failed=()
 
-# step NAME SECONDS ARGUMENTS…: runs python with the arguments; its standard output goes to $answer, and with everything else to the log.
+# step NAME SECONDS ARGUMENTS…: runs python with the arguments, in what is left of the time for all where that is less; its standard output
+# goes to $answer, and with everything else to the log.
 step() {
-  local name=$1 limit=$2 start=$SECONDS status=0
+  local name=$1 limit=$2 start=$SECONDS status=0 left=$((box - SECONDS))
   shift 2
+  if ((left < 5)); then
+    failed+=("$name: left out, as $box s are over")
+    return 1
+  fi
+  ((limit <= left)) || limit=$left
   printf '\n== %s: python %s\n' "$name" "$*" | tee -a "$log"
   timeout --kill-after=5 "$limit" "$python" "$@" >"$answer" 2>>"$log" || status=$?
   cat "$answer" >>"$log"
@@ -47,16 +61,31 @@ print(json.dumps({"benchmark": name, "command": f"jaxsr bench {command} --json",
 ' "$answer" "$name" "${@:3}" >>"$results" 2>>"$log" || failed+=("$name: its answer is not a JSON object")
 }
 
-# The limits add up to 470 s.
-step "GPU tests" 150 -m pytest -q -m gpu tests
-tail -n 3 "$answer"
-step "doctor" 40 -m jaxsr doctor --json && cp "$answer" "$out/doctor.json"
-benchmark "count, small" 15 count $small
-benchmark "count, real" 25 count $real
-benchmark "train, small" 40 train $small --steps 50 --warmup 5
-benchmark "upscale, small" 40 upscale $small --shape 192,192,192
-benchmark "train, real, bf16" 80 train $real precision=bf16 --steps 20 --warmup 3
-benchmark "upscale, real, bf16" 80 upscale $real precision=bf16 --shape 128,128,64 --sampling-steps 10
+has() { [[ $parts == *" $1 "* ]]; }
+
+# The limits add up to more than there is: where steps take as long as they may, the last are left out, and their part can be run by itself.
+if has tests; then
+  step "GPU tests" 170 -m pytest -q -m gpu tests
+  tail -n 3 "$answer"
+  step "doctor" 40 -m jaxsr doctor --json && cp "$answer" "$out/doctor.json"
+fi
+if has sr3; then
+  benchmark "count, small" 15 count $small
+  benchmark "count, real" 25 count $real
+  benchmark "train, small" 40 train $small --steps 50 --warmup 5
+  benchmark "upscale, small" 40 upscale $small --shape 192,192,192
+  benchmark "train, real, bf16" 80 train $real precision=bf16 --steps 20 --warmup 3
+  benchmark "upscale, real, bf16" 80 upscale $real precision=bf16 --shape 128,128,64 --sampling-steps 10
+fi
+if has teacher; then # with random weights, those of the frozen networks too
+  benchmark "count, teacher" 30 count $teacher
+  benchmark "train, small teacher" 90 train $teacher_small --steps 10 --warmup 2
+  benchmark "compile training, small teacher" 90 compile $teacher_small
+  benchmark "compile 1 slice, teacher" 60 compile $teacher --upscale 1
+  benchmark "compile 8 slices, teacher" 60 compile $teacher --upscale 8
+  benchmark "compile 16 slices, teacher" 60 compile $teacher --upscale 16
+  benchmark "upscale, teacher" 120 upscale $teacher --shape 128,128,64 --sampling-steps 10 --batch-size 16
+fi
 
 # One row a benchmark, one column a figure; what is nested stays in results.jsonl.
 "$python" -c '

@@ -15,6 +15,7 @@ from jaxsr.bench.synthetic import synthetic_batch, synthetic_variables
 from jaxsr.experiment import OptimizerConfig, load_experiment
 from jaxsr.methods.base import Batch
 from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
+from jaxsr.methods.teacher import TeacherConfig
 from jaxsr.runtime.mesh import AXES, batch_sharding, replicated
 from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.state import State, init_state, make_optimizer
@@ -27,6 +28,15 @@ pytestmark = pytest.mark.gpu
 CONFIGS = Path(__file__).parents[2] / "configs"
 NETWORK = Sr3NetworkConfig(width=16, multipliers=(1, 2), blocks=1, groups=8, attention_at=(2,), dropout=0.0)
 RECIPE = Sr3Config(network=NETWORK, prediction="v", residual_std=0.2, sampling_steps=2, eta=0.5)
+TEACHER = TeacherConfig(
+    autoencoder={"network": {"channels": 1, "width": 8, "multipliers": (1, 2), "blocks": 1, "latent": 4, "groups": 4}},
+    unet={"width": 16, "multipliers": (1, 2), "blocks": 1, "attention_at": (2,), "heads": 2, "context_width": 8, "groups": 8},
+    image_encoder={"patch": 8, "width": 16, "layers": 1, "heads": 2, "projection": 8, "side": 16},
+    guidance={"width": 8, "groups": 4},
+    prediction="v",
+    lambda_rec=0.5,
+    sampling_steps=2,
+)
 
 UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # on the CPU optimising is all the time
 
@@ -51,9 +61,10 @@ def mesh_of(device):
     return Mesh(np.array([device]).reshape(1, 1, 1, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def images(n=8, side=32):
-    high, error = np.random.default_rng(0).standard_normal((2, n, side, side, 1), np.float32)
-    return Batch(high=high, low=high + 0.2 * error)
+def images(n=8, side=32, maps=()):
+    high, error, bias, *gradient = np.random.default_rng(0).standard_normal((6, n, side, side, 1), np.float32)
+    fields = {"bias": 0.2 * bias, "gradient": 2 * np.concatenate(gradient, -1)}
+    return Batch(high=high, low=high + 0.2 * error, **{name: fields[name] for name in maps})
 
 
 def distance(a, b):
@@ -62,22 +73,25 @@ def distance(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("dtype, loss_tolerance, gradient_tolerance", [
-    (jnp.float32, 1e-4, 1e-3),  # float32's 6e-8, summed in other orders; cuDNN may choose Winograd's algorithm
-    (jnp.bfloat16, 1e-2, 5e-2),  # bfloat16's 4e-3, rounded at other places
-], ids=["f32", "bf16"])  # fmt: skip
-def test_a_training_step_is_the_one_of_the_cpu(gpu, cpu, dtype, loss_tolerance, gradient_tolerance):
+@pytest.mark.parametrize("recipe, dtype, loss_tolerance, gradient_tolerance", [
+    (RECIPE, jnp.float32, 1e-4, 1e-3),  # float32's 6e-8, summed in other orders; cuDNN may choose Winograd's algorithm
+    (RECIPE, jnp.bfloat16, 1e-2, 5e-2),  # bfloat16's 4e-3, rounded at other places
+    (TEACHER, jnp.float32, 1e-4, 1e-3),  # through what is frozen: the decoder, twice the encoder, the image encoder
+], ids=["f32", "bf16", "teacher"])  # fmt: skip
+def test_a_training_step_is_the_one_of_the_cpu(gpu, cpu, recipe, dtype, loss_tolerance, gradient_tolerance):
     """Adam divides by the gradient, so its first moment is compared, which the first step makes a tenth of the gradient."""
-    method = RECIPE.build(dtype)
+    method = recipe.build(dtype)
     optimizer = make_optimizer(OptimizerConfig(clip_norm=None), 100)
-    batch = images()
-    params = synthetic_variables(method, batch, 1)["params"]  # no layer is zero, as the last would be, and all gradients before it
+    batch = images(maps=getattr(recipe, "maps", ()))
+    variables = synthetic_variables(method, batch, 1)  # no layer is zero, as the last would be, and all gradients before it
+    params, frozen = variables["params"], variables["frozen"]
     start = State(np.int32(0), params, params, jax.device_get(optimizer.init(params)), {})
 
     def run(device):
         mesh = mesh_of(device)
         step = jax.jit(make_step(method, optimizer, ema=0.9, steps=100), compiler_options=UNOPTIMISED if device is cpu else None)
-        arguments = jax.device_put((start, batch, jax.random.key(5)), (replicated(mesh), batch_sharding(mesh), replicated(mesh)))
+        everywhere = replicated(mesh)
+        arguments = jax.device_put((start, batch, jax.random.key(5), frozen), (everywhere, batch_sharding(mesh), everywhere, everywhere))
         with jax.default_matmul_precision("highest"):
             state, metrics = step(*arguments)
         assert {leaf.device for leaf in jax.tree.leaves(state)} == {device}
@@ -122,6 +136,22 @@ def test_a_volume_is_the_one_of_the_cpu(gpu, cpu, upscaled):
     contrast = on_cpu.window.high - on_cpu.window.low
     np.testing.assert_allclose(on_gpu.volume.data, on_cpu.volume.data, rtol=0, atol=1e-3 * contrast)
     np.testing.assert_array_equal(on_gpu.volume.affine, on_cpu.volume.affine)
+
+
+def test_a_guided_volume_of_a_teacher_is_the_one_of_the_cpu(gpu, cpu, head):
+    """Encoders, guidance, sampling and decoder: to float32, relative to the whole, as weights that mean nothing keep no contrast."""
+    method = TEACHER.build()
+    variables = synthetic_variables(method, images(maps=TEACHER.maps), 1)
+
+    def upscaled(device):
+        engine = Engine(method, variables, mesh_of(device), batch_size=8)
+        shape = engine.plan(head, 2.0, ("axial",)).grid.shape
+        bias, *gradient = np.random.default_rng(2).standard_normal((4, *shape), np.float32)
+        maps = {"bias": 0.2 * bias, "gradient": 2 * np.stack(gradient, -1)}
+        with jax.default_matmul_precision("highest"):
+            return engine.upscale(head, method.default_request, to_mm=2.0, maps=maps, axes=("axial",)).volume.data
+
+    assert distance(upscaled(gpu), upscaled(cpu)) < 1e-3
 
 
 def test_each_shape_of_slices_compiles_once(gpu, upscaled):

@@ -1,0 +1,51 @@
+"""The peer of the teacher's upscaling is the teacher's network by another hand, given as much to do."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxsr.bench.count import count
+from jaxsr.bench.upscale import describe
+from jaxsr.experiment import load_experiment
+
+pytestmark = pytest.mark.reference
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "method.autoencoder.network={channels: 1, width: 4, multipliers: [1, 1], blocks: 1, latent: 2, groups: 2}",
+    "method.unet={width: 8, multipliers: [1, 2], blocks: 1, attention_at: [2], heads: 2, context_width: 6, groups: 4}",
+    "method.guidance=null",
+    "method.image_encoder=null",
+]
+
+
+@pytest.fixture(scope="module")
+def peer():
+    spec = importlib.util.spec_from_file_location("peer_diffusers", ROOT / "launch" / "peer_diffusers.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_it_has_our_parameters_and_samples_as_many_slices_and_our_table_can_be_made_of_what_it_tells(peer, capsys):
+    config = ROOT / "configs" / "teacher-tiny.yaml"
+    peer.main([str(config), *TINY, "--shape", "32,40,32", "--sampling-steps", "2", "--batch-size", "12", "--repeats", "1"])
+    told = json.loads(capsys.readouterr().out)
+    ours = count(load_experiment(config, TINY), 32)["parts"]["denoiser"]
+    assert told["parameters"] == ours["parameters"]
+    assert told["slices"] == 32 + 40 + 32
+    # 2 steps of 3 and 3 batches of 12 slices of 48 × 32, and of 4 of 32 × 32; what a slice's time takes does not grow with it
+    assert told["multiply_adds"] == pytest.approx(2 * 12 * (6 * 48 / 32 + 4) * ours["multiply_adds"], rel=0.05)
+    assert told["slices_per_second"] == pytest.approx(told["slices"] / told["seconds_per_volume"])
+    assert dict(describe(told))["volume"] == "32 × 40 × 32, 104 slices, pad"
+
+
+def test_it_is_none_of_a_model_that_is_no_teacher(peer, capsys):
+    with pytest.raises(SystemExit):
+        peer.main([str(ROOT / "configs" / "sr3-small.yaml")])
+    assert "of kind sr3, and diffusers' UNet is the peer of a teacher's" in capsys.readouterr().err
