@@ -99,6 +99,15 @@ class Request(NamedTuple):
     to_mm: float | None = None
 
 
+def check_sampling(schedule: "ScheduleConfig", prediction: Prediction, **steps: int) -> None:
+    """ValueError, for a config, where `steps`, by key, are more than the schedule has, or ε is to be predicted from pure noise."""
+    for name, value in steps.items():
+        if not 1 <= value <= schedule.steps:
+            raise ValueError(f"{name} must be 1…{schedule.steps} (the schedule's steps), got {value}")
+    if schedule.zero_terminal_snr and prediction == "eps":
+        raise ValueError("zero_terminal_snr leaves no signal at t = T, from which prediction 'eps' cannot recover x0: use 'v' or 'x0'")
+
+
 class LossOutput(NamedTuple):
     """A scalar to minimise, scalars to log, and the statistics after this batch."""
 

@@ -21,7 +21,18 @@ from jaxsr.diffusion.process import Prediction, add_noise, target
 from jaxsr.diffusion.sampling import draw_noise
 from jaxsr.diffusion.schedule import Level, continuous_level
 from jaxsr.losses import mean_absolute_error, mean_squared_error
-from jaxsr.methods.base import Batch, Condition, LossOutput, Part, Request, Sampler, ScheduleConfig, UpscaleOutput, Variables
+from jaxsr.methods.base import (
+    Batch,
+    Condition,
+    LossOutput,
+    Part,
+    Request,
+    Sampler,
+    ScheduleConfig,
+    UpscaleOutput,
+    Variables,
+    check_sampling,
+)
 from jaxsr.methods.pixels import PixelNetworkConfig, Pixels
 from jaxsr.models.sr3 import Sr3UNet
 
@@ -56,12 +67,9 @@ class Sr3Config(Strict):
 
     @model_validator(mode="after")
     def _samples(self) -> "Sr3Config":
-        if not 1 <= self.sampling_steps <= self.schedule.steps:
-            raise ValueError(f"sampling_steps must be 1…{self.schedule.steps} (the schedule's steps), got {self.sampling_steps}")
+        check_sampling(self.schedule, self.prediction, sampling_steps=self.sampling_steps)
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be 0…1, got {self.eta}")
-        if self.schedule.zero_terminal_snr and self.prediction == "eps":
-            raise ValueError("zero_terminal_snr leaves no signal at t = T, from which prediction 'eps' cannot recover x0: use 'v' or 'x0'")
         return self
 
     @property

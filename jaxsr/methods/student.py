@@ -30,7 +30,19 @@ from jaxsr.diffusion.process import Prediction, add_noise, target, to_x0, x0_los
 from jaxsr.diffusion.sampling import draw_noise
 from jaxsr.diffusion.schedule import Level, continuous_level
 from jaxsr.losses import squared_errors
-from jaxsr.methods.base import Batch, Condition, LossOutput, Part, Precomputed, Request, Sampler, ScheduleConfig, UpscaleOutput, Variables
+from jaxsr.methods.base import (
+    Batch,
+    Condition,
+    LossOutput,
+    Part,
+    Precomputed,
+    Request,
+    Sampler,
+    ScheduleConfig,
+    UpscaleOutput,
+    Variables,
+    check_sampling,
+)
 from jaxsr.methods.pixels import PixelNetworkConfig, Pixels
 from jaxsr.methods.stages import Stages, StagesConfig
 from jaxsr.models.sr3 import Sr3UNet
@@ -78,11 +90,7 @@ class StudentConfig(Strict):
 
     @model_validator(mode="after")
     def _samples(self) -> "StudentConfig":
-        for name in ("sampling_steps", "rollout_steps"):
-            if not 1 <= getattr(self, name) <= self.schedule.steps:
-                raise ValueError(f"{name} must be 1…{self.schedule.steps} (the schedule's steps), got {getattr(self, name)}")
-        if self.schedule.zero_terminal_snr and self.prediction == "eps":
-            raise ValueError("zero_terminal_snr leaves no signal at t = T, from which prediction 'eps' cannot recover x0: use 'v' or 'x0'")
+        check_sampling(self.schedule, self.prediction, sampling_steps=self.sampling_steps, rollout_steps=self.rollout_steps)
         return self
 
     @property

@@ -42,6 +42,7 @@ from jaxsr.methods.base import (
     ScheduleConfig,
     UpscaleOutput,
     Variables,
+    check_sampling,
 )
 from jaxsr.methods.teacher_networks import GUIDES, GuidanceConfig, ImageEncoderConfig, TeacherWeights, UNetConfig
 from jaxsr.models.autoencoder import Gaussian
@@ -86,10 +87,7 @@ class TeacherConfig(Strict):
 
     @model_validator(mode="after")
     def _goes_together(self) -> "TeacherConfig":
-        if not 1 <= self.sampling_steps <= self.schedule.steps:
-            raise ValueError(f"sampling_steps must be 1…{self.schedule.steps} (the schedule's steps), got {self.sampling_steps}")
-        if self.schedule.zero_terminal_snr and self.prediction == "eps":
-            raise ValueError("zero_terminal_snr leaves no signal at t = T, from which prediction 'eps' cannot recover x0: use 'v' or 'x0'")
+        check_sampling(self.schedule, self.prediction, sampling_steps=self.sampling_steps)
         if self.spatial == "vit" and self.image_encoder is None:
             raise ValueError("spatial 'vit' is made of the image encoder's patches: give image_encoder, or spatial: autoencoder")
         if self.image_encoder is None and self.weights.image_encoder:
