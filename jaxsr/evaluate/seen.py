@@ -1,5 +1,5 @@
-"""Whether a model has seen a benchmark's heads in training, as far as run directories say: its own, and those of the networks in it that
-were trained before it, on heads of their own.
+"""Whether a model has seen a benchmark's heads in training, as far as run directories say: its own, and those of the networks that it holds
+or started from, which were trained on heads of their own.
 """
 
 from collections.abc import Mapping
@@ -66,7 +66,7 @@ def seen_note(name: str, seen: Mapping[str, Any], of: int) -> str | None:
 
 
 def _parts(source: Path, experiment: Experiment, heads: Mapping[str, Path], sha256: Mapping[str, str]) -> dict[str, _Found]:
-    """Of the model in `source`, and of every network in it that was trained before, by name."""
+    """Of the model in `source`, and of every network that its config names, by name."""
     if not source.is_dir():
         return {OWN: _Found({}, _EXPORTED)}
     parts = {OWN: _of_run(source, experiment, heads, sha256)}
@@ -77,7 +77,7 @@ def _parts(source: Path, experiment: Experiment, heads: Mapping[str, Path], sha2
         try:
             if path.is_dir():
                 inner = _parts(path, read_experiment(path), heads, sha256)
-                parts |= {network if who == OWN else f"{who} of its {network}": found for who, found in inner.items()}
+                parts |= {network if who == OWN else f"{who} of the {network}": found for who, found in inner.items()}
             elif is_model(path):
                 parts[network] = _Found({}, _EXPORTED)
         except (ConfigError, ModelError, WeightsError, OSError):

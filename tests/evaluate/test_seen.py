@@ -60,10 +60,11 @@ def write_set(folder, run, heads, splits, **made_by_networks):
     return file
 
 
-def write_autoencoder(run, folder, names):
-    """A run directory of an autoencoder that was trained on volumes of a folder."""
+def write_autoencoder(run, folder, names, start=None):
+    """A run directory of an autoencoder that was trained on volumes of a folder, from another one on."""
     run.mkdir()
-    (run / "config.yaml").write_text(dump(Experiment(method=AutoencoderConfig(), data=DataConfig(volumes=folder))))
+    method = AutoencoderConfig(weights={"autoencoder": start})
+    (run / "config.yaml").write_text(dump(Experiment(method=method, data=DataConfig(volumes=folder))))
     (run / "volumes.txt").write_text("".join(f"{name}\n" for name in names))
     return run
 
@@ -121,6 +122,14 @@ def test_what_a_network_in_the_model_was_trained_on_has_been_seen_by_the_model(t
     assert (found["known"], found["train"]) == (False, ["b"])
     assert found["why"].startswith("its autoencoder: 1 of 2 training volumes")
     assert seen_note("m", found, 3).startswith("1 of 3 heads is in the training split of the autoencoder of m: ")
+
+
+def test_what_a_network_started_from_has_been_seen_too(tmp_path, run, heads):
+    start = write_autoencoder(tmp_path / "start", tmp_path / "heads", ["c.nii"])
+    method = teacher(autoencoder=write_autoencoder(tmp_path / "autoencoder", tmp_path / "heads", ["b.nii"], start))
+    found = seen(run, DataConfig(), heads, method)
+    assert (found["known"], found["trained_on"]) == (True, {"autoencoder": ["b"], "autoencoder of the autoencoder": ["c"]})
+    assert "training split of the autoencoder of m or of the autoencoder of the autoencoder of m: " in seen_note("m", found, 3)
 
 
 @pytest.mark.parametrize("format, why", [
