@@ -62,32 +62,36 @@ def distill(
 
     experiment = load_experiment(config, [*(overrides or []), f"data.manifest={cache}"])
     select_device(device, apart=True)
+    from jaxsr.bench.count import quantity
     from jaxsr.config import from_dict
     from jaxsr.data.augmentation import AugmentConfig
     from jaxsr.files import shown
     from jaxsr.precompute.job import make_set
     from jaxsr.precompute.plan import describe
-    from jaxsr.precompute.teacher_cache import maps_seen, plan_distillation
+    from jaxsr.precompute.teacher_cache import DistillSettings, maps_seen, plan_distillation
     from jaxsr.runtime.distributed import place
+    from jaxsr.train.build import fitted
     from jaxsr.upscale.model import load_model
 
     terminal, here = open_console(quiet=as_json), place()
     model = load_model(teacher, precision=precision, note=terminal.print)
     how = {"every": every, "copies": copies, "augment": from_dict(varied, AugmentConfig), "dtype": dtype, "seed": seed}
     plan = plan_distillation(prepared, cache, model, steps=steps, eta=eta, crop=crop, precision=model.experiment.precision, **how)
+    fitted(experiment, plan.preview())  # what the student cannot learn from is not made first
     what, settings = describe(plan), plan.settings
-    said = f"guided by {' and '.join(settings.guided)}" if settings.guided else "without guidance"  # type: ignore[attr-defined]
-    images = maps_seen(settings.steps, every)  # type: ignore[attr-defined]
+    assert isinstance(settings, DistillSettings)
+    said = f"guided by {' and '.join(settings.guided)}" if settings.guided else "without guidance"
+    images = maps_seen(settings.steps, every)
     terminal.print(
         f"{len(plan.tasks)} training scans, {what['slices']} squares of {what['crop']} × {what['crop']}: {model.name} samples each in "
-        f"{settings.steps} steps, {said}, and decodes {images} images on the way; "  # type: ignore[attr-defined]
-        f"{what['bytes'] / 1e6:.3g} MB before compression"
+        f"{settings.steps} steps, {said}, and decodes {images} images on the way; "
+        f"{quantity(what['bytes'], 'B', 1024)} before compression"
     )
     if plan.done:
         terminal.print(f"{plan.done} of {len(plan.tasks)} are there already; kept if their files have not changed since")
     if dry_run:
         if as_json:
-            print(json.dumps({**what, "steps": settings.steps, "images": images}, indent=2))  # type: ignore[attr-defined]
+            print(json.dumps({**what, "steps": settings.steps, "images": images}, indent=2))
         return
     with progress(terminal, "teacher", plan.slices) as (advance, note):
         manifest = make_set(plan, batch_size=batch_size, place=here, advance=advance, note=note)

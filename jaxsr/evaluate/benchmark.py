@@ -38,7 +38,6 @@ from jaxsr.evaluate.tables import Comparison, Files
 from jaxsr.evaluate.written import check_folder, picture_paths
 from jaxsr.experiment import Experiment
 from jaxsr.files import shown
-from jaxsr.methods.student import StudentConfig
 from jaxsr.upscale.guide_maps import guidance_facts, read_guides
 from jaxsr.upscale.guides import Guides
 from jaxsr.upscale.inputs import UNLIKE, Job, scale_notes
@@ -230,7 +229,7 @@ def _upscale_all(
     from jaxsr.upscale.files import training_scans
     from jaxsr.upscale.sidecar import describe
 
-    target = None if isinstance(experiment.method, StudentConfig) else experiment.data.voxel_size
+    target = None if hasattr(experiment.method, "between_mm") else experiment.data.voxel_size
     unlike: dict[str, list[str]] = {}  # in what → sentences, one a head
     for done, (subject, case) in enumerate(list(cases.items())):
         progress(done, subject)

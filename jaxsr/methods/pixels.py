@@ -14,6 +14,10 @@ from jax import Array
 from pydantic import model_validator
 
 from jaxsr.config import Strict
+from jaxsr.diffusion.process import Prediction
+from jaxsr.diffusion.sampling import Denoiser
+from jaxsr.diffusion.schedule import Schedule
+from jaxsr.methods.base import Sampler
 
 
 class PixelNetworkConfig(Strict):
@@ -63,6 +67,9 @@ class Pixels(NamedTuple):
 
     def image(self, x0: Array, known: Array) -> Array:
         return x0 if self.residual_std is None else known + self.residual_std * x0
+
+    def sampler(self, schedule: Schedule, prediction: Prediction, denoise: Denoiser, known: Array) -> Sampler:
+        return Sampler(schedule, prediction, denoise, known.shape[1:], lambda x0: self.image(x0, known), self.bounds(known))
 
     def bounds(self, known: Array) -> Callable[[Array], Array] | None:
         """For `sample`. Where a residual is diffused and `known` itself lies beyond the bound, the image may go as far."""

@@ -112,15 +112,8 @@ class Sr3:
         return UpscaleOutput(image, {"clipped": samples.clipped})
 
     def sampler(self, variables: Variables, condition: Condition) -> Sampler:
-        low = condition.low
-        return Sampler(
-            self.schedule,
-            self.config.prediction,
-            functools.partial(self._denoise, variables, low),
-            low.shape[1:],
-            lambda x0: self.pixels.image(x0, low),
-            self.pixels.bounds(low),
-        )
+        denoise = functools.partial(self._denoise, variables, condition.low)
+        return self.pixels.sampler(self.schedule, self.config.prediction, denoise, condition.low)
 
     def frozen(self, encoded: bool = False) -> dict[str, Any]:
         return {}

@@ -107,6 +107,11 @@ class StudentConfig(Strict):
         """mm of the pixels that it works on."""
         return self.stages.high_mm
 
+    @property
+    def between_mm(self) -> tuple[float, float]:
+        """Finest and coarsest voxels that it goes between."""
+        return self.stages.high_mm, self.stages.low_mm
+
     def build(self, dtype: jnp.dtype = jnp.float32) -> "Student":
         return Student(self, dtype)
 
@@ -180,22 +185,29 @@ class Student:
         return jax.vmap(lambda key: jax.random.randint(key, (), 1, opened + 1))(keys)
 
     def upscale(self, variables: Variables, condition: Condition, keys: Array, request: Request) -> UpscaleOutput:
-        return self.path(variables, condition, keys, request)[0]
+        return self._run(variables, condition, keys, request, keep=False)[0]
 
     def path(self, variables: Variables, condition: Condition, keys: Array, request: Request) -> tuple[UpscaleOutput, Array]:
-        """What `upscale` gives, and the outputs of all stages that were run, `[n, B, H, W, 1]`.
+        """What `upscale` gives, and the outputs of all stages that were run, `[n, B, H, W, 1]`."""
+        output, images = self._run(variables, condition, keys, request, keep=True)
+        return output, jnp.zeros((0, *condition.low.shape)) if images is None else images
+
+    def _run(
+        self, variables: Variables, condition: Condition, keys: Array, request: Request, keep: bool
+    ) -> tuple[UpscaleOutput, Array | None]:
+        """`keep`: the outputs of all stages too, which take their memory.
 
         Stages are those between `from_mm` and `to_mm` of the request. Noise is keyed by the stage's own number, so that stages 1 – 4, and
         then 5 – 20 of what came out, are stages 1 – 20.
         """
         stages = self.config.stages.between(request.from_mm, request.to_mm)
         if not stages:
-            return UpscaleOutput(condition.low, {"clipped": jnp.zeros(len(keys))}), jnp.zeros((0, *condition.low.shape))
+            return UpscaleOutput(condition.low, {"clipped": jnp.zeros(len(keys))}), None
 
-        def run(image: Array, stage: Array) -> tuple[Array, tuple[Array, Array]]:
+        def run(image: Array, stage: Array) -> tuple[Array, tuple[Array, Array | None]]:
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, stage)
             samples, image = self._sampler(variables, image, jnp.broadcast_to(stage, keys.shape)).draw(own, request)
-            return image, (samples.clipped, image)
+            return image, (samples.clipped, image if keep else None)
 
         image, (clipped, images) = jax.lax.scan(run, condition.low, jnp.arange(stages.start, stages.stop))
         return UpscaleOutput(image, {"clipped": clipped.mean(0)}), images
@@ -226,14 +238,8 @@ class Student:
         return jax.lax.stop_gradient(self._sampler(fixed, condition, stage).draw(keys, request)[1])
 
     def _sampler(self, variables: Variables, condition: Array, stage: Array) -> Sampler:
-        return Sampler(
-            self.schedule,
-            self.config.prediction,
-            functools.partial(self._denoise, variables, condition, stage),
-            condition.shape[1:],
-            lambda x0: self.pixels.image(x0, condition),
-            self.pixels.bounds(condition),
-        )
+        denoise = functools.partial(self._denoise, variables, condition, stage)
+        return self.pixels.sampler(self.schedule, self.config.prediction, denoise, condition)
 
     def _denoise(self, variables: Variables, condition: Array, stage: Array, x_t: Array, level: Level) -> Array:
         """What the network says of `x_t` at `stage`, int `[B]`."""

@@ -25,7 +25,6 @@ from jaxsr.data.record_stream import draw_crop
 from jaxsr.data.records import MANIFEST, Manifest, Rejected, Shard, encode, file_sha256, record_writer, write_manifest
 from jaxsr.data.subjects import stable_hash
 from jaxsr.files import write_text, write_together
-from jaxsr.methods.base import MAP_CHANNELS
 from jaxsr.methods.precision import rounded_ahead
 from jaxsr.precompute.plan import Plan, Task, read_part, settings_text
 from jaxsr.prepare.job import BEFORE, sweep
@@ -91,12 +90,12 @@ def _finish(plan: Plan, parts: dict[str, Part], rejected: list[Rejected]) -> Man
     out, source = plan.out, plan.records.manifest
     splits = {task.name: plan.records.shards[task.shard].split for task in plan.tasks}
     facts = plan.facts()
+    kind = next(name for name in ("encoding", "distillation") if name in facts)
     manifest = Manifest(
         made_by=made_by(),
         voxel_size=source.voxel_size,
         dtype=plan.settings.dtype,  # type: ignore[arg-type]
-        maps=(*plan.made, *plan.kept),
-        settings=json.dumps({**json.loads(source.settings), next(iter(facts)): json.loads(settings_text(plan.settings))}, indent=1) + "\n",
+        settings=json.dumps({**json.loads(source.settings), kind: json.loads(settings_text(plan.settings))}, indent=1) + "\n",
         shards=tuple(parts[name].shard.model_copy(update={"split": splits[name]}) for name in sorted(parts)),
         rejected=(*source.rejected, *rejected),
         **facts,
@@ -136,7 +135,7 @@ class _Made:
         mesh = make_mesh(devices=jax.local_devices())
         self._plan, self._by_batch = plan, batch_sharding(mesh)
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
-        root, crop = jax.random.key(plan.settings.seed), plan.settings.crop
+        root = jax.random.key(plan.settings.seed)
 
         def make(params: Any, maps: dict[str, jax.Array], places: jax.Array) -> dict[str, jax.Array]:
             keys = jax.vmap(lambda place: functools.reduce(jax.random.fold_in, place, root))(places)
@@ -144,8 +143,7 @@ class _Made:
 
         self._program, params = jax.jit(make), plan.maker.params
         if plan.settings.precision == "bf16":
-            maps = {name: jax.ShapeDtypeStruct((1, crop, crop, MAP_CHANNELS.get(name, 1)), np.float32) for name in plan.maker.reads}
-            params = rounded_ahead(make, params, maps, jax.ShapeDtypeStruct((1, 3), np.uint32))
+            params = rounded_ahead(make, params, plan.inputs, jax.ShapeDtypeStruct((1, 3), np.uint32))
         self._params = jax.device_put(params, replicated(mesh))
 
     def batches(self, task: Task) -> Generator[tuple[dict[str, np.ndarray], dict[str, Any]]]:

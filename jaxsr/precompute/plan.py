@@ -1,5 +1,6 @@
 """What is to be made of a prepared set by networks, once, and how far it is: `prepare --encode` and `distill` differ in the maker only."""
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -117,12 +118,18 @@ class Plan(NamedTuple):
         return self.records.shards[task.shard].records * self.settings.copies
 
     @property
+    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What the maker is shown of one crop, by name."""
+        crop = self.settings.crop
+        return {name: jax.ShapeDtypeStruct((1, crop, crop, MAP_CHANNELS.get(name, 1)), np.float32) for name in self.maker.reads}
+
+    @property
     def made(self) -> dict[str, tuple[int, ...]]:
         """The shape of what the maker makes of one crop, by name."""
-        crop = self.settings.crop
-        maps = {name: jax.ShapeDtypeStruct((1, crop, crop, MAP_CHANNELS.get(name, 1)), np.float32) for name in self.maker.reads}
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-        made = jax.eval_shape(lambda params, maps, keys: self.maker.make(params, maps, keys, self.settings), self.maker.params, maps, keys)
+        made = jax.eval_shape(
+            lambda params, maps, keys: self.maker.make(params, maps, keys, self.settings), self.maker.params, self.inputs, keys
+        )
         return {name: leaf.shape[1:] for name, leaf in made.items()}
 
     @property
@@ -131,7 +138,14 @@ class Plan(NamedTuple):
         return tuple(name for name in self.records.manifest.maps if name in self.settings.keep)
 
     def facts(self) -> dict[str, Any]:
-        return self.maker.facts(self.records.sha256, self.settings, self.made)
+        """What the manifest says of how it was made, and of what its records have."""
+        return {**self.maker.facts(self.records.sha256, self.settings, self.made), "maps": (*self.made, *self.kept)}
+
+    def preview(self) -> PreparedSet:
+        """The set as it will be, for whoever is to be trained on it, before there is a record of it."""
+        records = copy.copy(self.records)
+        records.manifest = records.manifest.model_copy(update=self.facts())
+        return records
 
 
 def make_plan(records: PreparedSet, out: Path, maker: Maker, settings: MakerSettings) -> Plan:

@@ -59,7 +59,7 @@ def maps_seen(steps: int, every: int) -> int:
     return len(range(0, steps - 1, every))
 
 
-def distil(sampler: Sampler, keys: Array, request: Request, every: int = 1) -> Distilled:
+def distill_slices(sampler: Sampler, keys: Array, request: Request, every: int = 1) -> Distilled:
     """What the student learns from of slices that `sampler` samples, by `keys` `[B]`; at least two sampling steps."""
     if request.steps < 2:
         raise ValueError(f"a teacher must sample in at least 2 steps to have images on the way, got {request.steps}")
@@ -92,7 +92,7 @@ class TeacherMaker:
 
     def make(self, params: dict[str, Any], maps: dict[str, Array], keys: Array, settings: DistillSettings) -> dict[str, Array]:
         sampler = self._method.sampler(params, Condition(**maps))  # type: ignore[attr-defined]
-        made = distil(sampler, keys, Request(settings.steps, settings.eta), settings.every)
+        made = distill_slices(sampler, keys, Request(settings.steps, settings.eta), settings.every)
         return {"output": made.output[..., 0], "mean_map": made.mean_map[..., 0], "spread": made.spread}
 
     def facts(self, source: str, settings: DistillSettings, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:

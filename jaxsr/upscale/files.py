@@ -14,7 +14,6 @@ from jaxsr.experiment import Experiment
 from jaxsr.files import Writer, shown
 from jaxsr.methods.base import Request
 from jaxsr.methods.precision import held_to_upscale
-from jaxsr.methods.student import StudentConfig
 from jaxsr.physics.protocol import Acquisition
 from jaxsr.runtime.distributed import Place
 from jaxsr.runtime.memory import OutOfMemory
@@ -96,9 +95,8 @@ def read_source(path: Path, settings: Settings, note: Callable[[str], None] = la
 def training_scans(experiment: Experiment, volume: Volume) -> tuple[float, float, float]:
     """Voxel size in mm of the scans that a model learnt from: that of the acquisition, or of the heads where they were coarser; of a model
     that learnt from a range of sizes, those nearest to `volume`."""
-    if isinstance(experiment.method, StudentConfig):
-        stages = experiment.method.stages
-        x, y, z = (min(max(mm, stages.high_mm), stages.low_mm) for mm in volume.voxel_size)
+    if between := getattr(experiment.method, "between_mm", None):
+        x, y, z = np.clip(volume.voxel_size, *between).tolist()
         return x, y, z
     if experiment.data.acquired:
         return experiment.data.acquired

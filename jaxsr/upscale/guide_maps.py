@@ -11,6 +11,7 @@ from jaxsr.data.records import file_sha256
 from jaxsr.experiment import Experiment
 from jaxsr.files import shown
 from jaxsr.upscale.guides import Guides
+from jaxsr.volume.decode import open_image
 from jaxsr.volume.geometry import Grid, resample
 from jaxsr.volume.io import Volume, VolumeError, read_volume
 
@@ -49,17 +50,17 @@ def bias_map(grid: Grid, path: Path, scan: Volume) -> np.ndarray:
       VolumeError: where the field is not positive throughout, covers too little of the grid, or is none that a coil has.
     """
     try:
-        volume = read_volume(path, constant="allow")
+        shape = open_image(path).shape
     except VolumeError as error:
-        if "NaN" in str(error) or "--volume" in str(error):
-            raise VolumeError(
-                f"{shown(path)}: a bias field is one volume of finite numbers above 0, and this is not: give the field as N4 writes it"
-            ) from None
-        raise
+        raise VolumeError(f"{shown(path)}: {error}") from None
+    if int(np.prod(shape[3:])) != 1:
+        sides = " × ".join(map(str, shape))
+        raise VolumeError(f"{shown(path)}: a bias field is one volume, and this is an array of {sides}: write the one that is meant")
+    volume = read_volume(path, constant="allow", nan="zero")  # which is refused below
     least = float(volume.data.min())
     if not least > 0:
         raise VolumeError(
-            f"{shown(path)}: a bias field multiplies intensities, so all of it is above 0, and here the least is {least:.3g}: "
+            f"{shown(path)}: a bias field multiplies intensities, so all of it is finite and above 0, and here the least is {least:.3g}: "
             "give the field as N4 writes it, not its logarithm and not masked"
         )
     try:

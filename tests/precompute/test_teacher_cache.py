@@ -20,7 +20,7 @@ from jaxsr.diffusion.sampling import sample
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Condition, Request
 from jaxsr.precompute.job import make_set
-from jaxsr.precompute.teacher_cache import distil, maps_seen, plan_distillation
+from jaxsr.precompute.teacher_cache import distill_slices, maps_seen, plan_distillation
 from jaxsr.runtime.distributed import Place
 from jaxsr.train.build import abstract_batch, build_method, fitted
 from jaxsr.train.loop import train
@@ -99,7 +99,7 @@ def test_the_mean_map_and_the_spread_are_those_of_all_images_on_the_way(teacher,
     """F_k: the decoded x̂_0 of sampling steps 1 … S − 1, each `every`-th; against the whole trajectory."""
     low = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
     sampler = sampler_of(teacher, low)
-    found = jax.jit(lambda keys: distil(sampler, keys, Request(6, 0.5), every))(keys_of(2))
+    found = jax.jit(lambda keys: distill_slices(sampler, keys, Request(6, 0.5), every))(keys_of(2))
     whole = sample(sampler.schedule, sampler.denoise, keys_of(2), sampler.shape, steps=6, prediction=sampler.prediction, eta=0.5,
                    bounds=sampler.bounds, trajectory=True)  # fmt: skip
     images = jnp.stack([sampler.decode(x0) for x0 in whole.trajectory[:-1:every]])
@@ -119,7 +119,7 @@ def test_memory_does_not_grow_with_the_number_of_maps(teacher):
 
     def planned(steps):
         def run(low, keys):
-            return distil(sampler_of(teacher, low), keys, Request(steps))
+            return distill_slices(sampler_of(teacher, low), keys, Request(steps))
 
         return jax.jit(run).lower(low, keys_of(2)).compile().memory_analysis().temp_size_in_bytes
 
@@ -129,7 +129,7 @@ def test_memory_does_not_grow_with_the_number_of_maps(teacher):
 
 def test_one_step_has_no_images_on_the_way(teacher):
     with pytest.raises(ValueError, match="at least 2 steps"):
-        distil(sampler_of(teacher, jnp.zeros((1, 8, 8, 1))), keys_of(1), Request(1))
+        distill_slices(sampler_of(teacher, jnp.zeros((1, 8, 8, 1))), keys_of(1), Request(1))
 
 
 def test_a_record_is_what_the_teacher_makes_of_the_training_slices_and_of_no_other(prepared, teacher, made):
@@ -149,7 +149,7 @@ def test_a_record_is_what_the_teacher_makes_of_the_training_slices_and_of_no_oth
         place = (stable_hash(records.shards[shard].subject) % 2**31, number, 0)
         key = functools.reduce(jax.random.fold_in, place, jax.random.key(3))
         low = jnp.asarray(stored["low"])[None, ..., None]
-        expected = jax.jit(lambda low, keys: distil(sampler_of(teacher, low), keys, Request(STEPS, 1.0)))(low, key[None])
+        expected = jax.jit(lambda low, keys: distill_slices(sampler_of(teacher, low), keys, Request(STEPS, 1.0)))(low, key[None])
         np.testing.assert_allclose(stored["output"], expected.output[0, ..., 0], atol=2e-5)
         np.testing.assert_allclose(stored["mean_map"], expected.mean_map[0, ..., 0], atol=2e-5)
         np.testing.assert_allclose(stored["spread"], expected.spread[0], rtol=1e-3)
@@ -265,6 +265,21 @@ def test_a_set_that_does_not_suit_the_student_is_refused_with_the_way_out(prepar
     records = PreparedSet(experiment.data.manifest, "train") if experiment.data.manifest else None
     with pytest.raises(ConfigError, match=message):
         fitted(experiment, records)
+
+
+def test_what_the_student_cannot_learn_from_is_refused_before_the_teacher_runs(prepared, teacher, tmp_path):
+    """From what the set will be: a crop larger than the squares, other voxels, a method that learns from images."""
+    preview = plan_of(prepared, tmp_path / "cache", teacher).preview()
+    fitted(student(tmp_path / "cache"), preview)
+    for settings, message in (
+        ({"data": {"crop": 24, "manifest": "cache"}}, "squares of 16: set data.crop=16"),
+        ({"method": {**STUDENT["method"], "stages": {"count": 3, "low_mm": 2.0, "high_mm": 0.7}}}, "high_mm is 0.7"),
+        ({"method": TEACHER["method"]}, "kind=sr3 learns from images"),
+    ):
+        experiment = from_dict({**STUDENT, "data": {"crop": 8, "manifest": "cache"}, **settings}, Experiment)
+        with pytest.raises(ConfigError, match=message):
+            fitted(experiment, preview)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_images_are_no_cache_and_a_cache_no_images(made):

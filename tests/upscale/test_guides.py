@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -47,11 +48,17 @@ def test_a_bias_field_has_mean_zero_over_the_head_wherever_that_lies_in_the_fiel
 
 @pytest.mark.parametrize("log, said", [
     (slope(8.0), "no coil's field goes beyond 20: is it a bias field, or an image?"),
-    (np.where(slope(1.0) > 0.9, np.nan, 0.0), "one volume of finite numbers above 0"),
+    (np.where(slope(1.0) > 0.9, np.nan, 0.0), "all of it is finite and above 0"),
 ])  # fmt: skip
 def test_what_no_coil_makes_is_refused(scan, tmp_path, log, said):
     write_volume(tmp_path / "field.nii.gz", field(log))
     with pytest.raises(VolumeError, match=f"field.nii.gz: .*{said}"):
+        bias_map(scan.grid, tmp_path / "field.nii.gz", scan)
+
+
+def test_an_array_of_several_volumes_is_no_field_and_nothing_says_to_pick_one_of_the_scan_s(scan, tmp_path):
+    nib.save(nib.Nifti1Image(np.ones((24, 24, 24, 2), np.float32), AFFINE), tmp_path / "field.nii.gz")
+    with pytest.raises(VolumeError, match=r"field.nii.gz: a bias field is one volume, and this is an array of 24 × 24 × 24 × 2"):
         bias_map(scan.grid, tmp_path / "field.nii.gz", scan)
 
 
