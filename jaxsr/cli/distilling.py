@@ -82,6 +82,10 @@ def distill(
     assert isinstance(settings, DistillSettings)
     said = f"guided by {' and '.join(settings.guided)}" if settings.guided else "without guidance"
     images = maps_seen(settings.steps, every)
+    if unseen := [name for name in getattr(model.experiment.method, "maps", ()) if name not in settings.guided]:
+        terminal.print(
+            f"note: the set has no {' and no '.join(unseen)}, so the teacher draws what that would tell it: prepare it with them"
+        )
     terminal.print(
         f"{len(plan.tasks)} training scans, {what['slices']} squares of {what['crop']} × {what['crop']}: {model.name} samples each in "
         f"{settings.steps} steps, {said}, and decodes {images} images on the way; "

@@ -24,7 +24,7 @@ from jaxsr.upscale.guide_maps import guidance_facts, read_guides
 from jaxsr.upscale.guides import Guides, check_guides
 from jaxsr.upscale.inputs import Job, check_target, read_input, scale_notes
 from jaxsr.upscale.model import Model, ModelError
-from jaxsr.upscale.plan import Sizes
+from jaxsr.upscale.plan import NothingToDo, Sizes
 from jaxsr.upscale.samples import Samples, draw
 from jaxsr.upscale.sidecar import (
     check_maps,
@@ -138,15 +138,15 @@ def upscale_file(
     """Reads (unless `volume` is what `read_input` made of the source), upscales, writes the volume and its sidecar.
 
     Raises:
-      VolumeError: for what cannot be read, upscaled or written.
+      VolumeError: for what cannot be read, upscaled or written; NothingToDo: where there is no stage to run.
       FloatingPointError: where the model returns NaN.
       OutOfMemory: of the host, or of the device after all retries.
     """
     name = shown(job.source)
     try:
         return _upscale_file(engine, model, job, settings, volume, guides, progress, note)
-    except OutOfMemory as error:
-        raise OutOfMemory(f"{name}: {error}") from error
+    except (OutOfMemory, NothingToDo) as error:
+        raise type(error)(f"{name}: {error}") from error
     except MemoryError as error:
         why = str(error) or "no memory left on the host"
         raise OutOfMemory(f"{name}: out of memory ({why}): choose a larger --to-mm; --dry-run says how much is needed") from error
