@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from jaxsr.cli.encoding import augmentation
 from jaxsr.cli.models import train_run
-from jaxsr.cli.options import Config, Device, Overrides, bare, choice, select_device
+from jaxsr.cli.options import Config, Device, Overrides, bare, choice, choices, select_device
 from jaxsr.cli.output import open_console, progress
 from jaxsr.cli.status import Exit
 
@@ -24,6 +24,9 @@ def distill(
     eta: Annotated[float | None, bare(min=0, max=1, help="Its η. [default: the teacher's]")] = None,
     every: Annotated[int, typer.Option(min=1, help="Decode each so many-th of its images on the way: K of Eq. 9 is then less.")] = 1,
     crop: Annotated[int | None, bare(min=8, help="Side of the squares that it is shown. [default: that of its training]")] = None,
+    flat: Annotated[
+        str | None, bare("--flat", help="bias,gradient or one: tell the teacher that its target shows none; not told, it draws its own.")
+    ] = None,
     copies: Annotated[int, typer.Option(min=1, max=1000, help="Of each slice, each cropped, varied and sampled anew.")] = 1,
     augment: Annotated[
         str, typer.Option(help="Before the teacher: flip, off, or as in rotation=5,scale=0.1; training flips what comes out.")
@@ -58,6 +61,7 @@ def distill(
     if precision is not None:
         choice("--precision", precision, ("f32", "bf16"))
     varied = augmentation(augment)
+    shows_none = choices("--flat", flat, ("bias", "gradient")) if flat else ()
     from jaxsr.experiment import load_experiment
 
     experiment = load_experiment(config, [*(overrides or []), f"data.manifest={cache}"])
@@ -75,16 +79,19 @@ def distill(
 
     terminal, here = open_console(quiet=as_json), place()
     model = load_model(teacher, precision=precision, note=terminal.print)
-    how = {"every": every, "copies": copies, "augment": from_dict(varied, AugmentConfig), "dtype": dtype, "seed": seed}
-    plan = plan_distillation(prepared, cache, model, steps=steps, eta=eta, crop=crop, precision=model.experiment.precision, **how)
+    how: dict[str, Any] = {"every": every, "copies": copies, "augment": from_dict(varied, AugmentConfig), "dtype": dtype, "seed": seed}
+    shown_to: dict[str, Any] = {"steps": steps, "eta": eta, "crop": crop, "flat": shows_none, "precision": model.experiment.precision}
+    plan = plan_distillation(prepared, cache, model, **shown_to, **how)
     fitted(experiment, plan.preview())  # what the student cannot learn from is not made first
     what, settings = describe(plan), plan.settings
     assert isinstance(settings, DistillSettings)
-    said = f"guided by {' and '.join(settings.guided)}" if settings.guided else "without guidance"
+    told = [*settings.guided, *(f"a flat {name}" for name in settings.flat)]
+    said = f"guided by {' and '.join(told)}" if told else "without guidance"
     images = maps_seen(settings.steps, every)
-    if unseen := [name for name in getattr(model.experiment.method, "maps", ()) if name not in settings.guided]:
+    if unseen := [name for name in getattr(model.experiment.method, "maps", ()) if name not in (*settings.guided, *settings.flat)]:
         terminal.print(
-            f"note: the set has no {' and no '.join(unseen)}, so the teacher draws what that would tell it: prepare it with them"
+            f"note: the set has no {' and no '.join(unseen)}, so the teacher draws what that would tell it: prepare it with them or, where "
+            "there is nothing to show, say so with --flat"
         )
     terminal.print(
         f"{len(plan.tasks)} training scans, {what['slices']} squares of {what['crop']} × {what['crop']}: {model.name} samples each in "

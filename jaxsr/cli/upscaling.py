@@ -62,11 +62,15 @@ def upscale(
         float | None, bare(help="For --consistency: the input's noise σ, in its units. [default: estimated from its air or tissue]")
     ] = None,
     bias_field: Annotated[
-        Path | None, bare("--bias-field", help="For a guided model: the target's bias field, as N4 writes it; a folder for several inputs.")
+        Path | None,
+        bare("--bias-field", help="For a guided model: the target's bias field, as N4 writes it, a folder of such, or flat: it has none."),
     ] = None,
     gradient_map: Annotated[
         Path | None,
-        bare("--gradient-map", help="For a guided model: displacement by gradient nonlinearity, a volume in mm, or a coil's coefficients."),
+        bare(
+            "--gradient-map",
+            help="The same of displacement by gradient nonlinearity: a volume in mm, a coil's coefficients, or flat.",
+        ),
     ] = None,
     convention: Annotated[
         str, typer.Option("--gradient-convention", help="Axes of a displacement volume: ras, lps (ITK, ANTs), fsl or fsl-absolute.")

@@ -135,6 +135,7 @@ class Distillation(Strict):
       steps, eta: of its sampling.
       every: of the images on the way, each so many-th was looked at.
       guided: maps of the target's scanner that it was shown.
+      flat: those that it was told are flat.
       crop: side of the slices in pixels.
       copies: records of each slice.
     """
@@ -146,6 +147,7 @@ class Distillation(Strict):
     eta: float
     every: int
     guided: tuple[str, ...] = ()
+    flat: tuple[str, ...] = ()
     crop: int
     copies: int
 

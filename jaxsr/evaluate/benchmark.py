@@ -39,12 +39,13 @@ from jaxsr.evaluate.written import check_folder, picture_paths
 from jaxsr.experiment import Experiment
 from jaxsr.files import shown
 from jaxsr.upscale.guide_maps import guidance_facts, read_guides
-from jaxsr.upscale.guides import Guides
+from jaxsr.upscale.guides import Guides, guided_by
 from jaxsr.upscale.inputs import UNLIKE, Job, scale_notes
 from jaxsr.upscale.sidecar import json_writer
 from jaxsr.volume.io import Volume, VolumeError, read_volume, write_volume
 
 if TYPE_CHECKING:
+    from jaxsr.methods.base import Request
     from jaxsr.upscale.engine import Engine
     from jaxsr.upscale.model import Model
 
@@ -95,7 +96,7 @@ def run_protocol(
     kept: dict[str, Model] = {}
     for name, path in models.items():  # a model that cannot be used is not told after an hour
         kept[name] = _read(path, note)
-        known[name], experiments[name] = _known(path, kept[name]), kept[name].experiment
+        known[name], experiments[name] = _known(path, kept[name], _request(kept[name], protocol)), kept[name].experiment
         check_guided(name, experiments[name], protocol)
         if len(models) > 1:  # each is read again in its turn: memory need not hold them together
             kept.clear()
@@ -130,9 +131,10 @@ def run_protocol(
 
     for number, (name, run) in enumerate(runs.items(), 1):
         report = lambda done, text: progress(before + number * each + done, total, f"{name}: {text}")  # noqa: B023, E731
-        guides = {subject: run.guides(heads.guides.get(subject, Guides())) for subject in cases}
         facts, experiment = known[run.model], experiments[run.model]
-        shared = {**facts["request"], "WeightsSHA256": facts["sha256"]}
+        flat = [name for name in protocol.flat if name in guided_by(experiment)]
+        guides = {subject: run.guides(heads.guides.get(subject, Guides()), flat) for subject in cases}
+        shared = {**facts["request"], "WeightsSHA256": facts["sha256"], "AxesAsked": list(protocol.axes)}
         made_by = {subject: {**made[subject], **shared, "Guidance": guidance_facts(experiment, guides[subject])} for subject in cases}
         engine = functools.partial(ready, run.model)
         said += _upscale_all(
@@ -189,9 +191,14 @@ def _read(source: Path, note: Note = lambda text: None) -> "Model":
     return load_model(source, note=note)
 
 
-def _known(source: Path, model: "Model") -> dict[str, Any]:
+def _request(model: "Model", protocol: Protocol) -> "Request":
+    """How a model samples: as it does by itself, or in as many steps as the protocol says, if it can."""
+    request, most = model.method.default_request, model.method.most_steps
+    return request if protocol.steps is None else request._replace(steps=min(protocol.steps, most))
+
+
+def _known(source: Path, model: "Model", request: "Request") -> dict[str, Any]:
     """Of a model, for metrics.json; `request` as its outputs' sidecars say it."""
-    request = model.method.default_request
     return {
         "path": str(source),
         "sha256": model.sha256,
@@ -244,13 +251,15 @@ def _upscale_all(
         if not made_so(output, made[subject]):
             model, engine = ready()
             # Rounded, as the request is a static argument: heads of one voxel size but for its last digits share a program.
-            request = model.method.default_request._replace(to_mm=round(min(mm), 3))
+            request = _request(model, protocol)._replace(to_mm=round(min(mm), 3))
             try:
                 check_place(output)
                 grid = read_volume(case.reference).grid
                 slices = lambda n, of: progress(done, f"{subject}, {n} of {of} slices")  # noqa: B023, E731
                 maps = read_guides(experiment, guides[subject], grid, low)
-                result = engine.upscale(low, request, to_mm=grid, maps=maps, seed=protocol.seed, progress=slices, note=note)
+                result = engine.upscale(
+                    low, request, to_mm=grid, maps=maps, axes=protocol.axes, seed=protocol.seed, progress=slices, note=note
+                )
                 if not np.isfinite(result.volume.data).all():
                     raise VolumeError(f"{name} made NaN or Inf of {subject}")
             except VolumeError as error:

@@ -17,6 +17,7 @@ from jaxsr.physics.protocol import Acquisition
 Region = Literal["foreground", "mask", "image"]
 Guide = Literal["bias", "gradient"]
 Cell = tuple[Guide, ...]  # of an ablation: the maps that guide
+Axis = Literal["sagittal", "coronal", "axial"]
 
 SAME = 1.01  # ratio of voxel sizes up to which an axis is not degraded
 
@@ -52,6 +53,9 @@ class Protocol(Strict):
       or 'bias-gradient': that of the first model.
     heads: null, heads are given; or what heads are rendered.
     guidance: of an ablation, cells: by which of the maps that the heads carry each model is guided, one run for each.
+    flat: what the heads are known not to show: models that are guided by it are told so, as a model that is not told draws one of its own.
+    axes: across which slices are upscaled, and averaged.
+    steps: sampling steps of the models that sample; null: each model's own.
     """
 
     name: str = pydantic.Field(min_length=1)
@@ -66,6 +70,9 @@ class Protocol(Strict):
     against: str = "tricubic"
     heads: RenderedHeads | None = None
     guidance: tuple[Cell, ...] = ()
+    flat: Cell = ()
+    axes: tuple[Axis, ...] = ("sagittal", "coronal", "axial")
+    steps: int | None = pydantic.Field(None, ge=1)
 
     @pydantic.field_validator("metrics")
     @classmethod
@@ -86,6 +93,12 @@ class Protocol(Strict):
             raise ValueError(
                 f"guidance names {' and '.join(sorted(unknown))}, which heads.carries does not: a map can tell only what shows in the heads"
             )
+        if self.flat and self.guidance:
+            raise ValueError("flat and guidance do not go together: in the cells of an ablation a map is given or left out")
+        if both := {*self.flat} & set(self.heads.carries if self.heads else ()):
+            raise ValueError(f"flat names {' and '.join(sorted(both))}, which heads.carries does, too: the heads show it, or they do not")
+        if not self.axes or len({*self.axes}) < len(self.axes):
+            raise ValueError(f"axes are some of sagittal, coronal and axial, each once, got {', '.join(self.axes) or 'none'}")
         cells = [cell_name(cell) for cell in self.guidance]
         if len({*cells}) < len(cells) or any(len({*cell}) < len(cell) for cell in self.guidance):
             raise ValueError(f"guidance names a cell, or a map in one, twice: {', '.join(cells)}")

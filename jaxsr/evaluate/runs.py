@@ -1,6 +1,6 @@
 """What is run in a benchmark: each model once, or, in an ablation, once for each set of maps that guide it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxsr.evaluate.grids import EvaluationError
@@ -18,10 +18,11 @@ class Run(NamedTuple):
     model: str
     cell: Cell | None = None
 
-    def guides(self, maps: Guides) -> Guides:
-        """Those of the maps that guide this run."""
+    def guides(self, maps: Guides, flat: Sequence[str] = ()) -> Guides:
+        """Those of the maps that guide this run; of `flat`, the model is told that there is nothing to show."""
         cell = self.cell or ()
-        return maps._replace(bias=maps.bias if "bias" in cell else None, gradient=maps.gradient if "gradient" in cell else None)
+        bias, gradient = maps.bias if "bias" in cell else None, maps.gradient if "gradient" in cell else None
+        return maps._replace(bias=bias, gradient=gradient, flat=tuple(flat))
 
 
 def runs_of(protocol: Protocol, models: Iterable[str]) -> dict[str, Run]:

@@ -14,6 +14,7 @@ O is the slice's own sample, before any fusion over axes. The teacher is guided 
 them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +24,11 @@ from jax import Array
 
 from jaxsr.config import ConfigError
 from jaxsr.data.augmentation import AugmentConfig
+from jaxsr.data.pairs import made_of
 from jaxsr.data.records import Distillation
 from jaxsr.diffusion.sampling import Observer
 from jaxsr.files import shown
-from jaxsr.methods.base import Condition, Request, Sampler
+from jaxsr.methods.base import MAP_CHANNELS, Condition, Request, Sampler
 from jaxsr.precompute.plan import MakerSettings, Plan, make_plan, source_set
 from jaxsr.upscale.model import Model
 
@@ -38,6 +40,7 @@ class DistillSettings(MakerSettings):
     steps, eta: S and η of its sampling.
     every: m.
     guided: maps of the target's scanner that it is shown.
+    flat: of those, the ones that it is told are flat, whatever the set has.
     """
 
     teacher: str
@@ -46,6 +49,7 @@ class DistillSettings(MakerSettings):
     eta: float
     every: int = 1
     guided: tuple[str, ...] = ()
+    flat: tuple[str, ...] = ()
 
 
 class Distilled(NamedTuple):
@@ -88,31 +92,43 @@ class TeacherMaker:
     def __init__(self, model: Model, guided: tuple[str, ...]):
         self._method, self.params = model.method, model.variables
         self.multiple, self.crop = model.method.multiple, model.experiment.data.crop
-        self.reads = ("low", *guided)
+        self.reads = ("low", *guided)  # of the set
 
     def make(self, params: dict[str, Any], maps: dict[str, Array], keys: Array, settings: DistillSettings) -> dict[str, Array]:
-        sampler = self._method.sampler(params, Condition(**maps))  # type: ignore[attr-defined]
+        flat = {name: jnp.zeros((*maps["low"].shape[:-1], MAP_CHANNELS[name])) for name in settings.flat}
+        sampler = self._method.sampler(params, Condition(**maps, **flat))  # type: ignore[attr-defined]
         made = distill_slices(sampler, keys, Request(settings.steps, settings.eta), settings.every)
         return {"output": made.output[..., 0], "mean_map": made.mean_map[..., 0], "spread": made.spread}
 
     def facts(self, source: str, settings: DistillSettings, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-        about = {name: getattr(settings, name) for name in ("teacher", "frozen", "steps", "eta", "every", "guided", "crop", "copies")}
+        names = ("teacher", "frozen", "steps", "eta", "every", "guided", "flat", "crop", "copies")
+        about = {name: getattr(settings, name) for name in names}
         return {"distillation": Distillation(source=source, **about)}
 
 
 def plan_distillation(
-    source: Path, out: Path, model: Model, *, steps: int | None = None, eta: float | None = None, crop: int | None = None, **how: Any
+    source: Path,
+    out: Path,
+    model: Model,
+    *,
+    steps: int | None = None,
+    eta: float | None = None,
+    crop: int | None = None,
+    flat: Sequence[str] = (),
+    **how: Any,
 ) -> Plan:
     """What is to be made of the prepared set `source` by the teacher `model`, into `out`.
 
     Args:
       steps, eta: None: 200, or as many as its schedule has; the teacher's own.
       crop: None: that of the teacher's training.
+      flat: of bias and gradient, what the target does not show, whatever maps the set has.
       how: further settings, of `DistillSettings`; slices are not varied unless it says so.
 
     Raises:
       VolumeError: where `source` is no prepared set.
-      ConfigError: as `make_plan`; where the model does not sample, or the set has other voxels than it was trained on.
+      ConfigError: as `make_plan`; where the model does not sample, is not guided by what `flat` names, or the set has other voxels than it
+        was trained on.
     """
     records, prepared = source_set(source)
     method, trained = model.method, model.experiment.data.voxel_size
@@ -123,7 +139,13 @@ def plan_distillation(
             f"{shown(records.folder)} has voxels of {records.manifest.voxel_size:g} mm, and {model.name} was trained on {trained:g} mm: "
             f"prepare the set with --voxel-size {trained:g}, or train another teacher"
         )
-    guided = tuple(name for name in getattr(model.experiment.method, "maps", ()) if name in records.manifest.maps)
+    takes = tuple(getattr(model.experiment.method, "maps", ()))
+    if unknown := [name for name in flat if name not in {made_of(of) for of in takes}]:
+        raise ConfigError(
+            f"--flat names {' and '.join(unknown)}, and {model.name} is guided by {' and '.join(takes) or 'no maps'}: leave it out"
+        )
+    told_flat = tuple(name for name in takes if made_of(name) in flat)
+    guided = tuple(name for name in takes if name in records.manifest.maps and name not in told_flat)
     chosen = {
         "prepared": prepared,
         "splits": ("train",),
@@ -135,6 +157,7 @@ def plan_distillation(
         "steps": steps or min(200, method.most_steps),
         "eta": method.default_request.eta if eta is None else eta,
         "guided": guided,
+        "flat": told_flat,
         **how,
     }
     return make_plan(records, out, TeacherMaker(model, guided), DistillSettings.model_validate(chosen))

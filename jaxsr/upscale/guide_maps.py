@@ -7,9 +7,11 @@ import numpy as np
 
 from jaxsr.data.bias import foreground
 from jaxsr.data.gradients import field_on_grid, gradient_map, is_volume, jacobian_map
+from jaxsr.data.pairs import made_of
 from jaxsr.data.records import file_sha256
 from jaxsr.experiment import Experiment
 from jaxsr.files import shown
+from jaxsr.methods.base import MAP_CHANNELS
 from jaxsr.upscale.guides import Guides
 from jaxsr.volume.decode import open_image
 from jaxsr.volume.geometry import Grid, resample
@@ -33,6 +35,9 @@ def read_guides(experiment: Experiment, guides: Guides, grid: Grid, scan: Volume
     if guides.gradient:
         displacement = gradient_map(grid, guides.gradient, isocentre=guides.isocentre, convention=guides.convention)
         maps |= {"jacobian": jacobian_map(grid, displacement)} if _by_jacobian(experiment) else {"gradient": displacement}
+    for name in getattr(experiment.method, "maps", ()):
+        if made_of(name) in guides.flat:
+            maps[name] = np.zeros(grid.shape if MAP_CHANNELS[name] == 1 else (*grid.shape, MAP_CHANNELS[name]), np.float32)
     return maps
 
 
@@ -40,7 +45,8 @@ def guidance_facts(experiment: Experiment, guides: Guides) -> dict[str, Any]:
     """For a sidecar: whose maps guided, what was in them, and how a gradient's was read."""
     read = {"Convention": guides.convention} if guides.gradient and is_volume(guides.gradient) else {"Isocentre": list(guides.isocentre)}
     told = {"gradient": read | ({"As": "log_jacobian"} if _by_jacobian(experiment) else {})}
-    return {name: {"File": path.name, "SHA256": file_sha256(path), **told.get(name, {})} for name, path in guides.named.items()}
+    files = {name: {"File": path.name, "SHA256": file_sha256(path), **told.get(name, {})} for name, path in guides.named.items()}
+    return files | {name: {"Flat": True} for name in guides.flat}
 
 
 def bias_map(grid: Grid, path: Path, scan: Volume) -> np.ndarray:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Convention = Literal["ras", "lps", "fsl", "fsl-absolute"]  # those of `jaxsr.data.gradients`
 
 OPTIONS = {"bias": "--bias-field", "gradient": "--gradient-map"}
+FLAT = Path("flat")  # in place of a file: the target shows no such field
 
 
 class Guides(NamedTuple):
@@ -26,16 +27,24 @@ class Guides(NamedTuple):
       bias: a volume of the field that multiplies the intensities, about 1, as N4 writes it.
       gradient: a displacement volume in mm, or a coil's coefficients; `convention` as in `jaxsr.data.gradients`.
       isocentre: of the magnet in scanner mm, for coefficients.
+      flat: of bias and gradient, what the target is known not to show; a model that is not told draws one of its own.
     """
 
     bias: Path | None = None
     gradient: Path | None = None
     convention: Convention = "ras"
     isocentre: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    flat: tuple[str, ...] = ()
 
     @property
     def named(self) -> dict[str, Path]:
+        """The files, by what they are of."""
         return {name: path for name, path in (("bias", self.bias), ("gradient", self.gradient)) if path}
+
+    @property
+    def told(self) -> dict[str, Path]:
+        """The files, and FLAT for what there is no file of because there is nothing to show."""
+        return self.named | dict.fromkeys(self.flat, FLAT)
 
 
 def guides_of(
@@ -46,14 +55,16 @@ def guides_of(
     convention: Convention,
     isocentre: tuple[float, float, float],
 ) -> dict[Path, Guides]:
-    """Job's source → its maps. Those in a folder are matched to the sources by name (`pair_files`); a gradient's file is that of all.
+    """Job's source → its maps. Those in a folder are matched to the sources by name (`pair_files`); a gradient's file is that of all, as is
+    FLAT, where no file goes by that name.
 
     Raises:
       VolumeError: where a map is not there, an input has none, or one bias field is given for several scans.
     """
     found: dict[str, dict[Path, Path]] = {}
+    flat = tuple(name for name, path in (("bias", bias), ("gradient", gradient)) if path == FLAT and not path.exists())
     for name, path in (("bias", bias), ("gradient", gradient)):
-        if path is None:
+        if path is None or name in flat:
             continue
         option = OPTIONS[name]
         if not path.exists():
@@ -74,7 +85,7 @@ def guides_of(
                 f"{option} {shown(path)} has no map for {', '.join(missing[:5])} by its name: add it, as in scan01_{name}.nii.gz"
             )
     bias_of, gradient_of = found.get("bias", {}), found.get("gradient", {})
-    return {job.source: Guides(bias_of.get(job.source), gradient_of.get(job.source), convention, isocentre) for job in jobs}
+    return {job.source: Guides(bias_of.get(job.source), gradient_of.get(job.source), convention, isocentre, flat) for job in jobs}
 
 
 def guided_by(experiment: "Experiment") -> tuple[str, ...]:
@@ -85,7 +96,7 @@ def guided_by(experiment: "Experiment") -> tuple[str, ...]:
 def check_guides(experiment: "Experiment", guides: Guides) -> None:
     """Raises VolumeError where a map is given that the model is not guided by."""
     takes = guided_by(experiment)
-    for name, path in guides.named.items():
+    for name, path in guides.told.items():
         if name not in takes:
             what = "no maps" if not takes else " and ".join(takes) + " only"
             raise VolumeError(f"{shown(path)}: this model is guided by {what}: leave {OPTIONS[name]} out, or use a teacher trained with it")

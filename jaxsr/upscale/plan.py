@@ -93,8 +93,8 @@ def make_plan(
     if not any(requests):
         said = " × ".join(f"{mm:.3g}" for mm in from_mm or grid.voxel_size)
         raise NothingToDo(
-            f"already at the target resolution: {said} mm, and {min(target.voxel_size):.3g} mm is asked for of a model that makes {pixel:g} mm "
-            "at the finest; where the scan was interpolated, say with --from-mm what it resolves"
+            f"already at the target resolution: {said} mm, and {min(target.voxel_size):.3g} mm is asked for of a model that makes "
+            f"{pixel:g} mm at the finest; where the scan was interpolated, say with --from-mm what it resolves"
         )
     still = tuple(f"{name} slices are passed on as they are" for name, of in zip(serving, requests, strict=True) if of is None)
     shapes = tuple(map_of(method, work.shape, AXES[name], slice_map).shape for name in serving)

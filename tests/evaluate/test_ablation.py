@@ -152,6 +152,32 @@ def test_a_model_that_the_jacobian_guides_is_run_in_the_same_cells_by_that_of_th
     assert said(guided)["JaxSR"]["Guidance"]["gradient"]["As"] == "log_jacobian"
 
 
+def test_models_that_a_map_guides_are_told_that_heads_show_none(tmp_path, protocol):
+    """And those that it does not are run beside them."""
+    out, heads = tmp_path / "out", protocol.protocol.heads.model_copy(update={"carries": ()})
+    models = {"teacher": Path("a"), "sr3": Path("plain")}
+    evaluated(protocol, out, models, heads=heads, guidance=(), flat=("bias", "gradient"), against="tricubic")
+    facts = {name: said(out / f"upscaled/{name}/sub-0000.nii.gz")["JaxSR"] for name in models}
+    assert facts["teacher"]["Guidance"] == {"bias": {"Flat": True}, "gradient": {"Flat": True}}
+    assert facts["sr3"]["Guidance"] == {}
+    first = times(out, "upscaled/teacher")
+    evaluated(protocol, out, models, heads=heads, guidance=(), against="tricubic")  # not told, it is another output
+    assert said(out / "upscaled/teacher/sub-0000.nii.gz")["JaxSR"]["Guidance"] == {}
+    assert times(out, "upscaled/teacher") != first
+
+
+def test_axes_and_sampling_steps_are_what_the_protocol_says_and_another_s_output_is_made_again(tmp_path, protocol, monkeypatch):
+    out, plain = tmp_path / "out", {"guidance": (), "against": "tricubic", "heads": protocol.protocol.heads.model_copy(update={"count": 1})}
+    monkeypatch.setattr(Guided, "most_steps", 4)
+    evaluated(protocol, out, **plain)
+    facts = said(out / "upscaled/teacher/sub-0000.nii.gz")["JaxSR"]
+    assert (facts["Axes"], facts["SamplingSteps"]) == (["sagittal", "coronal", "axial"], 1)
+    for changes, expected in (({"axes": ("axial",)}, (["axial"], 1)), ({"axes": ("axial",), "steps": 9}, (["axial"], 4))):
+        evaluated(protocol, out, **plain, **changes)
+        facts = said(out / "upscaled/teacher/sub-0000.nii.gz")["JaxSR"]
+        assert (facts["Axes"], facts["SamplingSteps"]) == expected
+
+
 def test_what_is_acquired_has_neither_map_in_it_and_the_truth_has_both(tmp_path, protocol):
     """The truth is b · x(r + g); the acquisition is that of x, drawn as for any head of its name."""
     out = tmp_path / "out"
@@ -298,6 +324,10 @@ def test_what_cannot_be_run_in_every_cell_is_refused_before_a_head_is_rendered(m
         ("heads.count=0", "heads.count"),
         ("heads.contrast=FLAIR", "heads.contrast"),
         ("regions=[mask]", "without masks"),
+        ("flat=[bias]", "flat and guidance do not go together"),
+        ("axes=[axial, axial]", "each once, got axial, axial"),
+        ("axes=[]", "each once, got none"),
+        ("steps=0", "steps"),
     ],
 )
 def test_what_no_ablation_can_be_is_refused(override, said, tmp_path):
@@ -317,3 +347,9 @@ def test_the_command_takes_no_heads_for_such_a_protocol_and_needs_them_for_other
     (tmp_path / "given.yaml").write_text("name: given\nacquisition: {voxel_size: [8.0, 8.0, 8.0]}\n")
     refused = CliRunner().invoke(app, ["evaluate", "--protocol", str(tmp_path / "given.yaml"), "-o", str(tmp_path / "out")])
     assert (refused.exit_code, "renders none" in refused.output) == (2, True)
+
+
+def test_heads_cannot_show_what_they_are_said_not_to(tmp_path):
+    (tmp_path / "cells.yaml").write_text(TEXT)
+    with pytest.raises(ConfigError, match=r"flat names bias, which heads.carries does, too"):
+        load(tmp_path / "cells.yaml", ["guidance=[]", "flat=[bias]"], Protocol)

@@ -301,6 +301,23 @@ def test_a_guided_teacher_is_shown_the_maps_of_the_set(prepared, tmp_path):
     assert float(jnp.abs(seen - blind).max()) > 1e-4
     assert set(plan.made) | set(plan.kept) == {"output", "mean_map", "spread", "low"}
 
+    flat = plan_of(prepared, tmp_path / "flat", model, flat=("gradient", "bias"))
+    assert (flat.settings.guided, flat.settings.flat, flat.maker.reads) == ((), ("bias", "gradient"), ("low",))
+    told = flat.maker.make(flat.maker.params, {"low": maps["low"]}, keys_of(1), flat.settings)["output"]
+    np.testing.assert_allclose(
+        told,
+        make(plan.maker.params, {"low": maps["low"], "bias": 0 * maps["bias"], "gradient": 0 * maps["gradient"]}, keys_of(1))["output"],
+        atol=1e-5,
+    )
+    half = plan_of(prepared, tmp_path / "half", model, flat=("bias",))
+    assert (half.settings.guided, half.settings.flat) == (("gradient",), ("bias",))
+    assert half.facts()["distillation"].flat == ("bias",)
+
+
+def test_a_teacher_without_maps_is_not_told_that_they_are_flat(prepared, teacher, tmp_path):
+    with pytest.raises(ConfigError, match="--flat names bias, and teacher is guided by no maps: leave it out"):
+        plan_of(prepared, tmp_path / "cache", teacher, flat=("bias",))
+
 
 def cli(*words):
     try:

@@ -8,8 +8,8 @@ import pytest
 
 from jaxsr.cli import app
 from jaxsr.data.bias import foreground
-from jaxsr.upscale.guide_maps import bias_map, guidance_facts
-from jaxsr.upscale.guides import Guides, guides_of
+from jaxsr.upscale.guide_maps import bias_map, guidance_facts, read_guides
+from jaxsr.upscale.guides import FLAT, Guides, check_guides, guides_of
 from jaxsr.upscale.inputs import Job
 from jaxsr.volume.geometry import target_grid
 from jaxsr.volume.io import Volume, VolumeError, write_volume
@@ -96,3 +96,32 @@ def test_the_sidecar_says_how_a_gradient_s_map_was_read(tmp_path):
 def test_how_to_read_a_map_that_is_not_given_is_refused(words):
     with pytest.raises(Exception, match=f"{words[0]}|is for --gradient-map"):
         app(["upscale", "-i", "scan.nii.gz", "-o", "out.nii.gz", "--model", "run", *words], standalone_mode=False)
+
+
+@pytest.mark.parametrize("maps", [("bias", "gradient"), ("bias", "jacobian")])
+def test_flat_is_what_files_that_show_nothing_say(scan, tmp_path, maps):
+    model = SimpleNamespace(method=SimpleNamespace(maps=maps))
+    write_volume(tmp_path / "ones.nii.gz", field(slope(0.0)))
+    nib.save(nib.Nifti1Image(np.zeros((24, 24, 24, 3), np.float32), AFFINE), tmp_path / "zeros.nii.gz")
+    flat = read_guides(model, Guides(flat=("bias", "gradient")), scan.grid, scan)
+    files = read_guides(model, Guides(tmp_path / "ones.nii.gz", tmp_path / "zeros.nii.gz"), scan.grid, scan)
+    assert flat.keys() == files.keys() == {*maps}
+    for name in maps:
+        assert flat[name].dtype == files[name].dtype == np.float32
+        np.testing.assert_array_equal(flat[name], files[name])
+    assert guidance_facts(model, Guides(flat=("bias",))) == {"bias": {"Flat": True}}
+
+
+def test_flat_holds_for_all_scans_unless_a_file_goes_by_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = [Job(tmp_path / f"{name}.nii.gz", tmp_path / "out" / f"{name}.nii.gz") for name in "ab"]
+    told = guides_of(jobs, tmp_path, FLAT, None, "ras", (0, 0, 0))
+    assert {of.flat for of in told.values()} == {("bias",)}
+    assert {of.bias for of in told.values()} == {None}
+    FLAT.touch()
+    assert guides_of(jobs[:1], jobs[0].source, FLAT, None, "ras", (0, 0, 0))[jobs[0].source][:2] == (FLAT, None)
+
+
+def test_a_model_that_takes_no_field_is_not_told_that_there_is_none():
+    with pytest.raises(VolumeError, match="flat: this model is guided by no maps: leave --bias-field out"):
+        check_guides(SimpleNamespace(method=SimpleNamespace()), Guides(flat=("bias",)))
