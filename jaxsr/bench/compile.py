@@ -19,7 +19,7 @@ from jaxsr.experiment import Experiment
 from jaxsr.methods.base import MAP_CHANNELS, Condition
 from jaxsr.methods.precision import held_to_train, held_to_upscale
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
-from jaxsr.train.build import abstract_batch, build_method
+from jaxsr.train.build import abstract_batch, build_method, variables_to_upscale
 from jaxsr.train.state import abstract_state, abstract_variables, frozen_shardings, make_optimizer, state_shardings
 from jaxsr.train.step import make_step
 
@@ -37,7 +37,7 @@ def compile_train(experiment: Experiment) -> dict[str, Any]:
     optimizer, batch = make_optimizer(experiment.optimizer, experiment.train.steps), abstract_batch(experiment)
     shardings = state_shardings(method, optimizer, batch, mesh)
     state = abstract_state(method, optimizer, batch, shardings)
-    shapes, laid = abstract_variables(method, batch)["frozen"], frozen_shardings(method, mesh)
+    shapes, laid = abstract_variables(method, batch)["frozen"], frozen_shardings(method, mesh, batch)
     frozen = _laid(held_to_train(method, shapes, batch, experiment.precision), laid)
     held_frozen = _laid(held_to_train(build_method(asked), shapes, batch, asked.precision), laid) if estimated else frozen
     placed = _laid(batch, jax.tree.map(lambda _: batch_sharding(mesh), batch))
@@ -61,9 +61,7 @@ def compile_upscale(experiment: Experiment, batch_size: int, size: int) -> dict[
     asked = experiment
     experiment, estimated = _compilable(experiment)
     mesh, method = make_mesh(**dict(experiment.mesh)), build_method(experiment)
-    shapes = abstract_variables(
-        method, jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), abstract_batch(experiment))
-    )
+    shapes = variables_to_upscale(experiment, method)
     laid = jax.tree.map(lambda _: replicated(mesh), shapes)
     variables = _laid(held_to_upscale(method, shapes, experiment.precision), laid)
     held_variables = _laid(held_to_upscale(build_method(asked), shapes, asked.precision), laid) if estimated else variables

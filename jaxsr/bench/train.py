@@ -49,7 +49,7 @@ def bench_train(experiment: Experiment, steps: int = 20, warmup: int = 3) -> dic
     variables = synthetic_variables(method, shape, experiment.seed)
     state = synthetic_state(variables, optimizer, shardings)
     held = held_to_train(method, variables["frozen"], shape, experiment.precision)
-    frozen = jax.device_put(held, frozen_shardings(method, mesh, encoded=shape.latents is not None))
+    frozen = jax.device_put(held, frozen_shardings(method, mesh, shape))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
     step_fn = jax.jit(

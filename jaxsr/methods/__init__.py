@@ -5,8 +5,9 @@ from typing import Annotated
 from pydantic import Field
 
 from jaxsr.methods.autoencoder import AutoencoderConfig
+from jaxsr.methods.consistency import ConsistencyConfig
 from jaxsr.methods.sr3 import Sr3Config
 from jaxsr.methods.student import StudentConfig
 from jaxsr.methods.teacher import TeacherConfig
 
-MethodConfig = Annotated[AutoencoderConfig | Sr3Config | StudentConfig | TeacherConfig, Field(discriminator="kind")]
+MethodConfig = Annotated[AutoencoderConfig | ConsistencyConfig | Sr3Config | StudentConfig | TeacherConfig, Field(discriminator="kind")]

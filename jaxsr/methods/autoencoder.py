@@ -155,7 +155,7 @@ class Autoencoder:
         """Eq. 1 of each slice, `[B]`, in float32: of the decoded latents times `latent_scale`, in all of the network's channels."""
         return squared_errors(self._decoded(variables, latents / self.config.latent_scale), self._to_channels(image))
 
-    def frozen(self, encoded: bool = False) -> dict[str, Any]:
+    def frozen(self, batch: Batch | None = None) -> dict[str, Any]:
         return {}
 
     def precomputed(self, size: int) -> None:

@@ -196,11 +196,11 @@ class Method(Protocol):
         """`params` and `stats`."""
         ...
 
-    def frozen(self, encoded: bool = False) -> dict[str, Any]:
+    def frozen(self, batch: Batch | None = None) -> dict[str, Any]:
         """Shapes of `variables["frozen"]`, by network; {} for most methods. Its config's `weights` say where each is.
 
         Args:
-          encoded: only of what the loss of a batch of an encoded set computes with.
+          batch: None: what `upscale` computes with; else what the loss of such a batch does, which may spare encoders or need a teacher.
         """
         ...
 

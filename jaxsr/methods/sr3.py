@@ -115,7 +115,7 @@ class Sr3:
         denoise = functools.partial(self._denoise, variables, condition.low)
         return self.pixels.sampler(self.schedule, self.config.prediction, denoise, condition.low)
 
-    def frozen(self, encoded: bool = False) -> dict[str, Any]:
+    def frozen(self, batch: Batch | None = None) -> dict[str, Any]:
         return {}
 
     def precomputed(self, size: int) -> None:

@@ -17,7 +17,7 @@ use, voxel sizes say which stages are run; all of them, and the sampling steps o
 """
 
 import functools
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Self
 
 import flax.linen as nn
 import jax
@@ -57,8 +57,8 @@ class StudentNetworkConfig(PixelNetworkConfig):
     attention_at: tuple[int, ...] = (16,)
 
 
-class StudentConfig(Strict):
-    """The student's recipe.
+class StagedConfig(Strict):
+    """A network in pixel space that goes from stage to stage.
 
     Attributes:
       stage_conditioning: the network is told the stage.
@@ -72,7 +72,6 @@ class StudentConfig(Strict):
       sampling_steps, eta: of every stage, the default of `upscale`.
     """
 
-    kind: Literal["student"] = "student"
     network: StudentNetworkConfig = StudentNetworkConfig()
     stages: StagesConfig = StagesConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -89,7 +88,7 @@ class StudentConfig(Strict):
     eta: float = Field(0.0, ge=0, le=1)
 
     @model_validator(mode="after")
-    def _samples(self) -> "StudentConfig":
+    def _samples(self) -> Self:
         check_sampling(self.schedule, self.prediction, sampling_steps=self.sampling_steps, rollout_steps=self.rollout_steps)
         return self
 
@@ -112,15 +111,43 @@ class StudentConfig(Strict):
         """Finest and coarsest voxels that it goes between."""
         return self.stages.high_mm, self.stages.low_mm
 
+
+class StudentConfig(StagedConfig):
+    """The student's recipe."""
+
+    kind: Literal["student"] = "student"
+
     def build(self, dtype: jnp.dtype = jnp.float32) -> "Student":
         return Student(self, dtype)
+
+
+class Task(NamedTuple):
+    """What a training slice is to be brought to.
+
+    Attributes:
+      stage: n, int `[B]`.
+      condition: the image before, `[B, H, W, 1]`.
+      x0: what is diffused of I⁽ⁿ⁾, `[B, H, W, 1]`.
+      noise: for that.
+    """
+
+    stage: Array
+    condition: Array
+    x0: Array
+    noise: Array
+
+
+def purposes(keys: Array) -> dict[str, Array]:
+    """Keys of slices, one for each thing that training draws."""
+    names = ("stage", "time", "between", "noise", "rollout", "own")
+    return {name: jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i, name in enumerate(names)}
 
 
 class Student:
     """The recipe of the equations above; a frozen config in, pure functions out. Parameters are those of `network`, and `stage`, a vector
     for each stage, zero at the start."""
 
-    def __init__(self, config: StudentConfig, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, config: StagedConfig, dtype: jnp.dtype = jnp.float32):
         self.config = config
         self.schedule = config.schedule.build()
         self.network = Sr3UNet(**dict(config.network), dtype=dtype)
@@ -139,7 +166,7 @@ class Student:
             params["stage"] = nn.LogicallyPartitioned(table, (None, DENSE[1]))
         return {"params": params, "stats": {}}
 
-    def frozen(self, encoded: bool = False) -> dict[str, Any]:
+    def frozen(self, batch: Batch | None = None) -> dict[str, Any]:
         return {}
 
     def precomputed(self, size: int) -> Precomputed:
@@ -148,33 +175,37 @@ class Student:
 
     def loss(self, variables: Variables, batch: Batch, keys: Array, progress: Array) -> LossOutput:
         config = self.config
-        purposes = ("stage", "time", "between", "noise", "rollout", "own")
-        draw = {name: jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i, name in enumerate(purposes)}
-        stage = self.draw_stages(draw["stage"], progress)
-        assert batch.output is not None
-        assert batch.mean_map is not None
-        assert batch.spread is not None
-        image = self.stages.target(batch.output, stage)
-        condition = self.stages.condition(batch.output, batch.low, stage)
-        if config.rollout:
-            rolled = jax.vmap(lambda key: jax.random.bernoulli(key, config.rollout))(draw["rollout"]) & (stage > 1)
-            own = self._own(variables, batch, stage - 1, draw["own"])
-            condition = jnp.where(rolled[:, None, None, None], own, condition)
-
+        draw = purposes(keys)
+        task = self.task(variables, batch, draw, progress)
         t = jax.vmap(lambda key: jax.random.randint(key, (), 1, self.schedule.steps + 1))(draw["time"])
         level = continuous_level(self.schedule, t, jax.vmap(jax.random.uniform)(draw["between"]))
-        x0 = self.pixels.diffused(image, condition)
-        noise = draw_noise(draw["noise"], 0, x0.shape[1:])
-        x_t = add_noise(x0, noise, level)
-        output = self._denoise(variables, condition, stage, x_t, level)
-        denoising = squared_errors(output, target(config.prediction, x0, noise, level))  # Eq. 8
-
-        estimate = self.pixels.image(to_x0(config.prediction, output.astype(jnp.float32), x_t, level), condition)
-        distance = squared_errors(estimate, batch.mean_map) + batch.spread  # 1/K Σ_k (x̂_0 − F_k)²
-        weight = x0_loss_weight(level) if config.x0_loss_weight == "snr" else 1.0
-        distillation = self.stages.ratio(stage) * weight * distance  # Eq. 9
+        x_t = add_noise(task.x0, task.noise, level)
+        output = self.denoise(variables["params"], task.condition, task.stage, x_t, level)
+        denoising = squared_errors(output, target(config.prediction, task.x0, task.noise, level))  # Eq. 8
+        distillation = self.distillation(batch, task, to_x0(config.prediction, output.astype(jnp.float32), x_t, level), level)
         loss = denoising.mean() + config.lambda_distill * distillation.mean()
         return LossOutput(loss, {"denoising": denoising.mean(), "distillation": distillation.mean()}, variables["stats"])
+
+    def task(self, variables: Variables, batch: Batch, draw: dict[str, Array], progress: Array) -> "Task":
+        """What each slice of the batch is trained at: one stage, to be reached from the one before or, by chance, from what the student
+        itself makes of that one's condition."""
+        assert batch.output is not None
+        stage = self.draw_stages(draw["stage"], progress)
+        condition = self.stages.condition(batch.output, batch.low, stage)
+        if self.config.rollout:
+            rolled = jax.vmap(lambda key: jax.random.bernoulli(key, self.config.rollout))(draw["rollout"]) & (stage > 1)
+            own = self._own(variables, batch, stage - 1, draw["own"])
+            condition = jnp.where(rolled[:, None, None, None], own, condition)
+        x0 = self.pixels.diffused(self.stages.target(batch.output, stage), condition)
+        return Task(stage, condition, x0, draw_noise(draw["noise"], 0, x0.shape[1:]))
+
+    def distillation(self, batch: Batch, task: "Task", x0: Array, level: Level) -> Array:
+        """Eq. 9 of the estimates `x0` `[B, H, W, 1]`, `[B]`."""
+        assert batch.mean_map is not None
+        assert batch.spread is not None
+        distance = squared_errors(self.pixels.image(x0, task.condition), batch.mean_map) + batch.spread  # 1/K Σ_k (x̂_0 − F_k)²
+        weight = x0_loss_weight(level) if self.config.x0_loss_weight == "snr" else 1.0
+        return self.stages.ratio(task.stage) * weight * distance
 
     def draw_stages(self, keys: Array, progress: Array) -> Array:
         """Of training slices, int `[B]` in 1 … N, alike likely among those that are open at `progress`, 0 … 1 of the run."""
@@ -238,11 +269,10 @@ class Student:
         return jax.lax.stop_gradient(self._sampler(fixed, condition, stage).draw(keys, request)[1])
 
     def _sampler(self, variables: Variables, condition: Array, stage: Array) -> Sampler:
-        denoise = functools.partial(self._denoise, variables, condition, stage)
+        denoise = functools.partial(self.denoise, variables["params"], condition, stage)
         return self.pixels.sampler(self.schedule, self.config.prediction, denoise, condition)
 
-    def _denoise(self, variables: Variables, condition: Array, stage: Array, x_t: Array, level: Level) -> Array:
+    def denoise(self, params: Any, condition: Array, stage: Array, x_t: Array, level: Level) -> Array:
         """What the network says of `x_t` at `stage`, int `[B]`."""
-        params = variables["params"]
         extra = jnp.asarray(params["stage"])[stage - 1] if self.config.stage_conditioning else None
         return jnp.asarray(self.network.apply({"params": params["network"]}, x_t, condition, level.signal, extra))

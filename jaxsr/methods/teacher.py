@@ -174,7 +174,7 @@ class Teacher:
             }
         return {"params": params, "stats": {}}
 
-    def frozen(self, encoded: bool = False) -> dict[str, Any]:
+    def frozen(self, batch: Batch | None = None) -> dict[str, Any]:
         def shapes(key: Array) -> dict[str, Any]:
             slices = jnp.zeros((1, self.autoencoder.multiple, self.autoencoder.multiple, 1))
             found = {"autoencoder": self.autoencoder.init(key, Batch(slices, slices))["params"]}
@@ -184,7 +184,7 @@ class Teacher:
             return found
 
         found: dict[str, Any] = jax.eval_shape(shapes, jax.random.key(0))
-        if not encoded:
+        if batch is None or batch.latents is None:
             return found
         return {"autoencoder": {"decoder": found["autoencoder"]["decoder"]}} if self.config.lambda_rec else {}
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -16,8 +17,9 @@ from jaxsr.data.record_stream import EncodedStream, RecordStream
 from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, Split, Subjects, find_volumes, split_by_subject
 from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.experiment import DataConfig, Experiment
-from jaxsr.methods.base import MAP_CHANNELS, Batch, Method
+from jaxsr.methods.base import MAP_CHANNELS, Batch, Method, Variables
 from jaxsr.train.precomputed import check_precomputed, no_set
+from jaxsr.train.state import abstract_variables
 
 Note = Callable[[str], None]
 
@@ -94,6 +96,12 @@ def build_stream(experiment: Experiment, subjects: Subjects | PreparedSet, note:
     return SliceStream(
         subjects, crop, draws=data.draws, window=data.window, augment=data.augment, maps=data.maps, seed=experiment.seed, note=note
     )
+
+
+def variables_to_upscale(experiment: Experiment, method: Method) -> Variables:
+    """Shapes and dtypes of all that `method.upscale` computes with."""
+    image = jax.ShapeDtypeStruct((1, experiment.data.crop, experiment.data.crop, 1), jnp.float32)
+    return {**abstract_variables(method, Batch(image, image)), "frozen": nn.meta.unbox(method.frozen())}  # type: ignore[arg-type]
 
 
 def abstract_batch(experiment: Experiment, records: PreparedSet | None = None) -> Batch:

@@ -72,11 +72,11 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
     method = build_method(experiment)
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     encoding = records.manifest.encoding if records else None
-    frozen, sums = load_needed(experiment, method, encoding)
+    shape = abstract_batch(experiment, records)
+    frozen, sums = load_needed(experiment, method, shape, encoding)
     subjects = records or build_subjects(experiment.data, "train", experiment.seed, note)
     if begun:
         _check_set(run_dir, experiment, subjects)
-    shape = abstract_batch(experiment, records)
     shardings = state_shardings(method, optimizer, shape, mesh)
 
     def check(about: dict) -> None:
@@ -101,7 +101,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
             return state
 
         held = held_to_train(method, frozen, shape, experiment.precision)
-        fixed = jax.device_put(held, frozen_shardings(method, mesh, encoded=encoding is not None))
+        fixed = jax.device_put(held, frozen_shardings(method, mesh, shape))
         del frozen, held  # the host's copies
         by_batch, everywhere = batch_sharding(mesh), replicated(mesh)
         step_fn = jax.jit(

@@ -84,15 +84,15 @@ def state_shardings(method: Method, optimizer: optax.GradientTransformation, bat
     return State(everywhere, params, params, opt, stats)  # type: ignore[arg-type]
 
 
-def frozen_shardings(method: Method, mesh: Mesh, encoded: bool = False) -> Any:
-    """Of `variables["frozen"]` (`encoded`: as `Method.frozen`): laid out as if it were trained."""
-    return variable_shardings(mesh, method.frozen(encoded))
+def frozen_shardings(method: Method, mesh: Mesh, batch: Batch | None = None) -> Any:
+    """Of `variables["frozen"]` (`batch`: as `Method.frozen`): laid out as if it were trained."""
+    return variable_shardings(mesh, method.frozen(batch))
 
 
 def abstract_variables(method: Method, batch: Batch) -> Variables:
-    """Shapes and dtypes of all that a method computes with; `batch` may be abstract."""
+    """Shapes and dtypes of all that a method computes with of `batch`, which may be abstract."""
     shapes = jax.eval_shape(lambda key: nn.meta.unbox(method.init(key, _zeros(batch))), jax.random.key(0))
-    return {**shapes, "frozen": nn.meta.unbox(method.frozen(encoded=batch.latents is not None))}
+    return {**shapes, "frozen": nn.meta.unbox(method.frozen(batch))}
 
 
 def _new(method: Method, optimizer: optax.GradientTransformation, batch: Batch, key: Array) -> State:

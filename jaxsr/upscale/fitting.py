@@ -14,9 +14,12 @@ import numpy as np
 from jaxsr.config import ConfigError, Strict, to_dict
 from jaxsr.methods import MethodConfig
 from jaxsr.methods.autoencoder import AutoencoderConfig
+from jaxsr.methods.student import StagedConfig
 from jaxsr.methods.teacher import TeacherConfig
 
-HOLDERS = {"autoencoder": "autoencoder", "image_encoder": "teacher", "unet": "teacher"}  # network → kind of the models that it is taken of
+# Network → of what kind the models are that it is taken of.
+HOLDERS = {"autoencoder": "autoencoder", "image_encoder": "teacher", "unet": "teacher", "student": "student"}
+TAUGHT = {"student"}  # networks that a loss computes with and that training starts from, too
 BESIDE = {"context": "layer to the context", "spatial": "layer to the spatial condition", "guidance": "guidance"}  # a denoiser
 
 _TRAINING = ("remat", "train", "context", "dropout")  # settings that say nothing of a network's parameters
@@ -24,6 +27,8 @@ _TRAINING = ("remat", "train", "context", "dropout")  # settings that say nothin
 
 def network_of(method: MethodConfig, name: str) -> tuple[Strict | None, str]:
     """The config of the network `name` of a method that has it, and the key that it stands under."""
+    if name == "student":
+        return method.network, "method.network"  # type: ignore[union-attr]
     if name != "autoencoder":
         return getattr(method, name), f"method.{name}"
     if isinstance(method, AutoencoderConfig):
@@ -39,6 +44,20 @@ def check_network(source: object, found: Mapping[str, Any], wanted: Strict, key:
         raise ConfigError(
             f"{source} holds another network than {key} says: name another, or set there what it has (its → yours)\n  {listed}"
         )
+
+
+def is_all_of(method: MethodConfig, name: str) -> bool:
+    """Whether the network `name` is all that the method trains."""
+    return {"autoencoder": isinstance(method, AutoencoderConfig), "student": isinstance(method, StagedConfig)}.get(name, False)
+
+
+def check_process(source: object, found: MethodConfig, wanted: MethodConfig) -> None:
+    """Raises ConfigError where a student in `source` goes another way, from noise to images or through resolutions, than `wanted`."""
+    keys = ("stages", "schedule", "prediction", "stage_conditioning", "residual_std")
+    theirs, ours = to_dict(found), to_dict(wanted)
+    if wrong := [f"method.{key}: {theirs[key]} → {ours[key]}" for key in keys if theirs[key] != ours[key]]:
+        listed = "\n  ".join(wrong)
+        raise ConfigError(f"{source} was trained in another way: set here what it has (its → yours)\n  {listed}")
 
 
 def check_shapes(source: object, tree: Any, wanted: Any, key: str) -> None:

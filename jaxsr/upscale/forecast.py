@@ -18,8 +18,7 @@ from jaxsr.bench.count import operations, quantity
 from jaxsr.files import shown
 from jaxsr.methods.base import Condition, Method, Request
 from jaxsr.methods.precision import held_to_upscale
-from jaxsr.train.build import abstract_batch
-from jaxsr.train.state import abstract_variables
+from jaxsr.train.build import variables_to_upscale
 from jaxsr.upscale.engine import BatchSize, first_batch_size
 from jaxsr.upscale.files import Settings, training_scans
 from jaxsr.upscale.guide_maps import read_guides
@@ -148,8 +147,7 @@ def volume_multiply_adds(traces: Traces, plan: Plan, batch_size: int) -> int | N
 
 
 def _abstract_variables(recipe: Recipe) -> Any:
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), abstract_batch(recipe.experiment))
-    return held_to_upscale(recipe.method, abstract_variables(recipe.method, batch), recipe.experiment.precision)
+    return held_to_upscale(recipe.method, variables_to_upscale(recipe.experiment, recipe.method), recipe.experiment.precision)
 
 
 def _jaxprs(value: Any) -> list[ClosedJaxpr | Jaxpr]:

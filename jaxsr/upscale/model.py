@@ -17,12 +17,11 @@ import jaxsr
 from jaxsr.config import ConfigError, from_dict, to_dict
 from jaxsr.experiment import Experiment, load_experiment
 from jaxsr.files import FileError
-from jaxsr.methods.autoencoder import AutoencoderConfig
-from jaxsr.methods.base import Method, Variables
+from jaxsr.methods.base import Batch, Method, Variables
 from jaxsr.runtime.checkpoint import NoCheckpoint, newest_checkpoint, read_checkpoint, read_checkpoint_about
-from jaxsr.train.build import abstract_batch, build_method
+from jaxsr.train.build import abstract_batch, build_method, variables_to_upscale
 from jaxsr.train.state import abstract_variables
-from jaxsr.upscale.fitting import HOLDERS, beside, check_network, check_shapes, network_of, with_condition
+from jaxsr.upscale.fitting import HOLDERS, TAUGHT, beside, check_network, check_process, check_shapes, is_all_of, network_of, with_condition
 from jaxsr.weights.file import SUFFIX, WeightsError, digest, read_about, read_arrays, write_arrays
 from jaxsr.weights.imported import read_weights
 
@@ -100,7 +99,7 @@ def load_model(
     """
     experiment = read_experiment(source, precision)
     method = build_method(experiment)
-    shapes = abstract_variables(method, abstract_batch(experiment))
+    shapes = variables_to_upscale(experiment, method)
     if source.is_file():
         about, variables = read_about(source), read_arrays(source, shapes)
         if digest(variables) != about.get("sha256"):
@@ -112,7 +111,8 @@ def load_model(
     except NoCheckpoint as error:
         raise ModelError(str(error)) from error
     before = read_checkpoint_about(source / "checkpoints", step).get("frozen", {})
-    _check_named(experiment, before if frozen is None else {name: before[name] for name in frozen if name in before}, source)
+    wanted = shapes["frozen"].keys() & (before.keys() if frozen is None else {*frozen})
+    _check_named(experiment, {name: sha256 for name, sha256 in before.items() if name in wanted}, source)
     elsewhere = load_frozen(experiment, method, frozen)
     check_frozen(experiment, elsewhere.sha256, before, source)
     variables = {"params": state["ema"], "stats": state["stats"], "frozen": elsewhere.variables}
@@ -131,14 +131,14 @@ class Frozen(NamedTuple):
     sha256: dict[str, str]
 
 
-def load_frozen(experiment: Experiment, method: Method, names: Collection[str] | None = None) -> Frozen:
-    """What `method.frozen()` asks for, or those networks of it in `names`, from where the config says that it is.
+def load_frozen(experiment: Experiment, method: Method, names: Collection[str] | None = None, batch: Batch | None = None) -> Frozen:
+    """What `method.frozen(batch)` asks for, or those networks of it in `names`, from where the config says that it is.
 
     Raises:
       ModelError: where the config names nothing, or nothing that is there; ConfigError: where it is another network than the config says;
         WeightsError, CheckpointError: as `load_model`.
     """
-    shapes = nn.meta.unbox(method.frozen())
+    shapes = nn.meta.unbox(method.frozen(batch))
     found = {name: _read_part(experiment, name, shapes)[name] for name in shapes if names is None or name in names}
     return Frozen(found, {name: digest(tree) for name, tree in found.items()})
 
@@ -153,11 +153,12 @@ def load_start(experiment: Experiment, method: Method, note: Note = lambda text:
     if not named:
         return {}
     shapes = abstract_variables(method, abstract_batch(experiment))
-    alone = isinstance(experiment.method, AutoencoderConfig)  # the network is all of the method
     start: dict[str, Any] = {}
-    for name in sorted(named - shapes["frozen"].keys()):
-        start |= _read_part(experiment, name, {name: shapes["params"]} if alone else shapes["params"], note)
-    return start["autoencoder"] if alone and start else start
+    for name in sorted(named - (shapes["frozen"].keys() - TAUGHT)):
+        alone = is_all_of(experiment.method, name)
+        found = _read_part(experiment, name, {name: shapes["params"]} if alone else shapes["params"], note)
+        start |= found[name] if alone else found
+    return start
 
 
 def check_frozen(experiment: Experiment, now: Mapping[str, str], before: Mapping[str, str], source: Path) -> None:
@@ -199,6 +200,8 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], not
     if not path.exists():
         raise ModelError(f"method.weights.{name}={path} is not there: check the path{_OTHER_WAYS.get(name, '')}")
     trained = None
+    if not is_model(path) and name not in _IMPORTED:
+        raise ConfigError(f"method.weights.{name}: {path} holds imported weights, expected a trained {title}: name its run directory")
     if is_model(path):
         trained = read_experiment(path).method
         if trained.kind != HOLDERS[name]:
@@ -207,9 +210,11 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], not
         if theirs is None:
             raise ConfigError(f"method.weights.{name}: {path} holds a {trained.kind} without {title}: name another")
         check_network(path, to_dict(theirs), wanted, key)
+        if name == "student":
+            check_process(path, trained, method)
         variables = load_model(path, frozen=(name,)).variables
         found = variables["params"]
-        tree = found if name == "autoencoder" else (found if name in found else variables["frozen"])[name]
+        tree = found if is_all_of(trained, name) else (found if name in found else variables["frozen"])[name]
     else:
         read = read_weights(path, _IMPORTED[name])
         found, tree = read.variables, read.variables["params"]

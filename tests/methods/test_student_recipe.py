@@ -199,9 +199,9 @@ def test_the_network_is_told_the_stage_and_not_before_it_is_trained():
     silent = {"params": {**variables["params"], "stage": jnp.zeros_like(variables["params"]["stage"])}}
     told, untold = method, recipe(prediction="v", stage_conditioning=False)
     arguments = (images(), jnp.array([1, 2, 3, 5]), images(4), Level(*(jnp.full(SLICES, 0.6),) * 3))
-    same = untold._denoise({"params": {"network": variables["params"]["network"]}}, *arguments)
-    np.testing.assert_array_equal(told._denoise(silent, *arguments), same)
-    assert float(jnp.abs(told._denoise(variables, *arguments) - same).max()) > 1e-3
+    same = untold.denoise({"network": variables["params"]["network"]}, *arguments)
+    np.testing.assert_array_equal(told.denoise(silent["params"], *arguments), same)
+    assert float(jnp.abs(told.denoise(variables["params"], *arguments) - same).max()) > 1e-3
     boxed = jax.eval_shape(method.init, jax.random.key(0), batch()[0])["params"]["stage"]
     assert nn.meta.unbox(boxed).shape == (5, 8)
     assert not jax.jit(method.init)(jax.random.key(0), batch()[0])["params"]["stage"].value.any()

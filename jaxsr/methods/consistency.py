@@ -1,0 +1,106 @@
+"""A student of one step a stage: consistency distillation of one of several [Song et al. 2023, Alg. 2; Song & Dhariwal 2023].
+
+    f_θ(x_t, t) = x̂_0 of the network                                        x itself at t = 0, as v is predicted: sigma = 0 there
+    x_s = signal_s x̂_0^φ + sigma_s ε̂^φ                                      one DDIM step of the student φ from t to s, times of a grid
+    loss = mean ( f_θ(x_t, t) − sg f_θ(x_s, s) )²  + λ · Eq. 9              sg: no gradient
+
+φ is frozen; θ starts as φ, on the slices that φ learnt from. What f says anywhere on one of φ's paths is then where that path ends, so one
+evaluation a stage draws what φ draws in many steps. The target is θ itself, without an average [Song & Dhariwal 2023, §3.2]: with one, in
+as few steps as are taken here, nothing would be propagated along the path.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from pydantic import Field, model_validator
+
+from jaxsr.config import Strict
+from jaxsr.diffusion.process import add_noise, eps_from_x0, to_x0
+from jaxsr.diffusion.sampling import sampling_times
+from jaxsr.diffusion.schedule import Level, level_at
+from jaxsr.losses import squared_errors
+from jaxsr.methods.base import Batch, LossOutput, Variables
+from jaxsr.methods.student import StagedConfig, Student, Task, purposes
+
+
+class ConsistencyWeights(Strict):
+    """`student`: the run directory or exported file of φ; needed to train."""
+
+    student: Path | None = None
+
+
+class ConsistencyConfig(StagedConfig):
+    """The recipe of a one-step student; what is not said here is as for a student, and must be as φ has it.
+
+    Attributes:
+      grid: times at which φ's paths are looked at, as many as the DDIM steps that are distilled into one.
+    """
+
+    kind: Literal["consistency"] = "consistency"
+    weights: ConsistencyWeights = ConsistencyWeights()
+    grid: int = Field(20, ge=2)
+    prediction: Literal["eps", "x0", "v"] = "v"
+    curriculum: Literal["progressive", "uniform"] = "uniform"
+    lambda_distill: float = Field(0.0, ge=0)
+    sampling_steps: int = 1
+
+    @model_validator(mode="after")
+    def _has_a_boundary(self) -> "ConsistencyConfig":
+        if self.prediction != "v":
+            raise ValueError(
+                f"prediction must be 'v', got {self.prediction!r}: of 'x0' the answer without noise is not the image itself, and 'eps' has "
+                "none in pure noise; distil a student of 'v'"
+            )
+        if self.grid > self.schedule.steps:
+            raise ValueError(f"grid must be at most {self.schedule.steps} (the schedule's steps), got {self.grid}")
+        return self
+
+    def build(self, dtype: jnp.dtype = jnp.float32) -> "Consistency":
+        return Consistency(self, dtype)
+
+
+class Consistency(Student):
+    """Upscales as a student does; parameters have the same names and shapes."""
+
+    config: ConsistencyConfig
+
+    def __init__(self, config: ConsistencyConfig, dtype: jnp.dtype = jnp.float32):
+        super().__init__(config, dtype)
+        self.times = np.append(sampling_times(config.schedule.steps, config.grid, "trailing"), 0)  # falling, `[grid + 1]`
+
+    def frozen(self, batch: Batch | None = None) -> dict[str, Any]:
+        """φ, which only the loss needs."""
+        if batch is None or batch.output is None:
+            return {}
+        image = jnp.zeros((1, self.multiple, self.multiple, 1))
+        return {"student": jax.eval_shape(lambda key: self.init(key, Batch(image, image))["params"], jax.random.key(0))}
+
+    def loss(self, variables: Variables, batch: Batch, keys: Array, progress: Array) -> LossOutput:
+        draw = purposes(keys)
+        task = self.task(variables, batch, draw, progress)
+        i = jax.vmap(lambda key: jax.random.randint(key, (), 0, self.config.grid))(draw["time"])
+        level, after = (level_at(self.schedule, jnp.asarray(self.times)[at]) for at in (i, i + 1))
+        x_t = add_noise(task.x0, task.noise, level)
+        x_s = self.follow(variables["frozen"]["student"], task, x_t, level, after)
+        x0 = self.end(variables["params"], task, x_t, level)
+        answer = jax.lax.stop_gradient(self.end(variables["params"], task, x_s, after))
+        consistency = squared_errors(x0, answer)
+        distillation = self.distillation(batch, task, x0, level)
+        loss = consistency.mean() + self.config.lambda_distill * distillation.mean()
+        return LossOutput(loss, {"consistency": consistency.mean(), "distillation": distillation.mean()}, variables["stats"])
+
+    def end(self, params: Any, task: Task, x_t: Array, level: Level) -> Array:
+        """f(x_t, t), `[B, H, W, 1]`."""
+        output = self.denoise(params, task.condition, task.stage, x_t, level)
+        return to_x0(self.config.prediction, output.astype(jnp.float32), x_t, level)
+
+    def follow(self, params: Any, task: Task, x_t: Array, level: Level, after: Level) -> Array:
+        """x_s, one DDIM step from `x_t` at `level` to the level `after`, x̂_0 kept in range as in sampling."""
+        x0 = self.end(params, task, x_t, level)
+        if bounds := self.pixels.bounds(task.condition):
+            x0 = bounds(x0)
+        return add_noise(x0, eps_from_x0(x0, x_t, level), after)
