@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jaxsr.cli.options import Config, Device, Overrides, bare, select_device
+from jaxsr.cli.options import Config, Device, Overrides, bare, choice, select_device
 from jaxsr.cli.output import open_console, print_table, progress
 from jaxsr.cli.status import Exit
 
@@ -84,24 +84,30 @@ def train_run(experiment: "Experiment", folder: Path) -> None:
 
 
 def export(
-    run_dir: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
-    output: Annotated[Path, bare("--output", "-o", help="A .safetensors file.")],
+    run_dir: Annotated[Path, typer.Argument(help="A run directory, or a file to be written in another dtype.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="A .safetensors file.", show_default=False)],
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16, half the size.")] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
-    """Write the model of a run as one file: weights (their moving average) and configuration, and nothing that is run when it is read.
+    """Write the model of a run as one file: weights (their moving average), configuration and a model card, which `jaxsr weights verify`
+    prints. Nothing is run when it is read.
 
-    Example:
+    Examples:
 
-        jaxsr export demo/run -o demo.safetensors && jaxsr upscale --model demo.safetensors -i SCAN -o OUT
+        jaxsr export demo/run demo.safetensors && jaxsr upscale --model demo.safetensors -i SCAN -o OUT
+
+        jaxsr export runs/student student.safetensors --dtype bfloat16
     """
+    choice("--dtype", dtype, ("float32", "bfloat16", "float16"))
     if output.exists() and not overwrite:
-        raise Exit(2, f"{output} is there already: choose another -o, or --overwrite")
+        raise Exit(2, f"{output} is there already: choose another OUTPUT, or --overwrite")
     select_device("cpu")
-    from jaxsr.upscale.model import export_model, load_model
+    from jaxsr.upscale.export import export_model
+    from jaxsr.upscale.model import load_model
 
     terminal = open_console()
     model = load_model(run_dir, note=terminal.print)
-    export_model(model, output)
+    export_model(model, output, dtype)  # type: ignore[arg-type]
     terminal.print(f"wrote {output} (step {model.step}, {output.stat().st_size / 1e6:.1f} MB)")
 
 

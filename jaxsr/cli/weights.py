@@ -155,8 +155,11 @@ def weights_verify(
     what = f", {found['about']['kind']}" if "kind" in found["about"] else ""
     judged = "as it was written" if found["own_digest"] else "finite (it has no checksum of its own)"
     terminal.print(f"{file}: whole and {judged}{what}, {found['tensors']} tensors, {found['parameters']:,} elements")
+    card = found["about"].pop("model_card", None)
     for name, value in {**found["about"], **{f"SHA-256 of {name}": value for name, value in found["sha256"].items()}}.items():
         terminal.print(f"  {name}  {value}")
+    if card:
+        terminal.print(f"\n{card}")
 
 
 def _check_files(argument: str, *paths: Path) -> None:

@@ -12,17 +12,16 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 
-import jaxsr
 from jaxsr.config import ConfigError, from_dict, to_dict
 from jaxsr.experiment import Experiment, load_experiment
-from jaxsr.files import FileError
 from jaxsr.methods.base import Batch, Method, Variables
 from jaxsr.runtime.checkpoint import NoCheckpoint, newest_checkpoint, read_checkpoint, read_checkpoint_about
 from jaxsr.train.build import abstract_batch, build_method, variables_to_upscale
 from jaxsr.train.state import abstract_variables
 from jaxsr.upscale.fitting import HOLDERS, TAUGHT, beside, check_network, check_process, check_shapes, is_all_of, network_of, with_condition
-from jaxsr.weights.file import SUFFIX, WeightsError, digest, read_about, read_arrays, write_arrays
+from jaxsr.weights.file import WeightsError, digest, read_about, read_arrays
 from jaxsr.weights.imported import read_weights
 
 Note = Callable[[str], None]
@@ -101,9 +100,10 @@ def load_model(
     method = build_method(experiment)
     shapes = variables_to_upscale(experiment, method)
     if source.is_file():
-        about, variables = read_about(source), read_arrays(source, shapes)
-        if digest(variables) != about.get("sha256"):
+        about, stored = read_about(source), read_arrays(source, shapes, half=True)
+        if digest(stored) != about.get("sha256"):
             raise WeightsError(f"{source} is not what was written: the SHA-256 of its arrays differs: copy or export it again")
+        variables = jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype, copy=False), stored, shapes)
         sums = {name: digest(tree) for name, tree in variables["frozen"].items()}
         return Model(source.stem, int(about["step"]), experiment, method, variables, digest(variables["params"]), sums)
     try:
@@ -224,22 +224,6 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], not
         tree = wider
     check_shapes(path, tree, shapes[name], key)
     return {name: tree} | (beside(path, found, trained, method, shapes, note) if name == "unet" else {})  # type: ignore[arg-type]
-
-
-def export_model(model: Model, path: Path) -> None:
-    """One file with weights and configuration, for `load_model`. Where the training data lay is left out: it may name people.
-
-    Raises:
-      FileError: where it cannot be written, or for a name that does not end in .safetensors.
-    """
-    if path.suffix != SUFFIX:
-        raise FileError(f"{path}: a model is exported to a {SUFFIX} file: name it {path.with_suffix(SUFFIX)}")
-    nameless: dict[str, Any] = {"data": model.experiment.data.model_copy(update={"volumes": None, "labels": None, "manifest": None})}
-    if weights := getattr(model.experiment.method, "weights", None):
-        nameless["method"] = model.experiment.method.model_copy(update={"weights": type(weights)()})
-    experiment = model.experiment.model_copy(update=nameless)
-    about = {"format": "jaxsr", "version": jaxsr.__version__, "name": model.name, "step": str(model.step)}
-    write_arrays(path, model.variables, {**about, "sha256": digest(model.variables), "experiment": json.dumps(to_dict(experiment))})
 
 
 def read_experiment(source: Path, precision: str | None = None) -> Experiment:

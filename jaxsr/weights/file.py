@@ -36,8 +36,11 @@ def read_about(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def read_arrays(path: Path, wanted: Any) -> Any:
+def read_arrays(path: Path, wanted: Any, half: bool = False) -> Any:
     """The arrays as a tree like `wanted`, whose leaves have shapes and dtypes: every one of the file is used, once.
+
+    Args:
+      half: what is wanted in float32 may be stored in half precision, and comes as it is stored.
 
     Raises:
       WeightsError: where names, shapes or dtypes differ, naming them.
@@ -50,7 +53,7 @@ def read_arrays(path: Path, wanted: Any) -> Any:
     wrong += [
         f"{name}: {found[name].dtype}{list(found[name].shape)} in the file, {leaf.dtype}{list(leaf.shape)} expected"
         for name, leaf in names.items()
-        if name in found and (found[name].shape, found[name].dtype) != (leaf.shape, leaf.dtype)
+        if name in found and not (found[name].shape == leaf.shape and _serves(found[name].dtype, leaf.dtype, half))
     ]
     if wrong:
         listed = "\n  ".join(sorted(wrong)[:10])
@@ -83,6 +86,10 @@ class opened:
 
     def __exit__(self, *error: Any) -> None:
         self._file.__exit__(*error)
+
+
+def _serves(stored: np.dtype, wanted: np.dtype, half: bool) -> bool:
+    return stored == wanted or (half and wanted == np.float32 and stored.name in ("bfloat16", "float16"))
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
             if found != {name: leaf.shape for name, leaf in flatten_dict(wanted, sep="/").items()}:
                 raise WeightsError(f"{shown(path)} does not fit its own configuration: import it again")
         count = {"tensors": len(tensors), "parameters": sum(int(np.prod(tensor.shape)) for tensor in tensors.values())}
-    said = {name: about[name] for name in ("format", "kind", "layout", "configuration", "source") if name in about}
+    said = {name: about[name] for name in ("format", "kind", "layout", "configuration", "source", "dtype", "model_card") if name in about}
     return {"file": str(path), "sha256": sums, **count, "about": said, "own_digest": "sha256" in about}
 
 

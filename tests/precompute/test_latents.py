@@ -28,7 +28,8 @@ from jaxsr.methods.sr3 import Sr3Config
 from jaxsr.models.clip import VisionTransformer, clip_image
 from jaxsr.precompute.encoders import Encoders, load_encoders, plan_encoding
 from jaxsr.precompute.job import make_set
-from jaxsr.upscale.model import Model, export_model
+from jaxsr.upscale.export import export_model
+from jaxsr.upscale.model import Model
 from jaxsr.volume.errors import VolumeError
 from jaxsr.weights.file import digest
 

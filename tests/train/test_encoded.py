@@ -15,7 +15,8 @@ from jaxsr.precompute.encoders import load_encoders, plan_encoding
 from jaxsr.precompute.job import make_set
 from jaxsr.train.build import fitted, prepared_set
 from jaxsr.train.loop import train
-from jaxsr.upscale.model import ModelError, export_model, load_model
+from jaxsr.upscale.export import export_model
+from jaxsr.upscale.model import ModelError, load_model
 
 NETWORK = {"channels": 1, "width": 4, "multipliers": [1, 1], "blocks": 1, "latent": 2, "groups": 2}
 SIDE = 16

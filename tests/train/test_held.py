@@ -14,7 +14,8 @@ from jaxsr.train import loop
 from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.frozen import load_needed
 from jaxsr.train.state import abstract_state
-from jaxsr.upscale.model import Model, export_model
+from jaxsr.upscale.export import export_model
+from jaxsr.upscale.model import Model
 from jaxsr.weights.file import digest
 
 NETWORK = {"channels": 1, "width": 4, "multipliers": [1, 1], "blocks": 1, "latent": 2, "groups": 2}

@@ -35,8 +35,9 @@ from jaxsr.train.state import init_state as init_state_as_it_is
 from jaxsr.train.state import state_shardings
 from jaxsr.train.step import make_step
 from jaxsr.train.stop import Stopped
+from jaxsr.upscale.export import export_model
 from jaxsr.upscale.files import training_scans
-from jaxsr.upscale.model import ModelError, export_model, load_model
+from jaxsr.upscale.model import ModelError, load_model
 from jaxsr.volume.io import Volume
 
 TINY = {

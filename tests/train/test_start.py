@@ -13,7 +13,8 @@ from jaxsr.config import ConfigError, differences, from_dict, to_dict
 from jaxsr.experiment import FREE_ON_RESUME, Experiment
 from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.state import abstract_variables
-from jaxsr.upscale.model import Model, export_model, load_start
+from jaxsr.upscale.export import export_model
+from jaxsr.upscale.model import Model, load_start
 from jaxsr.weights.file import digest, write_arrays
 
 NETWORK = {"channels": 1, "width": 4, "multipliers": [1, 1], "blocks": 1, "latent": 2, "groups": 2}

@@ -15,7 +15,8 @@ from jaxsr.data.prepared import PreparedSet
 from jaxsr.data.records import SUFFIX, Distillation, encode, read_manifest, write_manifest, write_shard
 from jaxsr.experiment import Experiment
 from jaxsr.train.loop import train
-from jaxsr.upscale.model import ModelError, export_model, load_model, read_recipe
+from jaxsr.upscale.export import export_model
+from jaxsr.upscale.model import ModelError, load_model, read_recipe
 from jaxsr.volume.io import write_volume
 from jaxsr.weights.file import read_about
 

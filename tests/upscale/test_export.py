@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +14,8 @@ from jaxsr.experiment import Experiment
 from jaxsr.files import FileError
 from jaxsr.train.build import build_method
 from jaxsr.train.state import init_state, make_optimizer
-from jaxsr.upscale.model import Model, export_model, load_model, read_experiment, read_recipe
+from jaxsr.upscale.export import export_model
+from jaxsr.upscale.model import Model, load_model, read_experiment, read_recipe
 from jaxsr.weights.file import WeightsError, read_about, write_arrays
 
 NETWORK = {"width": 8, "multipliers": [1], "blocks": 1, "groups": 4, "attention_at": [], "middle_attention": False}
@@ -76,7 +78,63 @@ def test_the_command_line_refuses_what_is_no_model_with_status_4_and_replaces_no
 
     assert status("inspect", tmp_path / "scan.nii", "--model", tmp_path / "m.safetensors") == 4
     assert "copy or export it again" in capsys.readouterr().err
-    assert status("export", tmp_path, "-o", tmp_path / "m.safetensors") == 2
+    assert status("export", tmp_path, tmp_path / "m.safetensors") == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert status("export", tmp_path, "-o", tmp_path / "n.safetensors") == 4
+    assert status("export", tmp_path, tmp_path / "n.safetensors") == 4
     assert "not a run directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_half_precision_what_multiplies_has_half_the_bytes_and_is_loaded_as_it_was_rounded(model, file, tmp_path, dtype):
+    path = tmp_path / "half.safetensors"
+    export_model(model, path, dtype)
+    loaded = load_model(path)
+
+    def check(got, stored):
+        stored = np.asarray(stored)
+        assert got.dtype == stored.dtype == np.float32
+        np.testing.assert_array_equal(got, stored.astype(jnp.dtype(dtype)).astype(np.float32) if stored.ndim > 1 else stored)
+
+    jax.tree.map(check, loaded.variables, model.variables)
+    weights = [leaf for leaf in jax.tree.leaves(model.variables) if leaf.ndim > 1]
+    saved = file.stat().st_size - path.stat().st_size
+    assert abs(saved - 2 * sum(leaf.size for leaf in weights)) < 200  # of the headers
+    assert loaded.sha256 != load_model(file).sha256  # other weights: a set that one made is not the other's
+
+
+def test_in_bfloat16_the_stored_weights_are_those_that_the_model_computes_with(model, tmp_path):
+    """What is rounded in the file would be rounded in use: at that precision outputs differ by no more than two roundings."""
+    from jaxsr.methods.base import Condition, Request
+    from jaxsr.methods.precision import held_to_upscale
+
+    images = []
+    for dtype in ("float32", "bfloat16"):
+        export_model(model, tmp_path / f"{dtype}.safetensors", dtype)
+        loaded = load_model(tmp_path / f"{dtype}.safetensors", precision="bf16")
+        variables = held_to_upscale(loaded.method, loaded.variables, "bf16")
+        low, keys = jnp.linspace(-1, 1, 64).reshape(1, 8, 8, 1), jax.random.split(jax.random.key(0), 1)
+        images.append(loaded.method.upscale(variables, Condition(low), keys, Request(2)).image)
+    np.testing.assert_allclose(images[0], images[1], atol=1e-2)
+
+
+def test_a_weight_beyond_half_precision_is_refused_with_the_dtype_that_holds_it(model, tmp_path):
+    large = model._replace(variables=jax.tree.map(lambda leaf: leaf + 1e5, model.variables))
+    with pytest.raises(FileError, match=r"more than float16 holds: choose --dtype bfloat16"):
+        export_model(large, tmp_path / "m.safetensors", "float16")
+    assert not (tmp_path / "m.safetensors").exists()
+    export_model(large, tmp_path / "m.safetensors", "bfloat16")
+
+
+def test_the_card_in_the_file_says_what_it_is_and_where_nothing_lay(model, file, capsys):
+    app(["weights", "verify", str(file)], standalone_mode=False)
+    said = " ".join(capsys.readouterr().out.split())
+    count = sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
+    for words in ("Research use only", "synthetic", f"trained {count:,}", "trained for 5 steps", "a folder of volumes", "sr3", "2 mm"):
+        assert words in said
+    assert "somewhere" not in said
+
+
+def test_a_file_is_written_again_in_half_precision(file, tmp_path):
+    app(["export", str(file), str(tmp_path / "half.safetensors"), "--dtype", "bfloat16"], standalone_mode=False)
+    assert read_about(tmp_path / "half.safetensors")["dtype"] == "bfloat16"
+    assert load_model(tmp_path / "half.safetensors").step == 5
