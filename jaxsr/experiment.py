@@ -163,6 +163,7 @@ FREE_ON_RESUME = (
     "train.tensorboard",
     "mesh.",
     "data.threads",
+    "method.sampling_steps",
     "method.weights.",  # their SHA-256 are compared instead
 )
 

@@ -128,3 +128,12 @@ def test_the_command_line_trains_and_upscales_it(cache, student, tmp_path, monke
     app(["upscale", "-i", "scan.nii.gz", "-o", "out.nii.gz", "--model", "run", "--axes", "axial", "--no-montage"], standalone_mode=False)
     facts = json.loads((tmp_path / "out.json").read_text())["JaxSR"]
     assert (facts["Method"], facts["SamplingSteps"], facts["FromToVoxelSize"]) == ("consistency", 1, {"axial": [2.0, 1.0]})
+
+
+def test_in_how_many_steps_a_run_samples_may_be_said_again(cache, student, tmp_path):
+    """Training does not depend on it; with another loss it is another run."""
+    shutil.copytree(student, tmp_path / "run")
+    train(experiment(cache, "student", sampling_steps=3), tmp_path / "run")
+    assert load_model(tmp_path / "run").method.default_request.steps == 3
+    with pytest.raises(ConfigError, match=r"lambda_distill: 1.0 → 0.5"):
+        train(experiment(cache, "student", lambda_distill=0.5), tmp_path / "run")
