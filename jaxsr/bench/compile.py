@@ -7,6 +7,7 @@ it is held, weights in bfloat16 where they are given so (`jaxsr.methods.precisio
 accelerators choose other layouts, workspaces and fusions.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,9 +16,11 @@ import numpy as np
 
 from jaxsr.bench.count import quantity
 from jaxsr.bench.measure import circumstances, compiled
+from jaxsr.config import ConfigError
 from jaxsr.experiment import Experiment
-from jaxsr.methods.base import MAP_CHANNELS, Condition
+from jaxsr.methods.base import MAP_CHANNELS, Condition, Request
 from jaxsr.methods.precision import held_to_train, held_to_upscale
+from jaxsr.precompute.teacher_cache import distill_slices, maps_seen
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
 from jaxsr.train.build import abstract_batch, build_method, variables_to_upscale
 from jaxsr.train.state import abstract_state, abstract_variables, frozen_shardings, make_optimizer, state_shardings
@@ -58,6 +61,31 @@ def compile_upscale(experiment: Experiment, batch_size: int, size: int) -> dict[
 
     Like the engine's, the batch is rounded up to a multiple of the devices; `asked_batch_size` is what it was.
     """
+    request = build_method(experiment).default_request
+
+    def upscale(method: Any, variables: Any, maps: dict[str, Any], keys: Any) -> Any:
+        return method.upscale(variables, Condition(**maps), keys, request)
+
+    return _of_slices(experiment, batch_size, size, upscale, f"upscaling in {request.steps} steps")
+
+
+def compile_distill(experiment: Experiment, batch_size: int, size: int, steps: int) -> dict[str, Any]:
+    """The same of a batch in `distill`, of which the teacher, that `experiment` describes, makes what a student learns from.
+
+    Raises:
+      ConfigError: for a method that does not sample.
+    """
+    if not hasattr(build_method(experiment), "sampler"):
+        raise ConfigError(f"method.kind={experiment.method.kind} does not sample: name a teacher's config, or an sr3's")
+
+    def distill(method: Any, variables: Any, maps: dict[str, Any], keys: Any) -> Any:
+        return distill_slices(method.sampler(variables, Condition(**maps)), keys, Request(steps, method.default_request.eta))
+
+    return _of_slices(experiment, batch_size, size, distill, f"distilling in {steps} steps, {maps_seen(steps, 1)} images on the way")
+
+
+def _of_slices(experiment: Experiment, batch_size: int, size: int, do: Callable[..., Any], what: str) -> dict[str, Any]:
+    """Of the program `do(method, variables, maps, keys)`."""
     asked = experiment
     experiment, estimated = _compilable(experiment)
     mesh, method = make_mesh(**dict(experiment.mesh)), build_method(experiment)
@@ -71,9 +99,8 @@ def compile_upscale(experiment: Experiment, batch_size: int, size: int) -> dict[
     maps = {name: jax.ShapeDtypeStruct((batch_size, size, size, MAP_CHANNELS[name]), jnp.float32) for name in names}
     placed = _laid(maps, {name: batch_sharding(mesh) for name in maps})
     keys = _laid(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size)), batch_sharding(mesh))
-    request = method.default_request
-    program, times = compiled(jax.jit(lambda v, c, k: method.upscale(v, Condition(**c), k, request)), variables, placed, keys)
-    facts = {"what": f"upscaling in {request.steps} steps", "batch_size": batch_size, "asked_batch_size": given, "size": size}
+    program, times = compiled(jax.jit(lambda v, c, k: do(method, v, c, k)), variables, placed, keys)
+    facts = {"what": what, "batch_size": batch_size, "asked_batch_size": given, "size": size}
     held = {"parameters": _bytes(held_variables), "batch": _bytes(placed)}
     return {**facts, **_memory(program, held, estimated), **times, **_about(experiment, mesh, estimated)}
 

@@ -253,6 +253,8 @@ def bench_compile(
     upscale: Annotated[
         int | None, bare("--upscale", min=1, help="A batch of so many slices in upscale, in place of the training step.")
     ] = None,
+    distill: Annotated[int | None, bare("--distill", min=1, help="The same of a teacher in distill.")] = None,
+    steps: Annotated[int, typer.Option(min=2, help="With --distill: sampling steps.")] = 200,
     size: Annotated[int | None, bare(help="Side of those slices in pixels. [default: data.crop]")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -264,7 +266,11 @@ def bench_compile(
         jaxsr bench compile configs/teacher.yaml --devices 8 --mesh fsdp=8
 
         jaxsr bench compile configs/teacher.yaml --upscale 16 --device cpu
+
+        jaxsr bench compile configs/teacher.yaml --distill 16 --steps 200 --device cpu
     """
+    if upscale is not None and distill is not None:
+        raise typer.BadParameter("and --upscale are two programs: ask for one of them", param_hint="--distill")
     # What the program does is planned before machine code is made of it, and that is never run: so it need not be fast.
     flags = ["--xla_backend_optimization_level=0", *([f"--xla_force_host_platform_device_count={devices}"] if devices else [])]
     if devices or device == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
@@ -277,8 +283,11 @@ def bench_compile(
     from jaxsr.experiment import load_experiment
 
     experiment = load_experiment(config, [*(overrides or []), *sizes])
-    if upscale is None:
-        result = bench.compile_train(experiment)
+    side = size or experiment.data.crop
+    if distill is not None:
+        result = bench.compile_distill(experiment, distill, side, steps)
+    elif upscale is not None:
+        result = bench.compile_upscale(experiment, upscale, side)
     else:
-        result = bench.compile_upscale(experiment, upscale, size or experiment.data.crop)
+        result = bench.compile_train(experiment)
     print_result(result, bench.describe(result), as_json)

@@ -8,7 +8,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxsr.bench import compile as bench
-from jaxsr.bench.compile import compile_train, compile_upscale, describe
+from jaxsr.bench.compile import compile_distill, compile_train, compile_upscale, describe
+from jaxsr.config import ConfigError, from_dict
 from jaxsr.experiment import DataConfig, Experiment, TrainConfig
 from jaxsr.methods.precision import held_to_train, held_to_upscale
 from jaxsr.methods.teacher import TeacherConfig
@@ -98,3 +99,15 @@ def test_a_batch_of_upscale_is_rounded_up_to_the_devices_and_that_is_said(two_de
     assert found["held_bytes"]["batch"] == taken // 2 * 8 * 8 * (1 + 1) * 4  # of one device
     [(_, said), *_] = describe(found)
     assert ("3 asked for" in said) == (asked == 3)
+
+
+@pytest.mark.slow
+def test_what_a_teacher_needs_to_distil_does_not_depend_on_the_number_of_images_on_the_way():
+    few, many = (compile_distill(EXPERIMENT.model_copy(update={"precision": "f32"}), jax.device_count(), 8, steps) for steps in (3, 200))
+    assert many["what"] == "distilling in 200 steps, 199 images on the way"
+    assert abs(many["temporary_bytes"] - few["temporary_bytes"]) < 20 * 200  # coefficients of the steps
+
+
+def test_what_does_not_sample_does_not_distil():
+    with pytest.raises(ConfigError, match=r"method.kind=autoencoder does not sample: name a teacher"):
+        compile_distill(from_dict({"method": {"kind": "autoencoder"}, "data": {"crop": 256}}, Experiment), 1, 256, 200)
