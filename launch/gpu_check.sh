@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What only a CUDA machine can tell, in under 8 minutes:
-#   launch/gpu_check.sh OUT [tests] [sr3] [teacher]
+#   launch/gpu_check.sh OUT [tests] [sr3] [teacher] [student]
 # Runs the GPU tests, the doctor and the benchmarks at the small and the real size, of all or of the parts that are named. OUT gets
 # results.jsonl (one benchmark a line), table.md (ready for BENCHMARKS.md), doctor.json and log.txt. A step that fails, outlasts its time or
 # has none left is named at the end and does not stop the others. Needs no installation: from a checkout, with the dependencies importable.
@@ -8,11 +8,11 @@
 set -uo pipefail
 usage() { sed -n '2,7s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 [[ $# -ge 1 && $1 != -* ]] || usage
-for part in "${@:2}"; do [[ $part =~ ^(tests|sr3|teacher)$ ]] || usage; done
+for part in "${@:2}"; do [[ $part =~ ^(tests|sr3|teacher|student)$ ]] || usage; done
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 parts=" ${*:2} "
-[[ $# -gt 1 ]] || parts=" tests sr3 teacher "
+[[ $# -gt 1 ]] || parts=" tests sr3 teacher student "
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 source launch/environment.sh
 
@@ -22,6 +22,7 @@ small=configs/demo.yaml
 real=configs/sr3.yaml
 teacher=configs/teacher.yaml
 teacher_small=configs/teacher-small.yaml
+student=configs/student.yaml
 log=$out/log.txt results=$out/results.jsonl
 answer=$(mktemp)
 trap 'rm -f "$answer"' EXIT
@@ -85,6 +86,13 @@ if has teacher; then # with random weights, those of the frozen networks too
   benchmark "compile 8 slices, teacher" 60 compile $teacher --upscale 8
   benchmark "compile 16 slices, teacher" 60 compile $teacher --upscale 16
   benchmark "upscale, teacher" 120 upscale $teacher --shape 128,128,64 --sampling-steps 10 --batch-size 16
+fi
+if has student; then
+  benchmark "count, student" 30 count $student
+  benchmark "compile 1 slice, student" 60 compile $student --upscale 1
+  benchmark "compile distilling for a student" 90 compile $teacher --distill 16
+  benchmark "train, student" 120 train $student train.batch_size=16 --steps 10 --warmup 2
+  benchmark "upscale, student" 120 upscale $student --shape 256,256,32 --sampling-steps 1 --batch-size 16
 fi
 
 # One row a benchmark, one column a figure; what is nested stays in results.jsonl.
