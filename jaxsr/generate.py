@@ -46,6 +46,7 @@ def generate(
     maps: Sequence[str] = (),
     carries: Sequence[str] | None = None,
     seed: int = 0,
+    held_out: bool = False,
     source_sha256: str | None = None,
     advance: Callable[[int, str], None] = lambda done, name: None,
     note: Callable[[str], None] = lambda text: None,
@@ -56,6 +57,7 @@ def generate(
       labels: a folder of label maps; the embedded tissue maps where there is none.
       maps: of those of a pair, and plain, what they come with.
       carries: of bias and gradient, what shows in the image; None: bias, where it is one of the maps.
+      held_out: none of the heads is one that any seed draws without this: what was trained on those has not seen them.
       source_sha256: of the program's source, where heads that another state of it made are none of these. What is in `out` and was
         generated in another way is made again then, if it was known by that digest, too.
 
@@ -74,6 +76,7 @@ def generate(
             "Maps": sorted(maps),
             "Carries": sorted(shown_in),
             "Seed": seed,
+            **({"HeldOut": True} if held_out else {}),
             **({"SourceSHA256": source_sha256} if source_sha256 else {}),
         },
     }
@@ -81,7 +84,7 @@ def generate(
     how: dict[str, Any] = {
         "voxel_size": voxel_size,
         "acquisition": named_acquisition("1.5T"),
-        "seed": stable_hash(f"generate/{seed}"),
+        "seed": stable_hash(f"{'held out' if held_out else 'generate'}/{seed}"),
         "contrast": contrast,
         "maps": tuple(name for name in maps if name != "plain"),
         "carries": shown_in,

@@ -162,3 +162,18 @@ def test_heads_of_one_persons_label_maps_are_one_person_and_all_have_their_maps(
         person_of(path.relative_to(root)) for path in rendered
     ]
     assert {scan.person for scan in found.scans} == {"sub-a", "sub-b"}
+
+
+def test_held_out_heads_are_none_that_a_seed_draws_otherwise_whatever_the_voxels(tmp_path, monkeypatch):
+    """What was trained on generated heads has not seen those of a protocol, nor finer ones of their anatomy, which no checksum tells."""
+    keys = []
+    monkeypatch.setattr(
+        "jaxsr.data.subjects.render",
+        lambda key, shape, mm, contrast, maps: keys.append(jax.random.key_data(key).tolist()) or noise(key, shape, maps),
+    )
+    for held_out in (False, True):
+        for voxel_size in (MM, 2 * MM):
+            for seed in (0, 1):
+                generate(tmp_path / f"{held_out}-{voxel_size}-{seed}", 2, voxel_size=voxel_size, seed=seed, held_out=held_out)
+    trained, held = ({tuple(key) for key in part} for part in (keys[:8], keys[8:]))
+    assert (len(trained), len(held), trained & held) == (4, 4, set())

@@ -16,11 +16,10 @@ import numpy as np
 
 from jaxsr.bench.count import quantity
 from jaxsr.bench.measure import circumstances, compiled
-from jaxsr.config import ConfigError
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import MAP_CHANNELS, Condition, Request
 from jaxsr.methods.precision import held_to_train, held_to_upscale
-from jaxsr.precompute.teacher_cache import distill_slices, maps_seen
+from jaxsr.precompute.teacher_cache import check_teacher, distill_slices, maps_seen
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
 from jaxsr.train.build import abstract_batch, build_method, variables_to_upscale
 from jaxsr.train.state import abstract_state, abstract_variables, frozen_shardings, make_optimizer, state_shardings
@@ -73,10 +72,9 @@ def compile_distill(experiment: Experiment, batch_size: int, size: int, steps: i
     """The same of a batch in `distill`, of which the teacher, that `experiment` describes, makes what a student learns from.
 
     Raises:
-      ConfigError: for a method that does not sample.
+      ConfigError: for a method that is no teacher, or cannot sample in so many steps.
     """
-    if not hasattr(build_method(experiment), "sampler"):
-        raise ConfigError(f"method.kind={experiment.method.kind} does not sample: name a teacher's config, or an sr3's")
+    check_teacher(build_method(experiment), f"method.kind={experiment.method.kind}", steps)
 
     def distill(method: Any, variables: Any, maps: dict[str, Any], keys: Any) -> Any:
         return distill_slices(method.sampler(variables, Condition(**maps)), keys, Request(steps, method.default_request.eta))

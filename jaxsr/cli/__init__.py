@@ -62,7 +62,9 @@ weights_app.command("verify")(weights.weights_verify)
 CITATION = """\
 jaxsr {version}, software, 2026.
 Wang et al. Distillation-Driven Diffusion Model for Multi-Scale MRI Super-Resolution: Make 1.5T MRI Great Again. 2025.
-Saharia et al. Image Super-Resolution via Iterative Refinement. IEEE TPAMI, 2023."""
+Saharia et al. Image Super-Resolution via Iterative Refinement. IEEE TPAMI, 2023.
+Song et al. Consistency Models. ICML, 2023 (method consistency).
+Song and Dhariwal. Improved Techniques for Training Consistency Models. ICLR, 2024 (method consistency)."""
 
 
 @app.callback(invoke_without_command=True)

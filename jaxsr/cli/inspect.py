@@ -254,7 +254,7 @@ def bench_compile(
         int | None, bare("--upscale", min=1, help="A batch of so many slices in upscale, in place of the training step.")
     ] = None,
     distill: Annotated[int | None, bare("--distill", min=1, help="The same of a teacher in distill.")] = None,
-    steps: Annotated[int, typer.Option(min=2, help="With --distill: sampling steps.")] = 200,
+    steps: Annotated[int | None, bare(min=2, help="With --distill: sampling steps. [default: 200]")] = None,
     size: Annotated[int | None, bare(help="Side of those slices in pixels. [default: data.crop]")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -271,6 +271,8 @@ def bench_compile(
     """
     if upscale is not None and distill is not None:
         raise typer.BadParameter("and --upscale are two programs: ask for one of them", param_hint="--distill")
+    if steps is not None and distill is None:
+        raise typer.BadParameter("is for --distill: ask for that, or leave it out", param_hint="--steps")
     # What the program does is planned before machine code is made of it, and that is never run: so it need not be fast.
     flags = ["--xla_backend_optimization_level=0", *([f"--xla_force_host_platform_device_count={devices}"] if devices else [])]
     if devices or device == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
@@ -285,7 +287,7 @@ def bench_compile(
     experiment = load_experiment(config, [*(overrides or []), *sizes])
     side = size or experiment.data.crop
     if distill is not None:
-        result = bench.compile_distill(experiment, distill, side, steps)
+        result = bench.compile_distill(experiment, distill, side, steps or 200)
     elif upscale is not None:
         result = bench.compile_upscale(experiment, upscale, side)
     else:

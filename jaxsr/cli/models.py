@@ -102,12 +102,14 @@ def export(
     if output.exists() and not overwrite:
         raise Exit(2, f"{output} is there already: choose another OUTPUT, or --overwrite")
     select_device("cpu")
-    from jaxsr.upscale.export import export_model
+    from jaxsr.upscale.export import check_name, export_model
     from jaxsr.upscale.model import load_model
+    from jaxsr.weights.file import read_about
 
+    check_name(output)
     terminal = open_console()
     model = load_model(run_dir, note=terminal.print)
-    export_model(model, output, dtype)  # type: ignore[arg-type]
+    export_model(model, output, dtype, read_about(run_dir) if run_dir.is_file() else {})  # type: ignore[arg-type]
     terminal.print(f"wrote {output} (step {model.step}, {output.stat().st_size / 1e6:.1f} MB)")
 
 

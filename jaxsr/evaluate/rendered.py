@@ -37,7 +37,7 @@ def planned_heads(protocol: Protocol, out: Path) -> Heads:
 
 
 def render_heads(protocol: Protocol, out: Path, advance: Callable[[int, str], None]) -> None:
-    """Renders those that are not there, made in this way by this state of the source.
+    """Renders those that are not there, made in this way by this state of the source; `jaxsr generate` writes none of them, with any seed.
 
     Raises:
       VolumeError: where the folder holds something else. FileError: where they cannot be written.
@@ -47,7 +47,7 @@ def render_heads(protocol: Protocol, out: Path, advance: Callable[[int, str], No
     assert protocol.heads
     count, voxel_size, contrast, carries = (getattr(protocol.heads, key) for key in ("count", "voxel_size", "contrast", "carries"))
     maps = ("plain", *carries) if carries else ()
-    how = {"voxel_size": voxel_size, "contrast": contrast, "maps": maps, "carries": carries, "seed": protocol.seed}
+    how = {"voxel_size": voxel_size, "contrast": contrast, "maps": maps, "carries": carries, "seed": protocol.seed, "held_out": True}
     generate(out / FOLDER, count, **how, source_sha256=source_sha256(), advance=advance)
 
 

@@ -4,9 +4,12 @@
     x_s = signal_s x̂_0^φ + sigma_s ε̂^φ                                      one DDIM step of the student φ from t to s, times of a grid
     loss = mean ( f_θ(x_t, t) − sg f_θ(x_s, s) )²  + λ · Eq. 9              sg: no gradient
 
-φ is frozen; θ starts as φ, on the slices that φ learnt from. What f says anywhere on one of φ's paths is then where that path ends, so one
+φ is frozen; θ starts as φ, on a set such as φ learnt from. What f says anywhere on one of φ's paths is then where that path ends, so one
 evaluation a stage draws what φ draws in many steps. The target is θ itself, without an average [Song & Dhariwal 2023, §3.2]: with one, in
 as few steps as are taken here, nothing would be propagated along the path.
+
+More than one step is another thing than DDIM, since f is no mean: from the image that one ends with, noise anew, and on [Song et al. 2023,
+Alg. 1], at every so many-th time of the grid.
 """
 
 from pathlib import Path
@@ -20,10 +23,10 @@ from pydantic import Field, model_validator
 
 from jaxsr.config import Strict
 from jaxsr.diffusion.process import add_noise, eps_from_x0, to_x0
-from jaxsr.diffusion.sampling import sampling_times
+from jaxsr.diffusion.sampling import Samples, draw_noise, sampling_times
 from jaxsr.diffusion.schedule import Level, level_at
 from jaxsr.losses import squared_errors
-from jaxsr.methods.base import Batch, LossOutput, Variables
+from jaxsr.methods.base import Batch, LossOutput, Request, Variables
 from jaxsr.methods.student import StagedConfig, Student, Task, purposes
 
 
@@ -38,6 +41,7 @@ class ConsistencyConfig(StagedConfig):
 
     Attributes:
       grid: times at which φ's paths are looked at, as many as the DDIM steps that are distilled into one.
+      sampling_steps: at most `grid`. eta means nothing: all noise is drawn anew.
     """
 
     kind: Literal["consistency"] = "consistency"
@@ -45,6 +49,7 @@ class ConsistencyConfig(StagedConfig):
     grid: int = Field(20, ge=2)
     prediction: Literal["eps", "x0", "v"] = "v"
     curriculum: Literal["progressive", "uniform"] = "uniform"
+    rollout_steps: int = Field(1, ge=1)
     lambda_distill: float = Field(0.0, ge=0)
     sampling_steps: int = 1
 
@@ -57,6 +62,11 @@ class ConsistencyConfig(StagedConfig):
             )
         if self.grid > self.schedule.steps:
             raise ValueError(f"grid must be at most {self.schedule.steps} (the schedule's steps), got {self.grid}")
+        for name in ("sampling_steps", "rollout_steps"):
+            if getattr(self, name) > self.grid:
+                raise ValueError(f"{name} must be at most {self.grid} (grid: no other times are learnt), got {getattr(self, name)}")
+        if self.eta:
+            raise ValueError(f"eta must be 0, got {self.eta:g}: between steps all noise is drawn anew")
         return self
 
     def build(self, dtype: jnp.dtype = jnp.float32) -> "Consistency":
@@ -71,6 +81,7 @@ class Consistency(Student):
     def __init__(self, config: ConsistencyConfig, dtype: jnp.dtype = jnp.float32):
         super().__init__(config, dtype)
         self.times = np.append(sampling_times(config.schedule.steps, config.grid, "trailing"), 0)  # falling, `[grid + 1]`
+        self.most_steps = config.grid
 
     def frozen(self, batch: Batch | None = None) -> dict[str, Any]:
         """φ, which only the loss needs."""
@@ -86,21 +97,36 @@ class Consistency(Student):
         level, after = (level_at(self.schedule, jnp.asarray(self.times)[at]) for at in (i, i + 1))
         x_t = add_noise(task.x0, task.noise, level)
         x_s = self.follow(variables["frozen"]["student"], task, x_t, level, after)
-        x0 = self.end(variables["params"], task, x_t, level)
-        answer = jax.lax.stop_gradient(self.end(variables["params"], task, x_s, after))
+        x0 = self.end(variables["params"], task.condition, task.stage, x_t, level)
+        answer = jax.lax.stop_gradient(self.end(variables["params"], task.condition, task.stage, x_s, after))
         consistency = squared_errors(x0, answer)
         distillation = self.distillation(batch, task, x0, level)
         loss = consistency.mean() + self.config.lambda_distill * distillation.mean()
         return LossOutput(loss, {"consistency": consistency.mean(), "distillation": distillation.mean()}, variables["stats"])
 
-    def end(self, params: Any, task: Task, x_t: Array, level: Level) -> Array:
+    def end(self, params: Any, condition: Array, stage: Array, x_t: Array, level: Level) -> Array:
         """f(x_t, t), `[B, H, W, 1]`."""
-        output = self.denoise(params, task.condition, task.stage, x_t, level)
+        output = self.denoise(params, condition, stage, x_t, level)
         return to_x0(self.config.prediction, output.astype(jnp.float32), x_t, level)
 
     def follow(self, params: Any, task: Task, x_t: Array, level: Level, after: Level) -> Array:
         """x_s, one DDIM step from `x_t` at `level` to the level `after`, x̂_0 kept in range as in sampling."""
-        x0 = self.end(params, task, x_t, level)
+        x0 = self.end(params, task.condition, task.stage, x_t, level)
         if bounds := self.pixels.bounds(task.condition):
             x0 = bounds(x0)
         return add_noise(x0, eps_from_x0(x0, x_t, level), after)
+
+    def draw(self, variables: Variables, condition: Array, stage: Array, keys: Array, request: Request) -> tuple[Samples, Array]:
+        bounds = self.pixels.bounds(condition) or (lambda x0: x0)
+        times = jnp.asarray(self.times[np.arange(request.steps) * self.config.grid // request.steps])
+
+        def step(x0: Array, i: Array) -> tuple[Array, Array]:
+            level = level_at(self.schedule, jnp.broadcast_to(times[i], keys.shape))
+            noise = draw_noise(keys, i, condition.shape[1:])
+            x_t = jnp.where(i == 0, noise, add_noise(x0, noise, level))
+            free = self.end(variables["params"], condition, stage, x_t, level)
+            x0 = bounds(free)
+            return x0, jnp.mean(x0 != free, axis=(1, 2, 3), dtype=jnp.float32)
+
+        x0, clipped = jax.lax.scan(step, jnp.zeros(condition.shape, jnp.float32), jnp.arange(request.steps))
+        return Samples(x0, clipped.mean(0)), self.pixels.image(x0, condition)

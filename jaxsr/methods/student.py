@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 
 from jaxsr.config import Strict
 from jaxsr.diffusion.process import Prediction, add_noise, target, to_x0, x0_loss_weight
-from jaxsr.diffusion.sampling import draw_noise
+from jaxsr.diffusion.sampling import Samples, draw_noise
 from jaxsr.diffusion.schedule import Level, continuous_level
 from jaxsr.losses import squared_errors
 from jaxsr.methods.base import (
@@ -37,7 +37,6 @@ from jaxsr.methods.base import (
     Part,
     Precomputed,
     Request,
-    Sampler,
     ScheduleConfig,
     UpscaleOutput,
     Variables,
@@ -237,7 +236,7 @@ class Student:
 
         def run(image: Array, stage: Array) -> tuple[Array, tuple[Array, Array | None]]:
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, stage)
-            samples, image = self._sampler(variables, image, jnp.broadcast_to(stage, keys.shape)).draw(own, request)
+            samples, image = self.draw(variables, image, jnp.broadcast_to(stage, keys.shape), own, request)
             return image, (samples.clipped, image if keep else None)
 
         image, (clipped, images) = jax.lax.scan(run, condition.low, jnp.arange(stages.start, stages.stop))
@@ -266,11 +265,12 @@ class Student:
         fixed = jax.lax.stop_gradient(variables)
         condition = self.stages.condition(batch.output, batch.low, stage)
         request = Request(self.config.rollout_steps, self.config.eta)
-        return jax.lax.stop_gradient(self._sampler(fixed, condition, stage).draw(keys, request)[1])
+        return jax.lax.stop_gradient(self.draw(fixed, condition, stage, keys, request)[1])
 
-    def _sampler(self, variables: Variables, condition: Array, stage: Array) -> Sampler:
+    def draw(self, variables: Variables, condition: Array, stage: Array, keys: Array, request: Request) -> tuple[Samples, Array]:
+        """One stage, int `[B]`: what is diffused, and the image."""
         denoise = functools.partial(self.denoise, variables["params"], condition, stage)
-        return self.pixels.sampler(self.schedule, self.config.prediction, denoise, condition)
+        return self.pixels.sampler(self.schedule, self.config.prediction, denoise, condition).draw(keys, request)
 
     def denoise(self, params: Any, condition: Array, stage: Array, x_t: Array, level: Level) -> Array:
         """What the network says of `x_t` at `stage`, int `[B]`."""

@@ -28,7 +28,7 @@ from jaxsr.data.pairs import made_of
 from jaxsr.data.records import Distillation
 from jaxsr.diffusion.sampling import Observer
 from jaxsr.files import shown
-from jaxsr.methods.base import MAP_CHANNELS, Condition, Request, Sampler
+from jaxsr.methods.base import MAP_CHANNELS, Condition, Method, Request, Sampler
 from jaxsr.precompute.plan import MakerSettings, Plan, make_plan, source_set
 from jaxsr.upscale.model import Model
 
@@ -40,7 +40,7 @@ class DistillSettings(MakerSettings):
     steps, eta: S and η of its sampling.
     every: m.
     guided: maps of the target's scanner that it is shown.
-    flat: of those, the ones that it is told are flat, whatever the set has.
+    flat: further ones, which it is told are flat, whatever the set has.
     """
 
     teacher: str
@@ -106,6 +106,15 @@ class TeacherMaker:
         return {"distillation": Distillation(source=source, **about)}
 
 
+def check_teacher(method: Method, name: str, steps: int) -> None:
+    """Raises ConfigError where the method called `name` cannot teach a student by sampling in `steps`."""
+    if not hasattr(method, "sampler"):
+        why = "goes to its image in stages" if hasattr(method, "pixel") else "does not sample"
+        raise ConfigError(f"{name} {why}, and a student learns from images on the way of one sampling: name a teacher or an sr3")
+    if not 2 <= steps <= method.most_steps:
+        raise ConfigError(f"{name} cannot sample in {steps} steps: choose --steps in 2…{method.most_steps}, those of its schedule")
+
+
 def plan_distillation(
     source: Path,
     out: Path,
@@ -127,13 +136,13 @@ def plan_distillation(
 
     Raises:
       VolumeError: where `source` is no prepared set.
-      ConfigError: as `make_plan`; where the model does not sample, is not guided by what `flat` names, or the set has other voxels than it
+      ConfigError: as `make_plan`, `check_teacher`; where the model is not guided by what `flat` names, or the set has other voxels than it
         was trained on.
     """
     records, prepared = source_set(source)
     method, trained = model.method, model.experiment.data.voxel_size
-    if not hasattr(method, "sampler") or method.most_steps < 2:
-        raise ConfigError(f"{model.name} is of kind {model.experiment.method.kind}, which does not sample: name a teacher or an sr3")
+    steps = steps or min(200, method.most_steps)
+    check_teacher(method, f"{model.name}, of kind {model.experiment.method.kind},", steps)
     if abs(records.manifest.voxel_size / trained - 1) > 0.01:
         raise ConfigError(
             f"{shown(records.folder)} has voxels of {records.manifest.voxel_size:g} mm, and {model.name} was trained on {trained:g} mm: "
@@ -154,7 +163,7 @@ def plan_distillation(
         "augment": AugmentConfig(flip=False),
         "teacher": model.sha256,
         "frozen": tuple(sorted(model.frozen.items())),
-        "steps": steps or min(200, method.most_steps),
+        "steps": steps,
         "eta": method.default_request.eta if eta is None else eta,
         "guided": guided,
         "flat": told_flat,

@@ -53,8 +53,11 @@ def is_all_of(method: MethodConfig, name: str) -> bool:
 
 def check_process(source: object, found: MethodConfig, wanted: MethodConfig) -> None:
     """Raises ConfigError where a student in `source` goes another way, from noise to images or through resolutions, than `wanted`."""
-    keys = ("stages", "schedule", "prediction", "stage_conditioning", "residual_std")
+    keys = ("stages", "schedule", "prediction", "stage_conditioning", "residual_std", "bound")
     theirs, ours = to_dict(found), to_dict(wanted)
+    for settings in (theirs, ours):
+        if settings["stages"]["blur"] == "matched":
+            del settings["stages"]["k"]  # which is of the other
     if wrong := [f"method.{key}: {theirs[key]} → {ours[key]}" for key in keys if theirs[key] != ours[key]]:
         listed = "\n  ".join(wrong)
         raise ConfigError(f"{source} was trained in another way: set here what it has (its → yours)\n  {listed}")

@@ -11,7 +11,7 @@ from jaxsr.upscale.model import Model, ModelError
 from jaxsr.upscale.plan import NothingToDo, map_of, plane_request
 from jaxsr.volume.geometry import Grid, resample
 from jaxsr.volume.intensity import fit_window
-from jaxsr.volume.io import Volume
+from jaxsr.volume.io import Volume, VolumeError
 from jaxsr.volume.slices import AXES
 
 AXIAL = AXES["axial"]
@@ -32,10 +32,17 @@ def stage_path(model: Model, low: Volume, grid: Grid, slices: list[int], seed: i
 
     Raises:
       ModelError: for a model that has no stages; NothingToDo: where none lies on the way.
+      VolumeError: where the grid has other pixels than the model works on, or no such slice.
     """
     method = model.method
     if not hasattr(method, "path"):
         raise ModelError(f"{model.name} is of kind {model.experiment.method.kind}, which has no stages: name a student")
+    pixel = model.experiment.method.pixel  # type: ignore[union-attr]
+    if any(abs(mm / pixel - 1) > 0.01 for mm in grid.voxel_size[:2]):
+        pixels = " × ".join(f"{mm:.3g}" for mm in grid.voxel_size[:2])
+        raise VolumeError(f"{model.name} works on pixels of {pixel:g} mm, got a grid of {pixels} mm: resample to what it works on")
+    if outside := [z for z in slices if not 0 <= z < grid.shape[2]]:
+        raise VolumeError(f"there is no slice {outside[0]}: the grid has 0…{grid.shape[2] - 1}")
     window = fit_window(low.data)
     image = window.forward(resample(low.data, low.grid, grid, model.experiment.data.interpolation))
     request = plane_request(method, method.default_request, low.voxel_size, grid.voxel_size, AXIAL)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -59,6 +60,12 @@ def read_arrays(path: Path, wanted: Any, half: bool = False) -> Any:
         listed = "\n  ".join(sorted(wrong)[:10])
         raise WeightsError(f"{shown(path)} does not fit its own configuration, in {len(wrong)} places: export it again\n  {listed}")
     return jax.tree.unflatten(jax.tree.structure(wanted), [found[name] for name in names])
+
+
+def read_stored(path: Path) -> dict[str, Any]:
+    """All arrays of a file that `write_arrays` wrote, as nested dictionaries, in the dtypes of the file. Raises WeightsError."""
+    with opened(path) as file:
+        return unflatten_dict({name: file.get_tensor(name) for name in file.keys()}, sep="/")  # type: ignore[no-any-return]  # noqa: SIM118
 
 
 def digest(tree: object) -> str:

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import jaxsr
 from jaxsr.files import FileError, shown
-from jaxsr.weights.file import SUFFIX, WeightsError, digest, opened, read_about, read_arrays, write_arrays
+from jaxsr.weights.file import SUFFIX, WeightsError, digest, opened, read_about, read_arrays, read_stored, write_arrays
 from jaxsr.weights.foreign import open_foreign, sums_of
 from jaxsr.weights.kinds import KINDS, Converted
 
@@ -99,7 +99,7 @@ def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
         _check_finite(tensors, path)
         if path.suffix == SUFFIX:
             about = read_about(path)
-        if {"sha256", "format"} <= about.keys() and digest(unflatten_dict(dict(tensors), sep="/")) != about["sha256"]:
+        if {"sha256", "format"} <= about.keys() and digest(read_stored(path)) != about["sha256"]:
             raise WeightsError(f"{shown(path)} is not what was written: the SHA-256 of its arrays differs: copy or make it again")
         if about.get("kind") in KINDS:
             _, wanted = _expected(path, about)

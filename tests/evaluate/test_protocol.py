@@ -26,7 +26,7 @@ from jaxsr.volume.io import Volume, read_volume, write_volume
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted((CONFIGS / "protocols").glob("*.yaml"))
-ABLATIONS = sorted((CONFIGS / "ablations").glob("guidance*.yaml"))
+ABLATIONS = sorted((CONFIGS / "ablations").glob("*.yaml"))
 TEXT = """\
 name: small
 acquisition: {voxel_size: [2.0, 2.0, 2.0], snr: [20.0, 40.0]}

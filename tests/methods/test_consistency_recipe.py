@@ -1,5 +1,7 @@
 """Laws of the one-step student [Song et al. 2023, Alg. 2]. Where the way from noise to images is known, so is where each path ends."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -62,7 +64,7 @@ def test_the_end_of_a_path_is_x_itself_where_there_is_no_noise():
     variables, data = variables_of(method), batch()
     task = task_of(method, variables, data)
     level = level_at(method.schedule, jnp.zeros(SLICES, int))
-    np.testing.assert_array_equal(method.end(variables["params"], task, task.noise, level), task.noise)
+    np.testing.assert_array_equal(method.end(variables["params"], task.condition, task.stage, task.noise, level), task.noise)
 
 
 def test_following_a_student_along_the_grid_is_sampling_with_it():
@@ -75,8 +77,9 @@ def test_following_a_student_along_the_grid_is_sampling_with_it():
     noise = iter([task.noise])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxsr.diffusion.sampling.draw_noise", lambda *_: next(noise))
-        sampler = method._sampler({"params": student}, task.condition, task.stage)
-        drawn = sample(method.schedule, sampler.denoise, keys_of(), (SIDE, SIDE, 1), steps=4, prediction="v", bounds=sampler.bounds)
+        denoise = functools.partial(method.denoise, student, task.condition, task.stage)
+        bounds = method.pixels.bounds(task.condition)
+        drawn = sample(method.schedule, denoise, keys_of(), (SIDE, SIDE, 1), steps=4, prediction="v", bounds=bounds)
     assert float(drawn.clipped.mean()) > 0.05
     np.testing.assert_allclose(x, drawn.x0, atol=1e-5)
 
@@ -85,19 +88,33 @@ def test_the_function_that_ends_every_path_has_no_loss_and_another_has():
     """Of standard normal images a DDIM step from t to s multiplies x by cos(φ_t − φ_s), where signal = cos φ: paths end at the product. The
     mean of all images, which one step of the student says, is not where its path ends."""
     method = recipe(bound=None)
-    angles = np.arccos(np.asarray(level_at(method.schedule, jnp.asarray(method.times)).signal, np.float64))
-    ends = np.append(np.cumprod(np.cos(angles[:-1] - angles[1:])[::-1])[::-1], 1.0)  # by time of the grid
-
-    def ending(signal):
-        at = jnp.argmin(jnp.abs(jnp.arccos(signal)[..., None] - angles), -1)
-        return jnp.asarray(ends, jnp.float32)[at]
-
-    gaussian(method, {"student": lambda signal: signal, "right": ending, "mean": lambda signal: signal})
+    gaussian(method, {"student": lambda signal: signal, "right": normal_ends(method), "mean": lambda signal: signal})
     found = {}
     for name in ("right", "mean"):
         variables = {"params": name, "stats": {}, "frozen": {"student": "student"}}
         found[name] = float(method.loss(variables, batch(), keys_of(), PROGRESS).loss)
     assert found["right"] < 1e-8 < 1e-4 < found["mean"]
+
+
+def normal_ends(method):
+    """f of standard normal images, by the signal of a time of the grid."""
+    angles = np.arccos(np.asarray(level_at(method.schedule, jnp.asarray(method.times)).signal, np.float64))
+    ends = np.append(np.cumprod(np.cos(angles[:-1] - angles[1:])[::-1])[::-1], 1.0)
+
+    def ending(signal):
+        return jnp.asarray(ends, jnp.float32)[jnp.argmin(jnp.abs(jnp.arccos(signal)[..., None] - angles), -1)]
+
+    return ending
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_in_any_number_of_steps_standard_normal_images_have_unit_variance(steps):
+    """Their paths do not change x, so f is the identity. Alg. 1 with it gives samples; DDIM, which takes f for a mean, up to 4."""
+    method = recipe(bound=None, grid=20)
+    gaussian(method, {"exact": jnp.ones_like})
+    keys, low = jax.random.split(jax.random.key(0), 8), jnp.zeros((8, 64, 64, 1))
+    x0 = method.draw({"params": "exact"}, low, jnp.ones(8, int), keys, Request(steps))[0].x0
+    np.testing.assert_allclose(x0.std(), 1.0, atol=0.02)
 
 
 def test_the_gradient_is_that_of_the_distance_to_a_fixed_answer():
@@ -116,8 +133,12 @@ def test_the_gradient_is_that_of_the_distance_to_a_fixed_answer():
     i = jax.vmap(lambda key: jax.random.randint(key, (), 0, 4))(draw["time"])
     level, after = (level_at(method.schedule, jnp.asarray(method.times)[at]) for at in (i, i + 1))
     x_t = add_noise(task.x0, task.noise, level)
-    answer = method.end(variables["params"], task, method.follow(variables["frozen"]["student"], task, x_t, level, after), after)
-    direct = jax.jit(jax.grad(lambda params: ((method.end(params, task, x_t, level) - answer) ** 2).mean()))(variables["params"])
+    answer = method.end(
+        variables["params"], task.condition, task.stage, method.follow(variables["frozen"]["student"], task, x_t, level, after), after
+    )
+    direct = jax.jit(jax.grad(lambda params: ((method.end(params, task.condition, task.stage, x_t, level) - answer) ** 2).mean()))(
+        variables["params"]
+    )
     for one, other in zip(jax.tree.leaves(by_params), jax.tree.leaves(direct), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
@@ -128,8 +149,10 @@ def test_at_the_last_time_of_the_grid_the_answer_is_what_the_student_says():
     task = task_of(method, variables, data)
     last, none = (level_at(method.schedule, jnp.full(SLICES, at)) for at in method.times[-2:])
     x_t = add_noise(task.x0, task.noise, last)
-    answer = method.end(variables["params"], task, method.follow(variables["frozen"]["student"], task, x_t, last, none), none)
-    x0 = method.end(variables["frozen"]["student"], task, x_t, last)
+    answer = method.end(
+        variables["params"], task.condition, task.stage, method.follow(variables["frozen"]["student"], task, x_t, last, none), none
+    )
+    x0 = method.end(variables["frozen"]["student"], task.condition, task.stage, x_t, last)
     np.testing.assert_allclose(answer, method.pixels.bounds(task.condition)(x0), atol=1e-6)
 
 
@@ -168,6 +191,9 @@ def test_only_its_training_needs_the_student():
     ({"prediction": "x0"}, "prediction must be 'v', got 'x0'"),
     ({"grid": 101}, "grid must be at most 100"),
     ({"grid": 1}, "grid"),
+    ({"sampling_steps": 5}, "sampling_steps must be at most 4"),
+    ({"rollout_steps": 5}, "rollout_steps must be at most 4"),
+    ({"eta": 0.5}, "eta must be 0, got 0.5"),
 ])  # fmt: skip
 def test_what_has_no_boundary_or_no_such_times_is_refused(settings, said):
     with pytest.raises(ValueError, match=said):

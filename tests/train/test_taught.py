@@ -63,12 +63,13 @@ def student(cache, tmp_path_factory):
     return run
 
 
-def test_it_starts_as_the_student(cache, student, tmp_path, monkeypatch):
+def test_it_starts_as_the_student(cache, student, tmp_path):
     """And a rate of zero leaves it that."""
     plan = one_step(cache, student)
     still = plan.model_copy(update={"optimizer": plan.optimizer.model_copy(update={"learning_rate": 1e-30})})
     state = train(still, tmp_path / "run")
-    jax.tree.map(np.testing.assert_allclose, state.params, load_model(student).variables["params"])
+    for tree in (state.params, state.ema):
+        jax.tree.map(np.testing.assert_allclose, tree, load_model(student).variables["params"])
 
 
 def test_stopped_and_resumed_it_is_what_it_would_have_been(cache, student, tmp_path):

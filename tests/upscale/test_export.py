@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsr.bench.synthetic import synthetic_variables
 from jaxsr.cli import app
 from jaxsr.cli.status import run
 from jaxsr.config import from_dict
 from jaxsr.experiment import Experiment
 from jaxsr.files import FileError
+from jaxsr.methods.base import Batch, Condition, Request
+from jaxsr.methods.precision import held_to_upscale
 from jaxsr.train.build import build_method
 from jaxsr.train.state import init_state, make_optimizer
 from jaxsr.upscale.export import export_model
@@ -102,39 +105,76 @@ def test_in_half_precision_what_multiplies_has_half_the_bytes_and_is_loaded_as_i
     assert loaded.sha256 != load_model(file).sha256  # other weights: a set that one made is not the other's
 
 
-def test_in_bfloat16_the_stored_weights_are_those_that_the_model_computes_with(model, tmp_path):
-    """What is rounded in the file would be rounded in use: at that precision outputs differ by no more than two roundings."""
-    from jaxsr.methods.base import Condition, Request
-    from jaxsr.methods.precision import held_to_upscale
+def test_in_bfloat16_what_a_file_in_bfloat16_gives_is_what_the_run_gives(tmp_path):
+    """Weights that layers round are rounded once, here or there; those of a weight in a hundred more are another image."""
+    experiment = from_dict({"method": {"kind": "sr3", "network": NETWORK, "prediction": "v", "bound": None}, "data": DATA}, Experiment)
+    method, image = build_method(experiment), jnp.zeros((1, 8, 8, 1))
+    drawn = {**synthetic_variables(method, Batch(image, image), 0), "frozen": {}}
+    low, keys = jnp.linspace(-1, 1, 64).reshape(1, 8, 8, 1), jax.random.split(jax.random.key(0), 1)
 
-    images = []
-    for dtype in ("float32", "bfloat16"):
-        export_model(model, tmp_path / f"{dtype}.safetensors", dtype)
-        loaded = load_model(tmp_path / f"{dtype}.safetensors", precision="bf16")
-        variables = held_to_upscale(loaded.method, loaded.variables, "bf16")
-        low, keys = jnp.linspace(-1, 1, 64).reshape(1, 8, 8, 1), jax.random.split(jax.random.key(0), 1)
-        images.append(loaded.method.upscale(variables, Condition(low), keys, Request(2)).image)
-    np.testing.assert_allclose(images[0], images[1], atol=1e-2)
+    def image_of(scale, dtype):
+        variables = {**drawn, "params": jax.tree.map(lambda leaf: leaf * scale, drawn["params"])}
+        path = tmp_path / f"{scale}-{dtype}.safetensors"
+        export_model(Model("run", 5, experiment, method, variables, ""), path, dtype)
+        loaded = load_model(path, precision="bf16")
+        held = held_to_upscale(loaded.method, loaded.variables, "bf16")
+        return np.asarray(loaded.method.upscale(held, Condition(low), keys, Request(2)).image, np.float32)
+
+    same = np.abs(image_of(1.0, "float32") - image_of(1.0, "bfloat16")).max()
+    assert same < 0.1 * np.abs(image_of(1.0, "float32") - image_of(1.05, "float32")).max()
 
 
 def test_a_weight_beyond_half_precision_is_refused_with_the_dtype_that_holds_it(model, tmp_path):
     large = model._replace(variables=jax.tree.map(lambda leaf: leaf + 1e5, model.variables))
-    with pytest.raises(FileError, match=r"more than float16 holds: choose --dtype bfloat16"):
+    with pytest.raises(FileError, match=r"more than float16 holds: choose --dtype bfloat16, or float32"):
         export_model(large, tmp_path / "m.safetensors", "float16")
+    huge, lost = (model._replace(variables=jax.tree.map(lambda leaf: leaf + x, model.variables)) for x in (3.4e38, np.nan))  # noqa: B023
+    with pytest.raises(FileError, match=r"more than bfloat16 holds: choose --dtype float32"):
+        export_model(huge, tmp_path / "m.safetensors", "bfloat16")
+    with pytest.raises(FileError, match=r"NaN or infinite: export an earlier checkpoint"):
+        export_model(lost, tmp_path / "m.safetensors", "bfloat16")
     assert not (tmp_path / "m.safetensors").exists()
     export_model(large, tmp_path / "m.safetensors", "bfloat16")
 
 
-def test_the_card_in_the_file_says_what_it_is_and_where_nothing_lay(model, file, capsys):
-    app(["weights", "verify", str(file)], standalone_mode=False)
-    said = " ".join(capsys.readouterr().out.split())
+def card(path, capsys):
+    capsys.readouterr()
+    app(["weights", "verify", str(path)], standalone_mode=False)
+    said = capsys.readouterr().out
+    return said[said.index("# ") :]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_card_in_the_file_says_what_it_is_and_where_nothing_lay(model, tmp_path, capsys, dtype):
+    """And the command that prints it finds the file whole."""
+    export_model(model, tmp_path / "m.safetensors", dtype)
+    said = " ".join(card(tmp_path / "m.safetensors", capsys).split())
     count = sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
-    for words in ("Research use only", "synthetic", f"trained {count:,}", "trained for 5 steps", "a folder of volumes", "sr3", "2 mm"):
+    loaded = load_model(tmp_path / "m.safetensors").sha256
+    for words in (
+        "Research use only",
+        "synthetic",
+        f"trained {count:,}; stored as {dtype}",
+        "trained for 5 steps",
+        "a folder of volumes",
+        loaded,
+    ):
         assert words in said
     assert "somewhere" not in said
 
 
-def test_a_file_is_written_again_in_half_precision(file, tmp_path):
-    app(["export", str(file), str(tmp_path / "half.safetensors"), "--dtype", "bfloat16"], standalone_mode=False)
-    assert read_about(tmp_path / "half.safetensors")["dtype"] == "bfloat16"
-    assert load_model(tmp_path / "half.safetensors").step == 5
+def test_a_file_written_again_says_the_same_but_for_how_it_is_stored(file, tmp_path, capsys):
+    half, whole = tmp_path / "half.safetensors", tmp_path / "whole.safetensors"
+    app(["export", str(file), str(half), "--dtype", "bfloat16"], standalone_mode=False)
+    app(["export", str(half), str(whole)], standalone_mode=False)
+    assert [read_about(path)["dtype"] for path in (file, half, whole)] == ["float32", "bfloat16", "float32"]
+    assert load_model(half).sha256 == load_model(whole).sha256 != load_model(file).sha256
+    cards = [card(path, capsys).splitlines() for path in (file, half, whole)]
+    changed = {a.split(":")[0] for a, b in zip(cards[0], cards[1], strict=True) if a != b}
+    assert changed == {"- parameters", "- SHA-256 of the trained weights, which outputs' sidecars give"}
+    assert "stored as float32, rounded to bfloat16 before" in "\n".join(cards[2])
+
+
+def test_a_name_of_another_kind_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(FileError, match=r"name it .*m\.safetensors"):
+        app(["export", str(tmp_path / "nowhere"), str(tmp_path / "m.npz")], standalone_mode=False)

@@ -12,6 +12,7 @@ from jaxsr.upscale.files import make_engine
 from jaxsr.upscale.model import Model, ModelError
 from jaxsr.upscale.stages import stage_path
 from jaxsr.volume.geometry import resample, target_grid
+from jaxsr.volume.io import Volume, VolumeError
 from jaxsr.weights.file import digest
 
 NETWORK = {"width": 8, "multipliers": [1], "blocks": 1, "attention_at": [], "groups": 4, "middle_attention": False}
@@ -31,7 +32,7 @@ def model_of(method):
 def test_it_begins_with_the_scan_and_ends_with_what_upscale_gives(mm, stages):
     model = model_of({"kind": "student", "stages": STAGES, "sampling_steps": 2})
     low = synthetic_head((32, 32, 32), model.experiment)
-    low = low.__class__(low.data[:24, :24, :24], np.diag([mm, mm, mm, 1.0]))
+    low = Volume(low.data[:24, :24, :24], np.diag([mm, mm, mm, 1.0]))
     grid = target_grid(low.grid, 2.0)
     slices = [3, grid.shape[2] // 2]
     path = stage_path(model, low, grid, slices)
@@ -51,3 +52,15 @@ def test_a_model_without_stages_has_no_way():
     low = synthetic_head((32, 32, 32), model.experiment)
     with pytest.raises(ModelError, match="kind sr3, which has no stages: name a student"):
         stage_path(model, low, low.grid, [3])
+
+
+@pytest.mark.parametrize("mm, slices, said", [
+    (2.5, [3], r"works on pixels of 2 mm, got a grid of 2.5 × 2.5 mm"),
+    (2.0, [-1], r"no slice -1: the grid has 0…63"),
+    (2.0, [64], r"no slice 64"),
+])  # fmt: skip
+def test_other_pixels_and_slices_that_are_not_there_are_refused(mm, slices, said):
+    model = model_of({"kind": "student", "stages": STAGES})
+    low = Volume(synthetic_head((32, 32, 32), model.experiment).data, np.diag([4.0, 4.0, 4.0, 1.0]))
+    with pytest.raises(VolumeError, match=said):
+        stage_path(model, low, target_grid(low.grid, mm), slices)
