@@ -75,6 +75,7 @@ def distill(
     from jaxsr.precompute.teacher_cache import DistillSettings, maps_seen, plan_distillation
     from jaxsr.runtime.distributed import place
     from jaxsr.train.build import fitted
+    from jaxsr.train.loop import check_start
     from jaxsr.upscale.model import load_model
 
     terminal, here = open_console(quiet=as_json), place()
@@ -82,7 +83,11 @@ def distill(
     how: dict[str, Any] = {"every": every, "copies": copies, "augment": from_dict(varied, AugmentConfig), "dtype": dtype, "seed": seed}
     shown_to: dict[str, Any] = {"steps": steps, "eta": eta, "crop": crop, "flat": shows_none, "precision": model.experiment.precision}
     plan = plan_distillation(prepared, cache, model, **shown_to, **how)
-    fitted(experiment, plan.preview())  # what the student cannot learn from is not made first
+    run_dir = run_dir or Path("runs") / config.stem
+    if only_cache:
+        fitted(experiment, plan.preview())  # what the student cannot learn from is not made first
+    else:
+        check_start(experiment, plan.preview(), run_dir)
     what, settings = describe(plan), plan.settings
     assert isinstance(settings, DistillSettings)
     told = [*settings.guided, *(f"a flat {name}" for name in settings.flat)]
@@ -114,4 +119,4 @@ def distill(
     if only_cache or here.processes > 1:
         terminal.print(f"{shown(cache)} is complete: train with `jaxsr train {shown(config)} data.manifest={shown(cache)}`")
         return
-    train_run(experiment, run_dir or Path("runs") / config.stem)
+    train_run(experiment, run_dir)

@@ -142,7 +142,7 @@ def plan_distillation(
     records, prepared = source_set(source)
     method, trained = model.method, model.experiment.data.voxel_size
     steps = steps or min(200, method.most_steps)
-    check_teacher(method, f"{model.name}, of kind {model.experiment.method.kind},", steps)
+    check_teacher(method, f"{model.name} of kind {model.experiment.method.kind}", steps)
     if abs(records.manifest.voxel_size / trained - 1) > 0.01:
         raise ConfigError(
             f"{shown(records.folder)} has voxels of {records.manifest.voxel_size:g} mm, and {model.name} was trained on {trained:g} mm: "

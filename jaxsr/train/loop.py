@@ -162,6 +162,18 @@ def _settled(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update=settled)
 
 
+def check_start(experiment: Experiment, records: PreparedSet | None, run_dir: Path) -> None:
+    """Whether training can begin, or go on, on `records`, of which there need be no record yet.
+
+    Raises: as `train` before its first step, but for what a checkpoint or the set's files say.
+    """
+    experiment = fitted(_settled(experiment), records)
+    if was_begun(run_dir / "checkpoints"):
+        _check_config(run_dir, experiment)
+    encoding = records.manifest.encoding if records else None
+    load_needed(experiment, build_method(experiment), abstract_batch(experiment, records), encoding)
+
+
 def _check_config(run_dir: Path, experiment: Experiment) -> None:
     path = run_dir / "config.yaml"
     if path.exists():

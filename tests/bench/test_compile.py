@@ -108,6 +108,12 @@ def test_what_a_teacher_needs_to_distil_does_not_depend_on_the_number_of_images_
     assert abs(many["temporary_bytes"] - few["temporary_bytes"]) < 20 * 200  # coefficients of the steps
 
 
-def test_what_does_not_sample_does_not_distil():
-    with pytest.raises(ConfigError, match=r"method.kind=autoencoder does not sample: name a teacher"):
-        compile_distill(from_dict({"method": {"kind": "autoencoder"}, "data": {"crop": 256}}, Experiment), 1, 256, 200)
+@pytest.mark.parametrize("method, size, steps, said", [
+    ({"kind": "autoencoder"}, 256, 200, r"method.kind=autoencoder does not sample, and a student learns .*: name a teacher or an sr3"),
+    ({"kind": "student"}, 128, 200, r"method.kind=student goes to its image in stages"),
+    ({"kind": "sr3"}, 16, 5000, r"cannot sample in 5000 steps: choose --steps in 2…2000"),
+    ({"kind": "sr3"}, 16, 1, r"cannot sample in 1 steps"),
+])  # fmt: skip
+def test_what_cannot_teach_is_refused(method, size, steps, said):
+    with pytest.raises(ConfigError, match=said):
+        compile_distill(from_dict({"method": method, "data": {"crop": size}}, Experiment), 1, size, steps)

@@ -24,7 +24,7 @@ from jaxsr.precompute.teacher_cache import distill_slices, maps_seen, plan_disti
 from jaxsr.runtime.distributed import Place
 from jaxsr.train.build import abstract_batch, build_method, fitted
 from jaxsr.train.loop import train
-from jaxsr.upscale.model import Model
+from jaxsr.upscale.model import Model, ModelError
 from jaxsr.weights.file import digest
 
 NETWORK = {"width": 8, "multipliers": [1], "blocks": 1, "attention_at": [], "groups": 4, "middle_attention": False}
@@ -214,7 +214,7 @@ def test_a_teacher_that_cannot_teach_this_set_is_refused(prepared, teacher, tmp_
     with pytest.raises(ConfigError, match=r"voxels of 1 mm, and teacher was trained on 0.7 mm"):
         plan_of(prepared, tmp_path / "cache", finer)
     network = {"channels": 1, "width": 4, "multipliers": [1, 1], "blocks": 1, "latent": 2, "groups": 2}
-    with pytest.raises(ConfigError, match="of kind autoencoder, which does not sample"):
+    with pytest.raises(ConfigError, match="teacher of kind autoencoder does not sample"):
         plan_of(prepared, tmp_path / "cache", model_of({"method": {"kind": "autoencoder", "network": network}, "data": {"crop": CROP}}))
 
 
@@ -344,3 +344,22 @@ def test_one_command_makes_the_cache_and_trains_the_student_and_does_neither_aga
     assert "run is already at step 4 of 4" in said
     assert files(tmp_path / "cache") == before
     assert not {"maps", "bias"} & set(read_manifest(tmp_path / "cache").maps)
+
+
+def test_what_the_student_s_training_would_refuse_is_refused_before_the_teacher_runs(prepared, tmp_path, monkeypatch):
+    """A network that it needs, and a run directory of another experiment."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "teacher.yaml").write_text(json.dumps({**TEACHER, "train": {"steps": 1, "batch_size": 2, "checkpoint_every": 1}}))
+    (tmp_path / "student.yaml").write_text(json.dumps(STUDENT))
+    one_step = {**STUDENT["method"], "kind": "consistency", "grid": 4}
+    (tmp_path / "one-step.yaml").write_text(json.dumps({**STUDENT, "method": one_step}))
+    cli("train", "teacher.yaml", f"data.manifest={prepared}", "data.threads=1", "--run-dir", "teacher")
+    words = ["--teacher", "teacher", "--set", prepared, "--run-dir", "run", "--steps", "3"]
+    with pytest.raises(ModelError, match=r"method.weights.student names nothing"):
+        cli("distill", "one-step.yaml", "--cache", "cache", *words)
+    assert not (tmp_path / "cache").exists()
+    cli("distill", "student.yaml", "--cache", "cache", *words)
+    shutil.rmtree(tmp_path / "cache" / "shards")
+    with pytest.raises(ConfigError, match=r"run holds another experiment"):
+        cli("distill", "student.yaml", "method.rollout=0.5", "--cache", "cache", *words)
+    assert not (tmp_path / "cache" / "shards").exists()
