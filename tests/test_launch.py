@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxsr.evaluate.protocol import load_protocol
+from jaxsr.experiment import load_experiment
 from jaxsr.runtime.cache import cache_folder
 
 LAUNCH = Path(__file__).parents[1] / "launch"
@@ -97,3 +99,39 @@ def test_the_gpu_check_knows_its_parts(stub, tmp_path):
     assert answer.returncode == 2
     assert "[tests] [sr3] [teacher] [student]" in answer.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_student_s_experiments_train_what_their_tables_name_and_their_protocols_load(stub, tmp_path):
+    """Each model of a table is one that an earlier command trained; what is not trained on is a head of another seed (test_generate.py)."""
+    answer = '{"parameters": 1, "multiply_adds": 2, "device_bytes": 3, "seconds_per_volume": 4}'
+    environment = stub(
+        f'[[ $1 == - ]] && exec {sys.executable} "$@"; [[ $3 == bench ]] && echo \'{answer}\'; echo "$@" >>{tmp_path}/said; exit 0'
+    )
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [LAUNCH / "students.sh", out], capture_output=True, text=True, env={**environment, "STAGES": "2 3", "HEADS": "1"}, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    commands = [line.split() for line in (tmp_path / "said").read_text().splitlines()]
+    trained = set()
+    for words in commands:
+        if words[2] == "train":
+            load_experiment(Path(words[3]), [word for word in words[4:] if word.startswith("method.") and ".weights." not in word])
+            trained.add(words[words.index("--run-dir") + 1])
+        if words[2] == "evaluate":
+            protocol = load_protocol(Path(words[words.index("--protocol") + 1])).protocol
+            assert protocol.heads.count == 1
+            assert {word.partition("=")[2] for word in words if word.count("=") == 1} <= trained
+    tables = [words[words.index("-o") + 1].rpartition("/")[2] for words in commands if words[2] == "evaluate"]
+    assert tables == ["students", "choices", "choices-10-steps", "scales-1.5T-3T", "scales-3T-7T"]
+    assert load_protocol(out / "choices-10-steps.yaml").protocol.steps == 10
+    assert len(trained) == 3 + 2 + 7
+    assert "| one-step | 1 | 2e-09 G |" in done.stdout
+
+
+@pytest.mark.parametrize("words, settings", [(["out", "nothing"], {}), ([], {}), (["out"], {"STAGES": "5"})])
+def test_the_student_s_experiments_know_their_parts(words, settings, stub, tmp_path):
+    done = subprocess.run(
+        [LAUNCH / "students.sh", *words], capture_output=True, text=True, env={**stub("exit 1"), **settings}, cwd=tmp_path
+    )
+    assert (done.returncode, "PART" in done.stderr, (tmp_path / "out").exists()) == (2, True, False)

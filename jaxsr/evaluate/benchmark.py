@@ -94,16 +94,18 @@ def run_protocol(
     inside = {} if masks is None else masks_of(heads, masks)
     known, experiments = {}, {}
     kept: dict[str, Model] = {}
+    said: list[str] = []
     for name, path in models.items():  # a model that cannot be used is not told after an hour
         kept[name] = _read(path, note)
         known[name], experiments[name] = _known(path, kept[name], _request(kept[name], protocol)), kept[name].experiment
         check_guided(name, experiments[name], protocol)
         if len(models) > 1:  # each is read again in its turn: memory need not hold them together
             kept.clear()
+        if protocol.steps and (taken := known[name]["request"]["SamplingSteps"]) < protocol.steps:
+            said.append(f"{name} took {taken} sampling steps, as many as it can, and not the protocol's {protocol.steps}")
     failures: dict[str, str] = {}
     cases: dict[str, Files] = {}
     made: dict[str, dict[str, Any]] = {}
-    said: list[str] = []
     before, each = len(heads.entered) if protocol.heads else 0, len(heads.entered)
     total = before + each * (2 + len(runs))
     if protocol.heads:

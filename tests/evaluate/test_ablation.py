@@ -173,9 +173,10 @@ def test_axes_and_sampling_steps_are_what_the_protocol_says_and_another_s_output
     facts = said(out / "upscaled/teacher/sub-0000.nii.gz")["JaxSR"]
     assert (facts["Axes"], facts["SamplingSteps"]) == (["sagittal", "coronal", "axial"], 1)
     for changes, expected in (({"axes": ("axial",)}, (["axial"], 1)), ({"axes": ("axial",), "steps": 9}, (["axial"], 4))):
-        evaluated(protocol, out, **plain, **changes)
+        comparison = evaluated(protocol, out, **plain, **changes)
         facts = said(out / "upscaled/teacher/sub-0000.nii.gz")["JaxSR"]
         assert (facts["Axes"], facts["SamplingSteps"]) == expected
+    assert "teacher took 4 sampling steps, as many as it can, and not the protocol's 9" in comparison.notes
 
 
 def test_what_is_acquired_has_neither_map_in_it_and_the_truth_has_both(tmp_path, protocol):
