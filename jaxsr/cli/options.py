@@ -131,8 +131,12 @@ def check_sampling(method: "Method", kind: str, steps: int | None, eta: float | 
     for name, value in ((option, steps), ("--eta", eta)):
         if value is not None and method.most_steps == 1:
             raise typer.BadParameter(f"{kind} does not sample, so {name} would change nothing: leave it out", param_hint=name)
+    if eta and getattr(method, "one_step_draws", False):
+        raise typer.BadParameter(
+            f"{kind} draws all noise anew between steps, so --eta would change nothing: leave it out", param_hint="--eta"
+        )
     if steps is not None and not 1 <= steps <= method.most_steps:
-        raise typer.BadParameter(f"{steps} is not in 1…{method.most_steps}, the steps of the model's schedule", param_hint=option)
+        raise typer.BadParameter(f"{steps} is not in 1…{method.most_steps}, the steps that the model can take", param_hint=option)
 
 
 def failed(failures: list[tuple[Path, str]], total: int) -> str:

@@ -192,7 +192,7 @@ def upscale(
     if abs(target - trained) > 1e-6 and not multiscale:
         terminal.print(f"note: the model was trained for {trained:g} mm, not {target:g} mm")
     request = default._replace(steps=steps or default.steps, eta=default.eta if eta is None else eta, to_mm=target)
-    if samples > 1 and request.steps == 1 < recipe.method.most_steps:
+    if samples > 1 and request.steps == 1 < recipe.method.most_steps and not getattr(recipe.method, "one_step_draws", False):
         terminal.print("note: one sampling step estimates the middle of what is plausible, so samples differ too little: give --steps")
     compared = declared_acquisition(recipe.experiment, declared, noise) if consistency else None
     settings = Settings(target, request, axis_names, seed, volume, nan, picture, samples, keep_samples, compared, resolved)  # type: ignore[arg-type]

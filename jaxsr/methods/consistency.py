@@ -77,6 +77,7 @@ class Consistency(Student):
     """Upscales as a student does; parameters have the same names and shapes."""
 
     config: ConsistencyConfig
+    one_step_draws = True  # where one of others estimates the middle of all that is plausible
 
     def __init__(self, config: ConsistencyConfig, dtype: jnp.dtype = jnp.float32):
         super().__init__(config, dtype)

@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import typer
 
 from jaxsr.bench.synthetic import synthetic_head, synthetic_set
 from jaxsr.bench.train import bench_train
@@ -138,3 +139,14 @@ def test_in_how_many_steps_a_run_samples_may_be_said_again(cache, student, tmp_p
     assert load_model(tmp_path / "run").method.default_request.steps == 3
     with pytest.raises(ConfigError, match=r"lambda_distill: 1.0 → 0.5"):
         train(experiment(cache, "student", lambda_distill=0.5), tmp_path / "run")
+
+
+def test_it_is_not_asked_for_what_it_cannot_do_and_one_step_is_a_sample(cache, student, tmp_path, capsys):
+    train(one_step(cache, student), tmp_path / "run")
+    write_volume(tmp_path / "scan.nii.gz", synthetic_head((32, 32, 32), one_step(cache, student)))
+    words = ["upscale", "-i", str(tmp_path / "scan.nii.gz"), "-o", str(tmp_path / "out.nii.gz"), "--model", str(tmp_path / "run")]
+    for more, said in ((["--eta", "0.5"], "all noise anew"), (["--steps", "5"], r"5 is not in 1…4, the steps that the model can take")):
+        with pytest.raises(typer.BadParameter, match=said):
+            app([*words, *more], standalone_mode=False)
+    app([*words, "--samples", "2", "--axes", "axial", "--no-montage"], standalone_mode=False)
+    assert "samples differ too little" not in capsys.readouterr().out
