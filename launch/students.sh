@@ -8,7 +8,7 @@
 #   students   the cache, and a student for each N of STAGES
 #   variants   the paper's blur, all stages open at once, own outputs as conditions, no Eq. 9, zero terminal SNR, one step a stage
 #   tables     students.yaml: teacher, students of every N, of the most stages but one with the paper's blur too, sr3 and interpolations
-#   choices    students.yaml: the variants, of the fewest stages; and some of them in ten sampling steps a stage
+#   choices    students.yaml: the variants, of the fewest stages; and in ten sampling steps a stage the one that one-step is of
 #   scales     scales-1.5T-3T.yaml and scales-3T-7T.yaml with both blurs
 #   path       where the stages of each student lead (docs/make_path_figure.py)
 #   cost       parameters, multiply-adds, memory and time of each (OUT/cost.jsonl)
@@ -73,7 +73,7 @@ run() {
     choices)
       table choices students null "N$few=student-$few" paper=student-paper uniform=student-uniform rollout=student-rollout \
         plain=student-plain zero=student-zero one-step=one-step
-      table choices-10-steps students 10 "N$few=student-$few" zero=student-zero one-step=one-step
+      table choices-10-steps students 10 "N$few=student-$few"
       ;;
     scales)
       for scale in scales-1.5T-3T scales-3T-7T; do
@@ -83,7 +83,7 @@ run() {
     path) "${PYTHON:-python3}" "$root/docs/make_path_figure.py" "$out/path.png" "$out/students" "${stages[@]/#/$out/student-}" ;;
     cost)
       for model in teacher sr3 "${stages[@]/#/student-}" one-step; do
-        for bench in "count --size 256" "compile --upscale 1 --size 256" "upscale --shape 128,128,128"; do
+        for bench in "count --size 256" "compile --upscale 1 --size 256" "upscale --shape 96,96,96"; do
           read -ra words <<<"$bench"
           printf '{"model": "%s", "bench": "%s", "answer": %s}\n' "$model" "${words[0]}" \
             "$(jaxsr bench "${words[0]}" "$out/$model/config.yaml" "${words[@]:1}" --json | tr -d '\n')"
@@ -94,7 +94,7 @@ import json, sys
 models = {}
 for line in map(json.loads, open(sys.argv[1])):
     models.setdefault(line["model"], {})[line["bench"]] = line["answer"]
-print("| model | parameters | multiply-adds of one evaluation, 256² | memory of a slice of 256², MiB | volume of 128³: seconds | multiply-adds, T |")
+print("| model | parameters | multiply-adds of one evaluation, 256² | memory of a slice of 256², MiB | volume of 96³: seconds | multiply-adds, T |")
 print("| --- " * 6 + "|")
 for name, of in models.items():
     count, memory, volume = of["count"], of["compile"]["device_bytes"] / 2**20, of["upscale"]
