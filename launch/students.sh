@@ -85,16 +85,17 @@ run() {
       for model in teacher sr3 "${stages[@]/#/student-}" one-step; do
         for bench in "count --size 256" "compile --upscale 1 --size 256" "upscale --shape 96,96,96"; do
           read -ra words <<<"$bench"
-          printf '{"model": "%s", "bench": "%s", "answer": %s}\n' "$model" "${words[0]}" \
-            "$(jaxsr bench "${words[0]}" "$out/$model/config.yaml" "${words[@]:1}" --json | tr -d '\n')"
+          answer=$(jaxsr bench "${words[0]}" "$out/$model/config.yaml" "${words[@]:1}" --json | tr -d '\n')
+          echo "{\"model\": \"$model\", \"bench\": \"${words[0]}\", \"answer\": $answer}"
         done
-      done >"$out/cost.jsonl"
+      done >"$out/cost.jsonl.part"
+      mv "$out/cost.jsonl.part" "$out/cost.jsonl"
       "${PYTHON:-python3}" - "$out/cost.jsonl" <<'TABLE'
 import json, sys
 models = {}
 for line in map(json.loads, open(sys.argv[1])):
     models.setdefault(line["model"], {})[line["bench"]] = line["answer"]
-print("| model | parameters | multiply-adds of one evaluation, 256² | memory of a slice of 256², MiB | volume of 96³: seconds | multiply-adds, T |")
+print("| model | parameters | multiply-adds of each network once, 256² | memory of a slice of 256², MiB | volume of 96³: seconds | multiply-adds, T |")
 print("| --- " * 6 + "|")
 for name, of in models.items():
     count, memory, volume = of["count"], of["compile"]["device_bytes"] / 2**20, of["upscale"]

@@ -90,7 +90,7 @@ class Request(NamedTuple):
       steps: sampling steps, S.
       eta: 0 deterministic … 1 ancestral.
       to_mm: voxel size of the output, where one was asked for.
-      from_mm: of the input; for methods that are told it. Nothing fills it yet.
+      from_mm: of the input, as it lies in the plane of the slices; for methods that go between voxel sizes.
     """
 
     steps: int

@@ -22,7 +22,7 @@ from jax import Array
 from pydantic import Field, model_validator
 
 from jaxsr.config import Strict
-from jaxsr.diffusion.process import add_noise, eps_from_x0, to_x0
+from jaxsr.diffusion.process import Prediction, add_noise, eps_from_x0, to_x0
 from jaxsr.diffusion.sampling import Samples, draw_noise, sampling_times
 from jaxsr.diffusion.schedule import Level, level_at
 from jaxsr.losses import squared_errors
@@ -47,7 +47,7 @@ class ConsistencyConfig(StagedConfig):
     kind: Literal["consistency"] = "consistency"
     weights: ConsistencyWeights = ConsistencyWeights()
     grid: int = Field(20, ge=2)
-    prediction: Literal["eps", "x0", "v"] = "v"
+    prediction: Prediction = "v"
     curriculum: Literal["progressive", "uniform"] = "uniform"
     rollout_steps: int = Field(1, ge=1)
     lambda_distill: float = Field(0.0, ge=0)
@@ -118,6 +118,7 @@ class Consistency(Student):
         return add_noise(x0, eps_from_x0(x0, x_t, level), after)
 
     def draw(self, variables: Variables, condition: Array, stage: Array, keys: Array, request: Request) -> tuple[Samples, Array]:
+        """One stage, int `[B]`, by Alg. 1: what is diffused, and the image, `[B, H, W, 1]`."""
         bounds = self.pixels.bounds(condition) or (lambda x0: x0)
         times = jnp.asarray(self.times[np.arange(request.steps) * self.config.grid // request.steps])
 

@@ -95,7 +95,8 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
             note(f"resumed {run_dir} at step {start}")
         else:
             start, (state, _) = 0, init_state(method, optimizer, shape, jax.random.key(experiment.seed), mesh)
-            state = started(state, load_start(experiment, method, note))
+            # A student that is distilled further starts as it was.
+            state = started(state, load_start(experiment, method, note) | frozen.get("student", {}))
         if start >= config.steps:
             note(f"{run_dir} is already at step {start} of {config.steps}: nothing to do")
             return state

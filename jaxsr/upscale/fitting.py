@@ -19,7 +19,6 @@ from jaxsr.methods.teacher import TeacherConfig
 
 # Network → of what kind the models are that it is taken of.
 HOLDERS = {"autoencoder": "autoencoder", "image_encoder": "teacher", "unet": "teacher", "student": "student"}
-TAUGHT = {"student"}  # networks that a loss computes with and that training starts from, too
 BESIDE = {"context": "layer to the context", "spatial": "layer to the spatial condition", "guidance": "guidance"}  # a denoiser
 
 _TRAINING = ("remat", "train", "context", "dropout")  # settings that say nothing of a network's parameters

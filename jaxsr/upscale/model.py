@@ -17,10 +17,11 @@ import jax
 from jaxsr.config import ConfigError, from_dict, to_dict
 from jaxsr.experiment import Experiment, load_experiment
 from jaxsr.methods.base import Batch, Method, Variables
+from jaxsr.methods.student import StagedConfig
 from jaxsr.runtime.checkpoint import NoCheckpoint, newest_checkpoint, read_checkpoint, read_checkpoint_about
 from jaxsr.train.build import abstract_batch, build_method, variables_to_upscale
 from jaxsr.train.state import abstract_variables
-from jaxsr.upscale.fitting import HOLDERS, TAUGHT, beside, check_network, check_process, check_shapes, is_all_of, network_of, with_condition
+from jaxsr.upscale.fitting import HOLDERS, beside, check_network, check_process, check_shapes, is_all_of, network_of, with_condition
 from jaxsr.weights.file import WeightsError, digest, read_about, read_arrays
 from jaxsr.weights.imported import read_weights
 
@@ -154,7 +155,7 @@ def load_start(experiment: Experiment, method: Method, note: Note = lambda text:
         return {}
     shapes = abstract_variables(method, abstract_batch(experiment))
     start: dict[str, Any] = {}
-    for name in sorted(named - (shapes["frozen"].keys() - TAUGHT)):
+    for name in sorted(named - shapes["frozen"].keys()):
         alone = is_all_of(experiment.method, name)
         found = _read_part(experiment, name, {name: shapes["params"]} if alone else shapes["params"], note)
         start |= found[name] if alone else found
@@ -200,8 +201,6 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], not
     if not path.exists():
         raise ModelError(f"method.weights.{name}={path} is not there: check the path{_OTHER_WAYS.get(name, '')}")
     trained = None
-    if not is_model(path) and name not in _IMPORTED:
-        raise ConfigError(f"method.weights.{name}: {path} holds imported weights, expected a trained {title}: name its run directory")
     if is_model(path):
         trained = read_experiment(path).method
         if trained.kind != HOLDERS[name]:
@@ -210,11 +209,13 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], not
         if theirs is None:
             raise ConfigError(f"method.weights.{name}: {path} holds a {trained.kind} without {title}: name another")
         check_network(path, to_dict(theirs), wanted, key)
-        if name == "student":
+        if isinstance(trained, StagedConfig):
             check_process(path, trained, method)
         variables = load_model(path, frozen=(name,)).variables
         found = variables["params"]
         tree = found if is_all_of(trained, name) else (found if name in found else variables["frozen"])[name]
+    elif name not in _IMPORTED:
+        raise ConfigError(f"method.weights.{name}: {path} holds imported weights, expected a trained {title}: name its run directory")
     else:
         read = read_weights(path, _IMPORTED[name])
         found, tree = read.variables, read.variables["params"]
