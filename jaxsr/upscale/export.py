@@ -71,7 +71,7 @@ def model_card(model: Model, about: Mapping[str, str], sha256: str) -> str:
     counts = {name: sum(int(leaf.size) for leaf in jax.tree.leaves(tree)) for name, tree in _networks(model).items()}
     finest, coarsest = getattr(method, "between_mm", (data.voxel_size, None))
     made = f"anything from {coarsest:g} mm to {finest:g} mm, in {method.stages.count} stages" if coarsest else f"{finest:g} mm"  # type: ignore[union-attr]
-    scans = f"{' × '.join(f'{mm:g}' for mm in data.acquired)} mm" if data.acquired else data.acquisition.name
+    scans = f"{' × '.join(f'{mm:.3g}' for mm in data.acquired)} mm" if data.acquired else data.acquisition.name
     request = model.method.default_request
     each = " a stage" if coarsest else ""
     steps = f"{request.steps} sampling step{'s' if request.steps > 1 else ''}{each}, η = {request.eta:g}"
