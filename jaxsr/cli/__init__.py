@@ -63,6 +63,7 @@ CITATION = """\
 jaxsr {version}, software, 2026.
 Wang et al. Distillation-Driven Diffusion Model for Multi-Scale MRI Super-Resolution: Make 1.5T MRI Great Again. 2025.
 Saharia et al. Image Super-Resolution via Iterative Refinement. IEEE TPAMI, 2023.
+van den Oord et al. Neural Discrete Representation Learning. NeurIPS, 2017 (method vqvae).
 Song et al. Consistency Models. ICML, 2023 (method consistency).
 Song and Dhariwal. Improved Techniques for Training Consistency Models. ICLR, 2024 (method consistency)."""
 

@@ -6,10 +6,10 @@ z_q is the code nearest to z, and the gradient by it is taken for one by z. The 
 (`jaxsr.models.vqvae`), a statistic of the training state; codes to which hardly anything comes any more are put where vectors of the
 batch are, before those are quantised. New codes are of that kind, so the first batch makes the codebook.
 
-b, the logarithm of the target's bias field, and g, as the logarithm of its gradient nonlinearity's Jacobian determinant, are channels of the
-input beside the slice, and zeros where they are not given: latents are of the target, which is there in training only, with its maps.
+b, the logarithm of the target's bias field, and g, as the logarithm of its gradient nonlinearity's Jacobian determinant, are channels of
+the input beside the slice, and zeros where they are not given: latents are of the target, which is there in training only, with its maps.
 
-    z_0 = s z,      x̂ = D(c(ẑ_0 / s))                                                                  s: `latent_scale`; c: the nearest code
+    z_0 = s z,      x̂ = D(c(ẑ_0 / s))                                                              s: `latent_scale`; c: the nearest code
 
 is what the mixture diffuses, and what becomes of its answer: latents are taken before they are quantised, and are quantised before they are
 decoded. Of this network the paper gives the base width, the codes and their numbers, and s; the rest is that of latent diffusion's.
@@ -66,8 +66,9 @@ class QuantisedConfig(Strict):
       maps: what of the target's scanner is shown beside the slice, a channel each, in this order.
       commitment: β above.
       decay: γ of the codebook's running means, a step.
-      restart: codes to which less than this part of their fair share comes, 1 / codes, start anew; 0: none does. A code to which nothing
-        comes falls from its fair share to 0.03 of it in 350 steps at a decay of 0.99. Those that serve, if rarely, should stay.
+      restart: codes to which less than this part of their fair share, 1 / codes, comes start anew; 0: none does. At a decay of 0.99 a new
+        code to which nothing comes is at 0.1 of it after 229 steps. Much higher takes codes that serve, if rarely, for dead; much lower
+        leaves the codebook where the first batches were for longer.
       latent_scale: s above. It has no part in training the VQ-VAE.
     """
 
@@ -76,7 +77,7 @@ class QuantisedConfig(Strict):
     maps: tuple[Literal["bias", "jacobian"], ...] = ("bias", "jacobian")
     commitment: float = Field(0.25, ge=0)
     decay: float = Field(0.99, ge=0, lt=1)
-    restart: float = Field(0.03, ge=0, lt=1)
+    restart: float = Field(0.1, ge=0, lt=1)
     latent_scale: float = Field(0.2, gt=0)
 
     @model_validator(mode="after")

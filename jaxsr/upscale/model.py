@@ -206,9 +206,9 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], not
     title, (wanted, key) = name.replace("_", " "), network_of(method, name)
     assert wanted
     if path is None:
-        ways = "an exported file or one made by `jaxsr weights import`" if name in _IMPORTED else "or an exported file"
+        ways = ", an exported file or one made by `jaxsr weights import`" if name in _IMPORTED else " or an exported file"
         raise ModelError(
-            f"method.weights.{name} names nothing, and there is no {title} without training: name a run directory, {ways}"
+            f"method.weights.{name} names nothing, and there is no {title} without training: name a run directory{ways}"
             f"{_OTHER_WAYS.get(name, '')}"
         )
     if not path.exists():

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jaxsr.experiment import OptimizerConfig
-from jaxsr.methods.base import Batch
+from jaxsr.methods.base import Batch, LossOutput
 from jaxsr.methods.sr3 import Sr3, Sr3Config
 from jaxsr.runtime.mesh import make_mesh
-from jaxsr.train.state import init_state, make_optimizer
+from jaxsr.train.state import State, init_state, make_optimizer
 from jaxsr.train.step import make_step
 
 NETWORK = {"width": 8, "multipliers": (1,), "blocks": 1, "attention_at": (), "groups": 4, "dropout": 0.3, "middle_attention": False}
@@ -61,6 +61,28 @@ def test_accumulating_over_four_parts_is_the_large_batch():
     largest = max(np.abs(leaf).max() for leaf in moments[0])
     for a, b in zip(*moments, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * largest)
+
+
+class Counter:
+    """A method whose statistic is a running mean of what it is shown, and whose loss is where that stands."""
+
+    @staticmethod
+    def loss(variables, batch, keys, progress):
+        before = variables["stats"]["mean"]
+        stats = {"mean": 0.9 * before + 0.1 * batch.high.mean()}
+        return LossOutput(variables["params"] * before, {"before": before}, stats)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_statistics_of_accumulated_parts_are_those_of_the_batch(accumulate):
+    """Each part starts from those of before the step, so one step decays them once, whatever the number of parts."""
+    optimizer = make_optimizer(OPTIMIZER, 100)
+    params, stats = jnp.ones(()), {"mean": jnp.float32(3.0)}
+    state = State(jnp.int32(0), params, params, optimizer.init(params), stats)
+    step = jax.jit(make_step(Counter, optimizer, ema=EMA, steps=100, accumulate=accumulate))
+    after, metrics = step(state, batch(0), ROOT)
+    np.testing.assert_allclose(after.stats["mean"], 0.9 * 3.0 + 0.1 * batch(0).high.mean(), rtol=1e-6)
+    np.testing.assert_allclose([metrics["before"], metrics["loss"], metrics["gradient_norm"]], 3.0, rtol=1e-6)
 
 
 def test_the_moving_average_follows_its_formula():
