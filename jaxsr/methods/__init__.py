@@ -9,5 +9,8 @@ from jaxsr.methods.consistency import ConsistencyConfig
 from jaxsr.methods.sr3 import Sr3Config
 from jaxsr.methods.student import StudentConfig
 from jaxsr.methods.teacher import TeacherConfig
+from jaxsr.methods.vqvae import VqvaeConfig
 
-MethodConfig = Annotated[AutoencoderConfig | ConsistencyConfig | Sr3Config | StudentConfig | TeacherConfig, Field(discriminator="kind")]
+MethodConfig = Annotated[
+    AutoencoderConfig | ConsistencyConfig | Sr3Config | StudentConfig | TeacherConfig | VqvaeConfig, Field(discriminator="kind")
+]

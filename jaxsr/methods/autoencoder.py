@@ -29,6 +29,14 @@ WINDOW = 2.0  # −1…1
 LOW = 1  # the purpose of the keys that low-resolution slices are encoded with
 
 
+def check_sizes(width: int, multipliers: tuple[int, ...], groups: int) -> None:
+    """Raises ValueError, for a config, where there is no level, or groups do not divide the channels."""
+    if not multipliers or min(multipliers) < 1:
+        raise ValueError("there must be a multiplier, and every multiplier must be at least 1")
+    if width % groups:
+        raise ValueError(f"width must be a multiple of groups, got width {width} and groups {groups}")
+
+
 class AutoencoderNetworkConfig(Strict):
     """Attributes of `jaxsr.models.autoencoder.Encoder` and `Decoder`; the defaults are Stable Diffusion's, 83,653,863 parameters.
 
@@ -47,10 +55,7 @@ class AutoencoderNetworkConfig(Strict):
 
     @model_validator(mode="after")
     def _norms_divide(self) -> "AutoencoderNetworkConfig":
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError("there must be a multiplier, and every multiplier must be at least 1")
-        if self.width % self.groups:
-            raise ValueError(f"width must be a multiple of groups, got width {self.width} and groups {self.groups}")
+        check_sizes(self.width, self.multipliers, self.groups)
         return self
 
 
@@ -128,7 +133,7 @@ class Autoencoder:
         kl = posterior.kl().mean()
         metrics = {
             "reconstruction": error,
-            "psnr": _psnr(_to_grey(output), _to_grey(image)),
+            "psnr": psnr(to_grey(output), to_grey(image)),
             "kl": kl / latents[0].size,  # nats a latent number
             "latent_std": latents.std(),
             "latent_std_scaled": self.config.latent_scale * latents.std(),
@@ -149,7 +154,7 @@ class Autoencoder:
 
     def decode(self, variables: Variables, latents: Array) -> Array:
         """Latents times `latent_scale` → grey slices `[B, H, W, 1]`, the mean over the network's channels."""
-        return _to_grey(self._decoded(variables, latents / self.config.latent_scale))
+        return to_grey(self._decoded(variables, latents / self.config.latent_scale))
 
     def errors(self, variables: Variables, latents: Array, image: Array) -> Array:
         """Eq. 1 of each slice, `[B]`, in float32: of the decoded latents times `latent_scale`, in all of the network's channels."""
@@ -180,15 +185,16 @@ class Autoencoder:
         return jnp.repeat(image, self.config.network.channels, axis=-1)
 
 
-def _to_grey(image: Array) -> Array:
+def to_grey(image: Array) -> Array:
+    """`[B, H, W, C]` → `[B, H, W, 1]`: the mean over the channels."""
     return image.mean(-1, keepdims=True)
+
+
+def psnr(output: Array, target: Array) -> Array:
+    """Of a batch, in the window −1…1; kept finite where nothing is lost."""
+    return 10 * jnp.log10(WINDOW**2 / jnp.maximum(mean_squared_error(output, target), 1e-12))
 
 
 def _interleave(a: Array, b: Array) -> Array:
     """a_0, b_0, a_1, b_1, …: on a mesh every device keeps what it has."""
     return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
-
-
-def _psnr(output: Array, target: Array) -> Array:
-    """Of a batch, in the window −1…1; kept finite where nothing is lost."""
-    return 10 * jnp.log10(WINDOW**2 / jnp.maximum(mean_squared_error(output, target), 1e-12))

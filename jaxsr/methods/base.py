@@ -38,6 +38,10 @@ class Condition(NamedTuple):
 # Of the maps of a condition, and of a batch.
 MAP_CHANNELS: Mapping[str, int] = {"low": 1, "reference": 1, "bias": 1, "gradient": 3, "jacobian": 1}
 
+# What makes the usual values of those of the target's scanner about one: a bias field is some tenths in its logarithm, a displacement some
+# millimetres, and the stretching that goes with it some hundredths.
+UNIT: Mapping[str, float] = {"bias": 0.2, "gradient": 2.0, "jacobian": 0.05}
+
 
 class Batch(NamedTuple):
     """Training slices: a `Condition` and its answer.
@@ -113,7 +117,11 @@ def check_sampling(schedule: "ScheduleConfig", prediction: Prediction, **steps: 
 
 
 class LossOutput(NamedTuple):
-    """A scalar to minimise, scalars to log, and the statistics after this batch."""
+    """A scalar to minimise, scalars to log, and the statistics after this batch.
+
+    Statistics are floats and linear in the batch, as running means are: made of those from before the batch, they are the mean of what its
+    equal parts would make of those. Where gradients are accumulated over parts, that is how they are computed.
+    """
 
     loss: Array
     metrics: dict[str, Array]

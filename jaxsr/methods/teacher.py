@@ -32,6 +32,7 @@ from jaxsr.losses import squared_errors
 from jaxsr.methods.autoencoder import LatentsConfig
 from jaxsr.methods.base import (
     MAP_CHANNELS,
+    UNIT,
     Batch,
     Condition,
     LossOutput,
@@ -50,10 +51,6 @@ from jaxsr.models.clip import ClipOutput, VisionTransformer, clip_image, patches
 from jaxsr.models.guidance import GuidancePyramid
 from jaxsr.models.unet import LatentUNet
 from jaxsr.nn.convolution import dense
-
-# What makes the maps' usual values about one: a bias field is some tenths in its logarithm, a displacement some millimetres, and the
-# stretching that goes with it some hundredths.
-UNIT = {"bias": 0.2, "gradient": 2.0, "jacobian": 0.05}
 
 
 class TeacherConfig(Strict):

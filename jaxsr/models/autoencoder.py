@@ -8,7 +8,7 @@ resolution; both have two blocks with self-attention between at the lowest. Conv
 (three channels, width 128, multipliers 1 2 4 4, z of 4 channels, an eighth of the resolution) it has 83,653,863 parameters.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -79,20 +79,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Gaussian:
-        levels = len(self.multipliers)
-        factor = 2 ** (levels - 1)
-        if x.shape[1] % factor or x.shape[2] % factor:
-            raise ValueError(f"sides must be multiples of {factor} for {levels} levels, got {x.shape[1]} × {x.shape[2]}")
-
-        x = conv(self.width, dtype=self.dtype, name="stem")(x.astype(self.dtype))
-        for level, multiplier in enumerate(self.multipliers):
-            for i in range(self.blocks):
-                x = _block(self, f"down{level}_{i}", x, self.width * multiplier)
-            if level < levels - 1:
-                x = Downsample(self.dtype, padding=(0, 1), name=f"down{level}_half")(x)
-        x = _middle(self, x)
-        x = nn.swish(group_norm(self.groups, epsilon=EPSILON, dtype=self.dtype, name="norm")(x))
-        x = conv(2 * self.latent, dtype=jnp.float32, name="out")(x.astype(jnp.float32))
+        x = conv(2 * self.latent, dtype=jnp.float32, name="out")(encoded(self, x))
         mean, log_variance = jnp.split(conv(2 * self.latent, 1, dtype=jnp.float32, name="moments")(x), 2, axis=-1)
         return Gaussian(mean, jnp.clip(log_variance, *LOG_VARIANCE))
 
@@ -128,13 +115,54 @@ class Decoder(nn.Module):
         return conv(self.channels, dtype=jnp.float32, name="out")(x.astype(jnp.float32))
 
 
-def _block(network: Encoder | Decoder, name: str, x: Array, features: int) -> Array:
+class Sizes(Protocol):
+    """What the networks of this family have in common."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def multipliers(self) -> tuple[int, ...]: ...
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def groups(self) -> int: ...
+    @property
+    def remat(self) -> bool: ...
+    @property
+    def dtype(self) -> Any: ...
+
+
+def encoded(network: Sizes, x: Array) -> Array:
+    """All of an encoder but what makes latents of its features: `[B, H, W, C]` → `[B, H / f, W / f, width * multipliers[-1]]` float32.
+
+    To be called within the module `network`, whose layers these become.
+
+    Raises:
+      ValueError: where H or W is no multiple of f.
+    """
+    levels = len(network.multipliers)
+    factor = 2 ** (levels - 1)
+    if x.shape[1] % factor or x.shape[2] % factor:
+        raise ValueError(f"sides must be multiples of {factor} for {levels} levels, got {x.shape[1]} × {x.shape[2]}")
+
+    x = conv(network.width, dtype=network.dtype, name="stem")(x.astype(network.dtype))
+    for level, multiplier in enumerate(network.multipliers):
+        for i in range(network.blocks):
+            x = _block(network, f"down{level}_{i}", x, network.width * multiplier)
+        if level < levels - 1:
+            x = Downsample(network.dtype, padding=(0, 1), name=f"down{level}_half")(x)
+    x = _middle(network, x)
+    x = nn.swish(group_norm(network.groups, epsilon=EPSILON, dtype=network.dtype, name="norm")(x))
+    return x.astype(jnp.float32)
+
+
+def _block(network: Sizes, name: str, x: Array, features: int) -> Array:
     """A residual block of `network`."""
     kind = nn.remat(ResnetBlock) if network.remat else ResnetBlock
     return jnp.asarray(kind(features, network.groups, dtype=network.dtype, epsilon=EPSILON, name=name)(x))
 
 
-def _middle(network: Encoder | Decoder, x: Array) -> Array:
+def _middle(network: Sizes, x: Array) -> Array:
     kind = nn.remat(PixelAttention) if network.remat else PixelAttention
     x = _block(network, "middle_0", x, x.shape[-1])
     x = kind(groups=network.groups, epsilon=EPSILON, fused=False, dtype=network.dtype, name="middle_attention")(x)

@@ -55,14 +55,17 @@ def init_state(method: Method, optimizer: optax.GradientTransformation, batch: B
 
 
 def started(state: State, weights: Mapping[str, Any]) -> State:
-    """A new state whose networks in `weights`, by name, start from those; laid out as it was."""
+    """A new state whose networks and statistics in `weights`, by name, start from those; laid out as it was."""
+
+    def laid(tree: Mapping[str, Any]) -> dict[str, Any]:
+        put = lambda leaf, value: jax.device_put(value, leaf.sharding)  # noqa: E731
+        return {name: jax.tree.map(put, tree[name], weights[name]) for name in weights if name in tree}
+
     if not weights:
         return state
-    laid = {
-        name: jax.tree.map(lambda leaf, value: jax.device_put(value, leaf.sharding), state.params[name], weights[name]) for name in weights
-    }
-    params = {**state.params, **laid}
-    return state._replace(params=params, ema={**state.ema, **jax.tree.map(jnp.copy, laid)})
+    params, stats = laid(state.params), laid(state.stats)
+    ema = jax.tree.map(jnp.copy, params)
+    return state._replace(params={**state.params, **params}, ema={**state.ema, **ema}, stats={**state.stats, **stats})
 
 
 def abstract_state(method: Method, optimizer: optax.GradientTransformation, batch: Batch, shardings: State | None = None) -> State:

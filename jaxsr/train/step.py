@@ -3,6 +3,8 @@
     θ ← θ − AdamW(∇ mean loss),      EMA ← d EMA + (1 − d) θ,      d = min(decay, (1 + step) / (10 + step))
 
 The decay is lower at first, so that the average forgets the initial weights within a run of any length.
+Statistics are linear in the batch (`LossOutput`): each part of an accumulated batch makes its own of those from before the step, and their
+mean is what the whole batch would have made, as with gradients.
 Slice i of the batch of step k always has the key fold_in(fold_in(root, k), i): noise depends neither on devices nor on accumulation.
 """
 
@@ -39,13 +41,13 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, *, ema: f
         # Every device keeps its own slices: micro-batch j takes every `accumulate`-th.
         micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (batch, keys))
 
-        def add(carry, part):  # type: ignore[no-untyped-def]
-            total, stats = carry
-            grads, metrics, stats = gradients(params, stats, frozen, part[0], part[1], progress)
-            return (jax.tree.map(jnp.add, total, grads), stats), metrics
+        def add(total, part):  # type: ignore[no-untyped-def]
+            grads, metrics, after = gradients(params, stats, frozen, part[0], part[1], progress)
+            return jax.tree.map(jnp.add, total, (grads, after)), metrics
 
-        (total, stats), metrics = jax.lax.scan(add, (jax.tree.map(jnp.zeros_like, params), stats), micro)
-        return jax.tree.map(lambda g: g / accumulate, total), jax.tree.map(lambda m: m.mean(0), metrics), stats
+        total, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, (params, stats)), micro)
+        grads, after = jax.tree.map(lambda sum_of: sum_of / accumulate, total)
+        return grads, jax.tree.map(lambda m: m.mean(0), metrics), after
 
     def step(state: State, batch: Batch, root: Array, frozen: Any = {}) -> tuple[State, Metrics]:  # noqa: B006
         at = jax.random.fold_in(root, state.step)

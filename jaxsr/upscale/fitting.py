@@ -16,9 +16,10 @@ from jaxsr.methods import MethodConfig
 from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.student import StagedConfig
 from jaxsr.methods.teacher import TeacherConfig
+from jaxsr.methods.vqvae import VqvaeConfig
 
 # Network → of what kind the models are that it is taken of.
-HOLDERS = {"autoencoder": "autoencoder", "image_encoder": "teacher", "unet": "teacher", "student": "student"}
+HOLDERS = {"autoencoder": "autoencoder", "image_encoder": "teacher", "unet": "teacher", "student": "student", "vqvae": "vqvae"}
 BESIDE = {"context": "layer to the context", "spatial": "layer to the spatial condition", "guidance": "guidance"}  # a denoiser
 
 _TRAINING = ("remat", "train", "context", "dropout")  # settings that say nothing of a network's parameters
@@ -26,13 +27,11 @@ _TRAINING = ("remat", "train", "context", "dropout")  # settings that say nothin
 
 def network_of(method: MethodConfig, name: str) -> tuple[Strict | None, str]:
     """The config of the network `name` of a method that has it, and the key that it stands under."""
-    if name == "student":
+    if name == "student" or is_all_of(method, name):
         return method.network, "method.network"  # type: ignore[union-attr]
-    if name != "autoencoder":
-        return getattr(method, name), f"method.{name}"
-    if isinstance(method, AutoencoderConfig):
-        return method.network, "method.network"
-    return method.autoencoder.network, "method.autoencoder.network"  # type: ignore[union-attr]
+    if name in ("autoencoder", "vqvae"):
+        return getattr(method, name).network, f"method.{name}.network"
+    return getattr(method, name), f"method.{name}"
 
 
 def check_network(source: object, found: Mapping[str, Any], wanted: Strict, key: str) -> None:
@@ -46,8 +45,21 @@ def check_network(source: object, found: Mapping[str, Any], wanted: Strict, key:
 
 
 def is_all_of(method: MethodConfig, name: str) -> bool:
-    """Whether the network `name` is all that the method trains."""
-    return {"autoencoder": isinstance(method, AutoencoderConfig), "student": isinstance(method, StagedConfig)}.get(name, False)
+    """Whether the network `name` is all that the method trains: its parameters and statistics are those of the method."""
+    alone = {"autoencoder": AutoencoderConfig, "student": StagedConfig, "vqvae": VqvaeConfig}
+    return name in alone and isinstance(method, alone[name])
+
+
+def check_maps_seen(source: object, found: VqvaeConfig, wanted: Any) -> None:
+    """Raises ConfigError where the VQ-VAE in `source` is shown other maps than that of the method `wanted`: channels do not tell which."""
+    alone = isinstance(wanted, VqvaeConfig)
+    maps = wanted.maps if alone else wanted.vqvae.maps
+    if found.maps != maps:
+        key = "method.maps" if alone else "method.vqvae.maps"
+        raise ConfigError(
+            f"{source} was shown other maps beside the slice than {key} says: name another, or set there what it has: "
+            f"{list(found.maps)} → {list(maps)}"
+        )
 
 
 def check_process(source: object, found: MethodConfig, wanted: MethodConfig) -> None:

@@ -18,10 +18,21 @@ from jaxsr.config import ConfigError, from_dict, to_dict
 from jaxsr.experiment import Experiment, load_experiment
 from jaxsr.methods.base import Batch, Method, Variables
 from jaxsr.methods.student import StagedConfig
+from jaxsr.methods.vqvae import VqvaeConfig
 from jaxsr.runtime.checkpoint import NoCheckpoint, newest_checkpoint, read_checkpoint, read_checkpoint_about
 from jaxsr.train.build import abstract_batch, build_method, variables_to_upscale
 from jaxsr.train.state import abstract_variables
-from jaxsr.upscale.fitting import HOLDERS, beside, check_network, check_process, check_shapes, is_all_of, network_of, with_condition
+from jaxsr.upscale.fitting import (
+    HOLDERS,
+    beside,
+    check_maps_seen,
+    check_network,
+    check_process,
+    check_shapes,
+    is_all_of,
+    network_of,
+    with_condition,
+)
 from jaxsr.weights.file import WeightsError, digest, read_about, read_arrays
 from jaxsr.weights.imported import read_vgg16, read_weights
 
@@ -30,6 +41,7 @@ Note = Callable[[str], None]
 _IMPORTED = {"autoencoder": "autoencoder", "image_encoder": "clip", "unet": "unet"}  # kinds of imported files
 _OTHER_WAYS = {
     "autoencoder": "; `jaxsr train configs/autoencoder.yaml` trains one",
+    "vqvae": "; `jaxsr train configs/vqvae.yaml` trains one",
     "image_encoder": "; or train it, method.image_encoder.train=true, or leave it out, method.image_encoder=null",
 }
 
@@ -126,7 +138,7 @@ def is_model(path: Path) -> bool:
 
 
 class Frozen(NamedTuple):
-    """Networks that were trained elsewhere, by name: their parameters, and SHA-256 of those."""
+    """Networks that were trained elsewhere, by name: their parameters and, where they have any, statistics; and SHA-256 of those."""
 
     variables: dict[str, Any]
     sha256: dict[str, str]
@@ -145,8 +157,8 @@ def load_frozen(experiment: Experiment, method: Method, names: Collection[str] |
 
 
 def load_start(experiment: Experiment, method: Method, note: Note = lambda text: None) -> dict[str, Any]:
-    """Parameters that training starts from in place of random ones, as they stand in `params`: of what `method.weights` names and is not
-    frozen. `note` is told of what does not come as it is.
+    """Parameters that training starts from in place of random ones, as they stand in `params`, and statistics, as they stand in `stats`: of
+    what `method.weights` names and is not frozen. `note` is told of what does not come as it is.
 
     Raises: as `load_frozen`.
     """
@@ -157,7 +169,7 @@ def load_start(experiment: Experiment, method: Method, note: Note = lambda text:
     start: dict[str, Any] = {}
     for name in sorted(named - shapes["frozen"].keys()):
         alone = is_all_of(experiment.method, name)
-        found = _read_part(experiment, name, {name: shapes["params"]} if alone else shapes["params"], note)
+        found = _read_part(experiment, name, {name: shapes["params"] | shapes["stats"]} if alone else shapes["params"], note)
         start |= found[name] if alone else found
     return start
 
@@ -187,8 +199,8 @@ def _check_named(experiment: Experiment, before: Mapping[str, str], source: Path
 
 
 def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], note: Note = lambda text: None) -> dict[str, Any]:
-    """The parameters of one network, of the `shapes` under its name, from the file or run that `method.weights` names; and, with a
-    denoiser, of what stands beside it."""
+    """The parameters of one network, of the `shapes` under its name, from the file or run that `method.weights` names, with its statistics
+    where it is all that was trained there; and, with a denoiser, those of what stands beside it."""
     method = experiment.method
     path: Path | None = getattr(method.weights, name)  # type: ignore[union-attr]
     if name == "perceptual":
@@ -196,9 +208,10 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], not
     title, (wanted, key) = name.replace("_", " "), network_of(method, name)
     assert wanted
     if path is None:
+        ways = "an exported file or one made by `jaxsr weights import`" if name in _IMPORTED else "or an exported file"
         raise ModelError(
-            f"method.weights.{name} names nothing, and there is no {title} without training: name a run directory, an exported file or one "
-            f"made by `jaxsr weights import`{_OTHER_WAYS.get(name, '')}"
+            f"method.weights.{name} names nothing, and there is no {title} without training: name a run directory, {ways}"
+            f"{_OTHER_WAYS.get(name, '')}"
         )
     if not path.exists():
         raise ModelError(f"method.weights.{name}={path} is not there: check the path{_OTHER_WAYS.get(name, '')}")
@@ -213,9 +226,11 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], not
         check_network(path, to_dict(theirs), wanted, key)
         if isinstance(trained, StagedConfig):
             check_process(path, trained, method)
+        if isinstance(trained, VqvaeConfig):
+            check_maps_seen(path, trained, method)
         variables = load_model(path, frozen=(name,)).variables
         found = variables["params"]
-        tree = found if is_all_of(trained, name) else (found if name in found else variables["frozen"])[name]
+        tree = found | variables["stats"] if is_all_of(trained, name) else (found if name in found else variables["frozen"])[name]
     elif name not in _IMPORTED:
         raise ConfigError(f"method.weights.{name}: {path} holds imported weights, expected a trained {title}: name its run directory")
     else:
