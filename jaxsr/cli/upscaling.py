@@ -81,9 +81,7 @@ def upscale(
     ] = (0.0, 0.0, 0.0),
     experts: Annotated[
         str | None,
-        bare(
-            help="For a mixture: all, weighed; top1, the best of each slice alone; or parallel, all on three devices. [default: the model's]"
-        ),
+        bare(help="For a mixture: all, weighed; top1, the best of each slice alone; or parallel, on three devices. [default: the model's]"),
     ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="For a mixture: write gate weights, attention maps and what each expert makes alone.")
@@ -217,8 +215,9 @@ def upscale(
         terminal.print("note: one sampling step estimates the middle of what is plausible, so samples differ too little: give --steps")
     compared = declared_acquisition(recipe.experiment, declared, noise) if consistency else None
     settings = Settings(
-        target, request, axis_names, seed, volume, nan, picture, samples, keep_samples, compared, resolved, explain, reference
-    )  # type: ignore[arg-type]
+        target, request, axis_names, seed, volume, nan, picture, samples, keep_samples, compared, resolved,  # type: ignore[arg-type]
+        explain, reference,
+    )  # fmt: skip
     engine = make_engine(loaded, batch_size=size, slice_map=slice_map, apart=experts == "parallel") if loaded else None  # type: ignore[arg-type]
     if verbose:
         terminal.print(f"{recipe.name}, step {recipe.step}, on {device_in_use()}, {request.steps} sampling steps")

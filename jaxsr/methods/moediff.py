@@ -7,12 +7,12 @@
     train     Σ_i G_i (mean w (ε − E_i)² + w' task_i) + w_g L_gating                                                      [Eqs. 6–7, 10–18]
     sample    each expert its own chain by DDIM, then D(Σ_i G_i ẑ_0(i) / s) of the nearest codes                          [Eq. 9]
 
-task_1 is a squared error of latents and of what VGG-16 makes of them, task_2 of their edges and spectra, task_3 of their short-time spectra;
+task_1 is a squared error of latents and of what VGG-16 makes of them, task_2 of edges and spectra, task_3 of short-time spectra;
 w' = min(1, SNR), as ẑ_0 has 1/SNR times the squared error of ε̂, and for T = 2000 that is up to 5e8. w is 1, or min-SNR-γ.
 
 b and g, the target's bias field and the stretching of its gradients, are seen by E_1 in training only: upscaling takes y alone. For the
-first fifth of a run the gate is uniform wherever it stands in these equations. Experts are combined once, after their chains, so each may run
-by itself ('asynchronous' in the paper): of slices that are routed to one expert, the others need not run.
+first fifth of a run the gate is uniform wherever it stands in these equations. Experts are combined once, after their chains, so each may
+run by itself ('asynchronous' in the paper): of slices that are routed to one expert, the others need not run.
 """
 
 import functools
@@ -30,13 +30,23 @@ from jaxsr.config import Strict
 from jaxsr.diffusion.process import Prediction, Weighting, add_noise, snr_weight, target, to_x0, x0_loss_weight
 from jaxsr.diffusion.sampling import draw_noise, sample
 from jaxsr.diffusion.schedule import Level, level_at
-from jaxsr.losses import cosine, fourier_errors, sobel_errors, squared_errors, stft_errors
+from jaxsr.losses import Form, cosine, fourier_errors, sobel_errors, squared_errors, stft_errors
 from jaxsr.methods.base import Batch, Condition, Explanation, LossOutput, Part, Request, UpscaleOutput, Variables, check_sampling
-from jaxsr.methods.mixture import diversity, gate_target, gating_errors, initial_moments, uncertainty_weight, updated_moments, warmed
-from jaxsr.methods.moediff_networks import NAMES, ExpertsConfig, MoediffWeights, TokenEncoderConfig
-from jaxsr.methods.vqvae import QuantisedConfig
-from jaxsr.models.experts import EXPERTS
+from jaxsr.methods.mixture import (
+    diversity,
+    gate_target,
+    gating_errors,
+    initial_variance,
+    mixed_errors,
+    uncertainty_weight,
+    updated_variance,
+    variance,
+    warmed,
+)
+from jaxsr.methods.moediff_networks import NAMES, NETWORKS, ExpertsConfig, MoediffWeights, TokenEncoderConfig
+from jaxsr.methods.vqvae import QuantisedConfig, as_frozen, of_frozen
 from jaxsr.models.gate import Gate, Gating, TokenEncoder, gate_weights, token_weights, updated_usage
+from jaxsr.models.perceptual_loss import vgg_image_errors, vgg_latent_errors, vgg_shapes
 from jaxsr.models.token_map import TokenMap
 from jaxsr.runtime.experts import each
 
@@ -55,9 +65,10 @@ class MoediffConfig(Strict):
       task: the weight of the task losses; 1 as published.
       x0_loss_weight: w' above: 'snr', or 'none' for 1.
       perceptual: Φ of Eq. 10: VGG-16 of the latents, projected to three channels, of the decoded slice, or none.
-      fourier: of Eq. 11: 'printed', which is a squared error of latents once more [Parseval], or 'magnitude'.
+      fourier, stft: of Eqs. 11 and 12: 'printed', squared errors of latents once more [Parseval], or 'magnitude'.
       stft_windows: of Eq. 12, in pixels of the latents.
       temperature_floor: below it T of Eq. 14 does not fall.
+      diversity: the weight of Eq. 16's second term, which drives experts apart; 1 as published.
       gating_ceiling: above it w_g of Eq. 17 does not rise.
       warmup: share of the run in which the gate is uniform.
       experts_run: of `upscale`: 'all', or 'top1', that of the highest weight.
@@ -77,10 +88,12 @@ class MoediffConfig(Strict):
     task: float = Field(1.0, ge=0)
     x0_loss_weight: Literal["snr", "none"] = "snr"
     perceptual: Literal["vgg_latent", "vgg_image", "none"] = "vgg_latent"
-    fourier: Literal["printed", "magnitude"] = "printed"
+    fourier: Form = "printed"
+    stft: Form = "printed"
     stft_windows: tuple[int, ...] = (8, 16, 32)
-    temperature_floor: float = Field(0.01, gt=0)
-    gating_ceiling: float = Field(1.0, ge=0)
+    temperature_floor: float = Field(1e-3, gt=0)
+    diversity: float = Field(1.0, ge=0)
+    gating_ceiling: float = Field(10.0, gt=0)
     warmup: float = Field(0.2, ge=0, le=1)
     experts_run: Literal["all", "top1"] = "all"
     sampling_steps: int = 50
@@ -134,14 +147,13 @@ class Moediff:
     """
 
     def __init__(self, config: MoediffConfig, dtype: jnp.dtype = jnp.float32):
-        self.config = config
+        self.config, self.dtype = config, dtype
         self.vqvae = config.vqvae.build(dtype)
         self.encoder = TokenEncoder(**config.encoder.sizes, dtype=dtype)
         self.gate = Gate(COUNT, dtype=dtype)
         self.map = TokenMap(config.encoder.condition, dtype)
         self.schedules = {name: expert.schedule.build() for name, expert in config.experts}
-        latent = config.vqvae.network.embedding
-        self.networks = {name: EXPERTS[name](channels=latent, **expert.sizes, dtype=dtype) for name, expert in config.experts}
+        self.networks = {name: NETWORKS[name](**expert.sizes, dtype=dtype) for name, expert in config.experts}
         self.experts = NAMES
         self.multiple = config.multiple
         self.default_request = Request(config.sampling_steps, config.eta, experts=config.experts_run)
@@ -157,11 +169,12 @@ class Moediff:
         params["map"] = self.map.init(keys["map"], grids, latents.shape[1:3])["params"]
         condition = jnp.zeros((*latents.shape[:3], self.config.encoder.condition))
         params["experts"] = {name: net.init(keys[name], latents, condition, time)["params"] for name, net in self.networks.items()}
-        return {"params": params, "stats": {"usage": jnp.full(COUNT, 1 / COUNT), "gating": initial_moments()}}
+        return {"params": params, "stats": {"usage": jnp.full(COUNT, 1 / COUNT), "gating": initial_variance()}}
 
     def loss(self, variables: Variables, batch: Batch, keys: Array, progress: Array) -> LossOutput:
         config, params, stats = self.config, variables["params"], variables["stats"]
-        z0 = self.vqvae.encode(self._vqvae(variables), batch.high, batch.bias, batch.jacobian)
+        vqvae = of_frozen(variables["frozen"]["vqvae"])
+        z0 = self.vqvae.encode(vqvae, batch.high, batch.bias, batch.jacobian)
         shown = self._show(params, batch.low)
         weights = warmed(self._weights(shown.gating, stats["usage"], z0.shape[1:3]), progress, config.warmup)
 
@@ -173,7 +186,7 @@ class Moediff:
             noised[name] = add_noise(z0, noises[name], levels[name])  # Eq. 5
         outputs = each([functools.partial(self._denoise_of, name) for name in NAMES], params["experts"], shown.condition, noised, levels)
 
-        losses, estimates, metrics = [], [], {}
+        errors, tasks, estimates, metrics = [], [], [], dict[str, Array]()
         for name, output in zip(NAMES, outputs, strict=True):
             level, wanted = levels[name], target(config.prediction, z0, noises[name], levels[name])
             estimates.append(to_x0(config.prediction, output, noised[name], level))  # Eq. 8
@@ -182,26 +195,30 @@ class Moediff:
             task = self.tasks[name](variables, batch, z0, estimates[-1])
             if config.x0_loss_weight == "snr":
                 task *= x0_loss_weight(level)
-            losses.append((weighted, config.task * task))
+            errors.append(weighted)
+            tasks.append(config.task * task)
             metrics |= {f"denoising_{name}": error.mean(), f"task_{name}": task.mean()}
-        expert_loss = self._weighed(weights, losses)  # Eq. 13
+        expert_loss = self._weighed(weights, jnp.stack(errors, -1), jnp.stack(tasks, -1))  # Eqs. 6 and 13
 
         similarity = jnp.stack([self._similarity(estimate, z0) for estimate in estimates], axis=-1)  # [B, (h, w,) K]
         gate = gating_errors(weights, gate_target(similarity, config.temperature_floor))
-        gating = gate.reshape(len(gate), -1).mean(-1) + diversity(jnp.stack(estimates))  # Eq. 16, [B]
+        apart = diversity(jnp.stack(estimates))
+        gating = gate.reshape(len(gate), -1).mean(-1) + config.diversity * apart  # Eq. 16, [B]
         weight = uncertainty_weight(stats["gating"], config.gating_ceiling)  # Eq. 17
         loss = (expert_loss + weight * gating).mean()  # Eq. 18
 
-        of_slices = weights.reshape(len(weights), -1, COUNT).mean(1)
+        of_slices = _of_slices(weights)
         metrics |= {
             "experts": expert_loss.mean(),
             "gating": gating.mean(),
+            "diversity": apart.mean(),
             "gating_weight": weight,
+            "gating_variance": variance(stats["gating"]),
             "gate_entropy": _entropy(weights).mean(),
         }
         metrics |= {f"gate_{name}": of_slices[:, i].mean() for i, name in enumerate(NAMES)}
         metrics |= {f"similarity_{name}": similarity[..., i].mean() for i, name in enumerate(NAMES)}
-        stats = {"usage": updated_usage(stats["usage"], weights), "gating": updated_moments(stats["gating"], gating)}
+        stats = {"usage": updated_usage(stats["usage"], weights), "gating": updated_variance(stats["gating"], gating)}
         return LossOutput(loss, metrics, jax.lax.stop_gradient(stats))
 
     def upscale(self, variables: Variables, condition: Condition, keys: Array, request: Request) -> UpscaleOutput:
@@ -215,9 +232,9 @@ class Moediff:
         else:
             drawn = each([functools.partial(chain, name) for name in NAMES], params, shown.condition, keys)  # [K, B, h, w, C]
             z0 = self._mixed(drawn, weights if request.experts == "all" else jax.nn.one_hot(self._first(weights), COUNT))  # Eq. 9
-        of_slices = weights.reshape(len(weights), -1, COUNT).mean(1)
+        of_slices = _of_slices(weights)
         metrics = {f"Gate{name.capitalize()}": of_slices[:, i] for i, name in enumerate(NAMES)}
-        return UpscaleOutput(self.vqvae.decode(self._vqvae(variables), z0), metrics)
+        return UpscaleOutput(self.vqvae.decode(of_frozen(variables["frozen"]["vqvae"]), z0), metrics)
 
     def route(self, variables: Variables, condition: Condition) -> Array:
         """The expert of the highest weight of each slice, int `[B]`."""
@@ -231,13 +248,12 @@ class Moediff:
         maps = [
             jnp.repeat(jnp.repeat(a, sides[0] // a.shape[1], 1), sides[1] // a.shape[2], 2) * a[0, ..., 0].size for a in gating.attention
         ]
-        return Explanation(weights.reshape(len(weights), -1, COUNT).mean(1), jnp.asarray(sum(maps)))
+        return Explanation(_of_slices(weights), jnp.asarray(sum(maps)))
 
     def frozen(self, batch: Batch | None = None) -> dict[str, Any]:
         def shapes(key: Array) -> dict[str, Any]:
             slices = jnp.zeros((1, self.vqvae.multiple, self.vqvae.multiple, 1))
-            found = self.vqvae.init(key, Batch(slices, slices))
-            return {**found["params"], **found["stats"]}
+            return as_frozen(self.vqvae.init(key, Batch(slices, slices)))
 
         frozen = {"vqvae": jax.eval_shape(shapes, jax.random.key(0))}
         return frozen if batch is None or self.config.perceptual == "none" else {**frozen, "perceptual": vgg_shapes()}
@@ -272,8 +288,8 @@ class Moediff:
     def _weights(self, gating: Gating, usage: Array, shape: tuple[int, ...]) -> Array:
         """G `[B, K]`, or `[B, h, w, K]` of a gate that looks at tokens [Eq. 4]."""
         if self.config.gate == "token":
-            return token_weights(gating, usage, self.config.gamma, shape, literal=self.config.literal)
-        return gate_weights(gating.score, usage, self.config.gamma, literal=self.config.literal)
+            return token_weights(gating, usage, shape, self.config.gamma, self.config.literal)
+        return gate_weights(gating.score, usage, self.config.gamma, self.config.literal)
 
     def _denoise_of(self, name: str, params: Any, condition: Array, z_t: dict[str, Array], levels: dict[str, Level]) -> Array:
         return self._denoise(name, params, condition, z_t[name], levels[name])
@@ -294,27 +310,30 @@ class Moediff:
         by_expert = jnp.moveaxis(weights, -1, 0)  # [K, B] or [K, B, h, w]
         return (by_expert.reshape(*by_expert.shape, *(1,) * (z0s.ndim - by_expert.ndim)) * z0s).sum(0)
 
-    def _weighed(self, weights: Array, losses: list[tuple[Array, Array]]) -> Array:
-        """Σ_i G_i L_i, `[B]`, of errors `[B, h, w]` and task losses `[B]` [Eqs. 6 and 13]. Weights of pixels weigh each its own error, and a
-        slice's task losses by their mean."""
-        total = jnp.zeros(len(weights))
-        for i, (error, task) in enumerate(losses):
-            weight = weights[..., i]
-            over = weight if weight.ndim == 3 else weight[:, None, None]
-            total += (over * error).mean((1, 2)) + over.mean((1, 2)) * task
-        return total
+    def _weighed(self, weights: Array, errors: Array, tasks: Array) -> Array:
+        """Σ_i G_i L_i, `[B]`, of errors `[B, h, w, K]` and task losses `[B, K]` [Eqs. 6 and 13]: weights of pixels weigh each its own
+        error, and task losses, which are of slices, by their mean."""
+        of_pixels = weights if weights.ndim == 4 else weights[:, None, None]
+        return mixed_errors(of_pixels, errors).mean((1, 2)) + mixed_errors(_of_slices(weights), tasks)
 
     def _similarity(self, estimate: Array, z0: Array) -> Array:
         """cos θ(ẑ_0(i), z_0) of slices `[B]`, or of pixels `[B, h, w]` [Eq. 14]."""
-        return cosine(estimate, z0, pixels=self.config.gate == "token")
+        return cosine(estimate, z0, "pixel" if self.config.gate == "token" else "slice")
 
     def _first(self, weights: Array) -> Array:
         """The expert of the highest weight, int `[B]`."""
-        return weights.reshape(len(weights), -1, COUNT).mean(1).argmax(-1)
+        return _of_slices(weights).argmax(-1)
 
     def _smooth(self, variables: Variables, batch: Batch, z0: Array, estimate: Array) -> Array:
         """Eq. 10, `[B]`."""
-        return squared_errors(estimate, z0) + self._perceptual(variables, batch, z0, estimate)
+        distance = squared_errors(estimate, z0)
+        if self.config.perceptual == "none":
+            return distance
+        features = {"params": variables["frozen"]["perceptual"]}
+        if self.config.perceptual == "vgg_latent":
+            return distance + vgg_latent_errors(features, estimate, z0, self.dtype)
+        image = self.vqvae.decode(of_frozen(variables["frozen"]["vqvae"]), estimate)
+        return distance + vgg_image_errors(features, image, batch.high, self.dtype)
 
     def _cortex(self, variables: Variables, batch: Batch, z0: Array, estimate: Array) -> Array:
         """Eq. 11, `[B]`."""
@@ -322,7 +341,7 @@ class Moediff:
 
     def _junction(self, variables: Variables, batch: Batch, z0: Array, estimate: Array) -> Array:
         """Eq. 12, `[B]`."""
-        return stft_errors(estimate, z0, self.config.stft_windows)
+        return stft_errors(estimate, z0, self.config.stft_windows, self.config.stft)
 
     def _latents(self, low: Array) -> tuple[int, int, int, int]:
         """Shape of the latents of slices."""
@@ -330,11 +349,10 @@ class Moediff:
         factor = self.config.vqvae.multiple
         return batch, height // factor, width // factor, self.config.vqvae.network.embedding
 
-    def _vqvae(self, variables: Variables) -> Variables:
-        """The frozen network as its own method has it."""
-        network = variables["frozen"]["vqvae"]
-        params = {name: network[name] for name in ("encoder", "decoder")}
-        return {"params": params, "stats": {name: leaf for name, leaf in network.items() if name not in params}}
+
+def _of_slices(weights: Array) -> Array:
+    """`[B, K]`: weights of pixels by their mean."""
+    return weights.reshape(len(weights), -1, COUNT).mean(1)
 
 
 def _entropy(weights: Array) -> Array:

@@ -23,7 +23,7 @@ class TokenEncoderConfig(Strict):
     depth: int = Field(6, ge=1)
     heads: int = Field(6, ge=1)
     window: int = Field(4, ge=1)
-    condition: int = Field(128, ge=1)
+    condition: int = Field(256, ge=1)
     remat: bool = False
 
     @model_validator(mode="after")
@@ -45,11 +45,11 @@ class ExpertConfig(Strict):
     """One expert: attributes of its network in `jaxsr.models.experts`, and its noise schedule [Eq. 5].
 
     Attributes:
-      width: at the latents' resolution, twice as much after each halving; the paper gives none.
+      width: features, at every resolution; the paper gives none. The latents' own channels, or more, where noise is predicted.
       groups: of every normalisation.
     """
 
-    width: int = Field(ge=2, multiple_of=2)
+    width: int = Field(512, ge=2, multiple_of=2)
     groups: int = Field(32, ge=1)
     remat: bool = False
     schedule: ScheduleConfig
@@ -73,9 +73,9 @@ def published_schedule(steps: int) -> ScheduleConfig:
 class ExpertsConfig(Strict):
     """E_1 centrum semiovale, E_2 sulcal and gyral cortex, E_3 the junction of grey and white matter [§II-C, §III-C]."""
 
-    smooth: ExpertConfig = ExpertConfig(width=160, schedule=published_schedule(500))
-    cortex: ExpertConfig = ExpertConfig(width=160, schedule=published_schedule(2000))
-    junction: ExpertConfig = ExpertConfig(width=160, schedule=published_schedule(1000))
+    smooth: ExpertConfig = ExpertConfig(schedule=published_schedule(500))
+    cortex: ExpertConfig = ExpertConfig(schedule=published_schedule(2000))
+    junction: ExpertConfig = ExpertConfig(schedule=published_schedule(1000))
 
 
 class MoediffWeights(Strict):
@@ -90,4 +90,5 @@ class MoediffWeights(Strict):
     perceptual: Path | None = None
 
 
-NAMES = tuple(EXPERTS)  # smooth, cortex, junction
+NAMES = tuple(ExpertsConfig.model_fields)  # smooth, cortex, junction
+NETWORKS = dict(zip(NAMES, EXPERTS, strict=True))

@@ -6,10 +6,10 @@ z_q is the code nearest to z, and the gradient by it is taken for one by z. The 
 (`jaxsr.models.vqvae`), a statistic of the training state; codes to which hardly anything comes any more are put where vectors of the
 batch are, before those are quantised. New codes are of that kind, so the first batch makes the codebook.
 
-b, the logarithm of the target's bias field, and g, as the logarithm of its gradient nonlinearity's Jacobian determinant, are channels of the
+b, the logarithm of the target's bias field, and g, as that of its gradient nonlinearity's Jacobian determinant, are channels of the
 input beside the slice, and zeros where they are not given: latents are of the target, which is there in training only, with its maps.
 
-    z_0 = s z,      x̂ = D(c(ẑ_0 / s))                                                                  s: `latent_scale`; c: the nearest code
+    z_0 = s z,      x̂ = D(c(ẑ_0 / s))                                                   s: `latent_scale`; c: the nearest code
 
 is what the mixture diffuses, and what becomes of its answer: latents are taken before they are quantised, and are quantised before they are
 decoded. Of this network the paper gives the base width, the codes and their numbers, and s; the rest is that of latent diffusion's.

@@ -68,7 +68,7 @@ def _errors(variables: Any, x: Array, y: Array, dtype: Any) -> Array:
     if min(x.shape[1:3]) < LEAST_SIDE:
         raise ValueError(f"VGG-16's features up to relu3_3 need {LEAST_SIDE} pixels on every side, got {x.shape[1]} × {x.shape[2]}")
     network = Vgg16(LEVELS, dtype)
-    of_x, of_y = (network.apply(variables, z)[-1] for z in (x, y))  # [B, h / 4, w / 4, 256]
+    of_x, of_y = (jnp.asarray(network.apply(variables, z)[-1]) for z in (x, y))  # [B, h / 4, w / 4, 256]
     return squared_errors(of_x, of_y)
 
 

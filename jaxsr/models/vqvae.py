@@ -131,6 +131,6 @@ def restarted(codebook: Codebook, z: Array, key: Array, least: float) -> Codeboo
 
 
 def perplexity(indices: Array, codes: int) -> Array:
-    """exp of the entropy of how often each of `codes` occurs in `indices`: 1, where it is one and the same, … `codes`, where all do alike."""
+    """exp of the entropy of how often each of `codes` occurs in `indices`: 1 where it is one and the same, `codes` where all do alike."""
     shares = jnp.bincount(indices.ravel(), length=codes) / indices.size
     return jnp.exp(jax.scipy.special.entr(shares).sum())

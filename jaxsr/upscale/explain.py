@@ -85,7 +85,7 @@ def explain(
     count = len(method.experts)
     attention = np.zeros((count, *output.data.shape), np.float32)
     for axis, of in found.items():
-        attention += np.moveaxis(np.moveaxis(of.attention, 0, AXES[axis]), -1, 0) / len(found)
+        attention += np.moveaxis(np.moveaxis(np.asarray(of.attention), 0, AXES[axis]), -1, 0) / len(found)
     slices = prepared.plan.slices
 
     def alone(expert: int) -> Volume:
