@@ -43,7 +43,7 @@ class ComplexConv(nn.Module):
         # Each result sums products with A and with B, so both have half the variance of a real kernel.
         init = nn.with_logical_partitioning(nn.initializers.variance_scaling(0.5, "fan_in", "truncated_normal"), KERNEL)
         shape = (self.size, self.size, channels // 2, self.features // 2)
-        real, imaginary = (self.param(part, init, shape, jnp.float32) for part in ("real", "imaginary"))
+        real, imaginary = (jnp.asarray(self.param(part, init, shape, jnp.float32)) for part in ("real", "imaginary"))
         kernel = jnp.block([[real, imaginary], [-imaginary, real]])  # [size, size, C, features]
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, KERNEL[-1:])
         bias = self.param("bias", zeros, (self.features,), jnp.float32) if self.bias else None
