@@ -15,8 +15,8 @@ resolution it would take 1.07 G, and blocks still work on what it says. What ent
 'residual connections' of the mirrored decoder. The time scales and shifts in every block (FiLM).
 
 The paper gives no widths. Here all levels are as wide as the latents, 512: the head is linear, so an expert of fewer features would answer
-in fewer dimensions than the noise of Eq. 7 has, and what it cannot answer Eq. 8 leaves in ẑ_0. For that reason nothing stands between the
-last block and the head: noise may pass on a linear way. With a condition of 256 channels, at 32 × 32 latents:
+in fewer dimensions than the noise of Eq. 7 has, and what it cannot answer Eq. 8 leaves in ẑ_0. For the same reason nothing stands between
+the last block and the head: in E_1 and E_2 noise has a linear way through. With a condition of 256 channels, at 32 × 32 latents:
 
     expert         parameters    multiply-adds
     E_1            57,311,744          19.42 G       paper: the heaviest 62.69 M and 42.21 G
@@ -47,8 +47,8 @@ FACTOR = 4  # by which the resolution falls to the bottleneck
 class Expert(nn.Module):
     """`z_t` `[B, h, w, C]`, `condition` `[B, h, w, D]`, `time` `[B]` → `[B, h, w, C]` float32, zero before training.
 
-    What the three have in common; each fills in `first`, `block` and `middle`. h and w must be multiples of 4. `time` is real-valued, in
-    steps, as `Schedule.time`.
+    What the three have in common; each says what its `first`, `block` and `middle` are. h and w must be multiples of 4, and width of
+    `groups`. `time` is real-valued, in steps, as `Schedule.time`.
 
     Attributes:
       width: features at the latents' resolution; at least C where the answer is noise.
@@ -56,6 +56,9 @@ class Expert(nn.Module):
       groups: of every normalisation but those within dense blocks.
       remat: activations within blocks are computed again for the gradient, not kept.
       dtype: of the computation; parameters, the embedding of time, norms' statistics, softmax and the head are float32.
+
+    Raises:
+      ValueError: for sides that are not multiples of 4, and a condition on another grid than z_t.
     """
 
     width: int = 512
