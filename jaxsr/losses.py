@@ -1,10 +1,32 @@
-"""Losses that several recipes share: scalars, computed in float32 whatever comes in.
+"""Losses that several recipes share, computed in float32 whatever comes in: scalars, or one value a slice.
 
 Every norm is a mean over all entries (ruling of the specification), so values do not depend on batch or image size.
+
+Those of MoEDiff-SR compare latents x, y `[B, h, w, C]`, of any C:
+
+    edges         mean (S(x) − S(y))²                     S: both components of Sobel's operator               [Eq. 11, first term]
+    frequencies   mean |F(x) − F(y)|²                     F: orthonormal Fourier transform of a slice          [Eq. 11, second term]
+    windows       Σ_s mean |STFT_s(x) − STFT_s(y)|²       the mean of Eq. 12's Ω_s and of all frequencies      [Eq. 12]
+
+As printed, the last two weigh nothing but the squared error of a pixel: F does not change a norm (Parseval), so they are
+
+    mean (x − y)²    and    Σ_s mean_windows mean v_s² (x − y)²,       v_s: the window, of mean square 1.
+
+`form` 'magnitude' compares |F(x)| with |F(y)| instead, and likewise of the windows: how much there is of each frequency, wherever it lies.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+
+Form = Literal["printed", "magnitude"]
+
+LEAST_SQUARE = 1e-8  # mean square of a vector, of entries about 1, below which it has no direction
 
 
 def mean_absolute_error(output: Array, target: Array) -> Array:
@@ -20,3 +42,114 @@ def squared_errors(output: Array, target: Array) -> Array:
 def mean_squared_error(output: Array, target: Array) -> Array:
     """mean (output − target)² [teacher, Eqs. 1 and 5]; arrays of one shape."""
     return jnp.square(output.astype(jnp.float32) - target.astype(jnp.float32)).mean()
+
+
+def sobel_errors(x: Array, y: Array) -> Array:
+    """mean (S(x) − S(y))² over pixels, channels and both components [MoEDiff-SR, Eq. 11, first term]: `[B]` of `[B, h, w, C]`."""
+    return jnp.square(sobel(x.astype(jnp.float32) - y.astype(jnp.float32))).mean((1, 2, 3, 4))
+
+
+def sobel(x: Array) -> Array:
+    """Sobel's derivatives down the rows and along the columns: `[B, h, w, C]` → `[B, h, w, C, 2]`, float32.
+
+    −1 0 1 along the derivative and 1 2 1 across it, so eight times the slope a pixel. Beyond the border its pixels are repeated: of three
+    taps that is the default of `scipy.ndimage.sobel`, 'reflect'.
+    """
+    x = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    down = x[:, 2:] - x[:, :-2]  # [B, h, w + 2, C]
+    along = x[:, :, 2:] - x[:, :, :-2]  # [B, h + 2, w, C]
+    return jnp.stack(
+        [down[:, :, :-2] + 2 * down[:, :, 1:-1] + down[:, :, 2:], along[:, :-2] + 2 * along[:, 1:-1] + along[:, 2:]],
+        axis=-1,
+    )
+
+
+def fourier_errors(x: Array, y: Array, form: Form = "printed") -> Array:
+    """Error of the spectrum, a mean over frequencies and channels [MoEDiff-SR, Eq. 11, second term]: `[B]` of `[B, h, w, C]`.
+
+    Args:
+      form: 'printed', |F(x) − F(y)|², which by Parseval is exactly `squared_errors`; or 'magnitude', (|F(x)| − |F(y)|)², which does not
+        change as a slice is shifted. Its gradient is finite where a magnitude is zero.
+
+    Raises:
+      ValueError: for another `form`.
+    """
+    return _spectral_errors(partial(jnp.fft.rfft2, axes=(1, 2), norm="ortho"), x.shape[2], x, y, form)
+
+
+def stft_errors(x: Array, y: Array, windows: tuple[int, ...] = (8, 16, 32), form: Form = "printed") -> Array:
+    """Error of the spectra of windows that overlap by half, summed over window sizes [MoEDiff-SR, Eq. 12]: `[B]` of `[B, h, w, C]`.
+
+    Each size's term is a mean over its windows, frequencies and channels. As the windows have a mean square of 1, printed, a constant
+    difference d costs d² at every size, and so does white noise of variance d² on average.
+
+    Args:
+      windows: sizes in pixels of the latents, even.
+      form: as of `fourier_errors`. 'printed' is by Parseval a squared error of the pixels: those near the border are seen by fewer windows,
+        and the first row and column, where a window is zero, by none.
+
+    Raises:
+      ValueError: where a window is larger than the latents, or odd, or for another `form`; says which.
+    """
+    errors = [_spectral_errors(partial(stft, window=size, hop=size // 2), size, x, y, form) for size in windows]
+    return jnp.stack(errors).sum(0)
+
+
+def stft(x: Array, window: int, hop: int) -> Array:
+    """Short-time Fourier transform in both directions: `[B, h, w, C]` → `[B, n, m, window, window // 2 + 1, C]`, complex64.
+
+    Windows lie wholly inside, `hop` apart from the first pixel on, n × m of them; what is left at the end, less than `hop`, is in none.
+    Each is weighted by a periodic Hann window along both axes, scaled to a mean square of 1, and transformed by the orthonormal DFT. Of
+    frequencies along the columns those below zero are left out: the slice is real, and they are conjugates of the others.
+
+    Raises:
+      ValueError: where `hop` does not divide `window`, or no window fits.
+    """
+    if window < 2 or hop < 1 or window % hop:
+        raise ValueError(f"a window of {window} pixels is not some whole steps of {hop}: take an even one, and a hop that divides it")
+    if window > min(x.shape[1:3]):
+        raise ValueError(
+            f"a window of {window} pixels does not fit latents of {x.shape[1]} × {x.shape[2]}: leave it out of the config's windows, or "
+            "train on larger slices (data.crop)"
+        )
+    parts = _windows(_windows(x.astype(jnp.float32), 1, window, hop), 3, window, hop)  # [B, n, window, m, window, C]
+    weight = np.sin(np.pi * np.arange(window) / window) ** 2
+    weight = (weight / np.sqrt((weight**2).mean())).astype(np.float32)
+    parts = parts * weight[:, None, None, None] * weight[:, None]
+    return jnp.fft.rfft2(parts.swapaxes(2, 3), axes=(3, 4), norm="ortho")
+
+
+def cosine(x: Array, y: Array, per: Literal["slice", "pixel"] = "slice") -> Array:
+    """cos θ(x, y) of MoEDiff-SR's Eqs. 14–16, for `[B, h, w, C]`: of all entries of a slice, `[B]`, or of a pixel's channels, `[B, h, w]`.
+
+    Vectors whose mean square is below `LEAST_SQUARE` have a cosine that goes to zero with them, and the gradient is finite there.
+    """
+    axes = (1, 2, 3) if per == "slice" else (3,)
+    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    of_x, of_y = (jnp.maximum(jnp.square(z).mean(axes), LEAST_SQUARE) for z in (x, y))
+    return (x * y).mean(axes) / jnp.sqrt(of_x * of_y)
+
+
+def _spectral_errors(transform: Callable[[Array], Array], columns: int, x: Array, y: Array, form: Form) -> Array:
+    """The mean of one `form` over all frequencies, `[B]`. `transform` is linear, and of `columns` pixels; frequencies along them, its last
+    axis but one, are not negative: all but zero and Nyquist stand for two."""
+    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    if form == "printed":
+        difference = transform(x - y)
+        errors = jnp.square(difference.real) + jnp.square(difference.imag)
+    elif form == "magnitude":
+        errors = jnp.square(jnp.abs(transform(x)) - jnp.abs(transform(y)))
+    else:
+        raise ValueError(f"spectra are compared as 'printed' or by their 'magnitude', got {form!r}")
+    k = np.arange(columns // 2 + 1)
+    share = np.where(2 * k % columns == 0, 1, 2).astype(np.float32) / columns
+    summed = (errors * share[:, None]).sum(-2)
+    return summed.mean(tuple(range(1, summed.ndim)))
+
+
+def _windows(x: Array, axis: int, size: int, hop: int) -> Array:
+    """`[…, length, …]` → `[…, windows, size, …]`: whole steps side by side, so that the gradient is a sum of slices, not a scatter."""
+    count = (x.shape[axis] - size) // hop + 1
+    used = jax.lax.slice_in_dim(x, 0, (count - 1) * hop + size, axis=axis)
+    steps = used.reshape(*x.shape[:axis], -1, hop, *x.shape[axis + 1 :])
+    return jnp.concatenate([jax.lax.slice_in_dim(steps, i, i + count, axis=axis) for i in range(size // hop)], axis=axis + 1)

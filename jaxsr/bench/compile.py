@@ -49,7 +49,8 @@ def compile_train(experiment: Experiment) -> dict[str, Any]:
         donate_argnums=0,
         out_shardings=(shardings, replicated(mesh)),
     )
-    program, times = compiled(step, state, placed, key, frozen)
+    with jax.set_mesh(mesh):
+        program, times = compiled(step, state, placed, key, frozen)
     held = {"state": _bytes(state), "frozen": _bytes(held_frozen), "batch": _bytes(placed)}
     facts = {"what": "training step", "batch_size": experiment.train.batch_size, "size": experiment.data.crop}
     return {**facts, **_memory(program, held, estimated, _bytes(state.params)), **times, **_about(experiment, mesh, estimated)}
@@ -91,13 +92,14 @@ def _of_slices(experiment: Experiment, batch_size: int, size: int, do: Callable[
     laid = jax.tree.map(lambda _: replicated(mesh), shapes)
     variables = _laid(held_to_upscale(method, shapes, experiment.precision), laid)
     held_variables = _laid(held_to_upscale(build_method(asked), shapes, asked.precision), laid) if estimated else variables
-    names = ("low", *getattr(experiment.method, "maps", ()))
+    names = ("low", *experiment.guides)
     over, given = mesh.shape["data"] * mesh.shape["fsdp"], batch_size
     batch_size = -(-given // over) * over
     maps = {name: jax.ShapeDtypeStruct((batch_size, size, size, MAP_CHANNELS[name]), jnp.float32) for name in names}
     placed = _laid(maps, {name: batch_sharding(mesh) for name in maps})
     keys = _laid(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size)), batch_sharding(mesh))
-    program, times = compiled(jax.jit(lambda v, c, k: do(method, v, c, k)), variables, placed, keys)
+    with jax.set_mesh(mesh):
+        program, times = compiled(jax.jit(lambda v, c, k: do(method, v, c, k)), variables, placed, keys)
     facts = {"what": what, "batch_size": batch_size, "asked_batch_size": given, "size": size}
     held = {"parameters": _bytes(held_variables), "batch": _bytes(placed)}
     return {**facts, **_memory(program, held, estimated), **times, **_about(experiment, mesh, estimated)}

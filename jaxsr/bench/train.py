@@ -59,7 +59,8 @@ def bench_train(experiment: Experiment, steps: int = 20, warmup: int = 3) -> dic
     )
     batch = jax.device_put(synthetic_batch(shape, experiment.seed), batch_sharding(mesh))
     root = jax.device_put(jax.random.key(2), replicated(mesh))
-    program, compilation = compiled(step_fn, state, batch, root, frozen)
+    with jax.set_mesh(mesh):
+        program, compilation = compiled(step_fn, state, batch, root, frozen)
 
     def dispatch() -> Any:
         nonlocal state

@@ -139,6 +139,12 @@ def check_sampling(method: "Method", kind: str, steps: int | None, eta: float | 
         raise typer.BadParameter(f"{steps} is not in 1…{method.most_steps}, the steps that the model can take", param_hint=option)
 
 
+def check_mixture(method: "Method", kind: str, option: str) -> None:
+    """`method` has experts, as `option` is for."""
+    if not hasattr(method, "experts"):
+        raise typer.BadParameter(f"is for a mixture of experts (moediff), and the model is of kind {kind}: leave it out", param_hint=option)
+
+
 def failed(failures: list[tuple[Path, str]], total: int) -> str:
     """What a command that goes on after a failure says last."""
     from jaxsr.files import shown

@@ -11,6 +11,7 @@ from jaxsr.cli.options import (
     BatchSize,
     Device,
     bare,
+    check_mixture,
     check_sampling,
     check_voxel_size,
     choice,
@@ -78,6 +79,14 @@ def upscale(
     isocentre: Annotated[
         tuple[float, float, float], typer.Option("--isocentre", metavar="R A S", help="Of the magnet in scanner mm, for coefficients.")
     ] = (0.0, 0.0, 0.0),
+    experts: Annotated[
+        str | None,
+        bare(help="For a mixture: all, weighed; top1, the best of each slice alone; or parallel, on three devices. [default: the model's]"),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="For a mixture: write gate weights, attention maps and what each expert makes alone.")
+    ] = False,
+    reference: Annotated[Path | None, bare(help="With --explain: the truth of one scan; each expert's error map is written too.")] = None,
     axes: Annotated[str, typer.Option(help="all, or some of sagittal,coronal,axial: results are averaged.")] = "all",
     slice_map: Annotated[
         str, typer.Option("--slices", help="pad keeps voxels; resize brings slices to 256 × 256, as the papers do.")
@@ -114,6 +123,10 @@ def upscale(
     choice("--slices", slice_map, ("pad", "resize"))
     choice("--nan", nan, ("refuse", "zero"))
     choice("--gradient-convention", convention, ("ras", "lps", "fsl", "fsl-absolute"))
+    if experts is not None:
+        choice("--experts", experts, ("all", "top1", "parallel"))
+    if reference is not None and not explain:
+        raise typer.BadParameter("is for --explain: ask for that, or leave it out", param_hint="--reference")
     if precision is not None:
         choice("--precision", precision, ("f32", "bf16"))
     size = slices_at_a_time(batch_size)
@@ -133,7 +146,7 @@ def upscale(
     from jaxsr.upscale.sidecar import check_maps, check_record, check_sidecar, map_names, picture_path, write_json
 
     terminal = open_console(quiet=quiet)
-    maps = map_names(samples, keep=keep_samples, consistency=consistency)
+    maps = map_names(samples, keep=keep_samples, consistency=consistency, explain=explain, errors=reference is not None)
     if bids:
         jobs = _bids_jobs(bids, words(participants), words(sessions), words([suffixes]), model, to_mm, device)
     else:
@@ -144,6 +157,8 @@ def upscale(
         raise Exit(
             3, f"{shown(bids[0] if bids else source or '')}: no volumes to upscale ({suffixes if bids else '.nii, .nii.gz, .mgz, .mgh'})"
         )
+    if reference is not None and len(jobs) > 1:
+        raise typer.BadParameter(f"is the truth of one scan, and there are {len(jobs)}: name one with -i", param_hint="--reference")
     if run_json:
         check_record(run_json, jobs, maps)
     check_maps(jobs, maps)
@@ -179,6 +194,8 @@ def upscale(
     loaded = None if dry_run else load_model(model, precision=precision, note=terminal.print)
     recipe = read_recipe(model, precision=precision, note=terminal.print) if loaded is None else loaded.recipe
     check_sampling(recipe.method, recipe.experiment.method.kind, steps, eta)
+    if experts is not None or explain:
+        check_mixture(recipe.method, recipe.experiment.method.kind, "--experts" if experts else "--explain")
     for job in todo:
         check_guides(recipe.experiment, guides[job.source])
     default, trained = recipe.method.default_request, recipe.experiment.data.voxel_size
@@ -192,11 +209,16 @@ def upscale(
     if abs(target - trained) > 1e-6 and not multiscale:
         terminal.print(f"note: the model was trained for {trained:g} mm, not {target:g} mm")
     request = default._replace(steps=steps or default.steps, eta=default.eta if eta is None else eta, to_mm=target)
+    if experts is not None:
+        request = request._replace(experts="top1" if experts == "top1" else "all")
     if samples > 1 and request.steps == 1 < recipe.method.most_steps and not getattr(recipe.method, "one_step_draws", False):
         terminal.print("note: one sampling step estimates the middle of what is plausible, so samples differ too little: give --steps")
     compared = declared_acquisition(recipe.experiment, declared, noise) if consistency else None
-    settings = Settings(target, request, axis_names, seed, volume, nan, picture, samples, keep_samples, compared, resolved)  # type: ignore[arg-type]
-    engine = make_engine(loaded, batch_size=size, slice_map=slice_map) if loaded else None  # type: ignore[arg-type]
+    settings = Settings(
+        target, request, axis_names, seed, volume, nan, picture, samples, keep_samples, compared, resolved,  # type: ignore[arg-type]
+        explain, reference,
+    )  # fmt: skip
+    engine = make_engine(loaded, batch_size=size, slice_map=slice_map, apart=experts == "parallel") if loaded else None  # type: ignore[arg-type]
     if verbose:
         terminal.print(f"{recipe.name}, step {recipe.step}, on {device_in_use()}, {request.steps} sampling steps")
     if bids and not dry_run:

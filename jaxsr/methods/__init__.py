@@ -6,11 +6,13 @@ from pydantic import Field
 
 from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.consistency import ConsistencyConfig
+from jaxsr.methods.moediff import MoediffConfig
 from jaxsr.methods.sr3 import Sr3Config
 from jaxsr.methods.student import StudentConfig
 from jaxsr.methods.teacher import TeacherConfig
 from jaxsr.methods.vqvae import VqvaeConfig
 
 MethodConfig = Annotated[
-    AutoencoderConfig | ConsistencyConfig | Sr3Config | StudentConfig | TeacherConfig | VqvaeConfig, Field(discriminator="kind")
+    AutoencoderConfig | ConsistencyConfig | MoediffConfig | Sr3Config | StudentConfig | TeacherConfig | VqvaeConfig,
+    Field(discriminator="kind"),
 ]

@@ -4,7 +4,7 @@ A recipe knows no optimiser, no mesh, no file; the trainer and the upscaling eng
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from jax import Array
 
@@ -95,12 +95,16 @@ class Request(NamedTuple):
       eta: 0 deterministic … 1 ancestral.
       to_mm: voxel size of the output, where one was asked for.
       from_mm: of the input, as it lies in the plane of the slices; for methods that go between voxel sizes.
+      experts: of a mixture: 'all', weighed by its gate, or 'top1', the one of highest weight alone.
+      expert: that one, from 0, or any other: the rest do not run.
     """
 
     steps: int
     eta: float = 0.0
     from_mm: float | None = None
     to_mm: float | None = None
+    experts: Literal["all", "top1"] = "all"
+    expert: int | None = None
 
 
 def check_sampling(schedule: "ScheduleConfig", prediction: Prediction, **steps: int) -> None:
@@ -223,6 +227,31 @@ class Method(Protocol):
     def upscale(self, variables: Variables, condition: Condition, keys: Array, request: Request) -> UpscaleOutput: ...
 
     def parts(self, size: int) -> dict[str, Part]: ...
+
+
+class Explanation(NamedTuple):
+    """Why a slice was upscaled as it was.
+
+    Attributes:
+      weights: of each expert, `[B, K]`.
+      attention: of each expert's query over the slice, `[B, H, W, K]`, of mean one over a slice.
+    """
+
+    weights: Array
+    attention: Array
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """A method whose slices may each go to one of several experts: who upscales a volume groups them, so that no expert runs in vain."""
+
+    experts: tuple[str, ...]
+
+    def route(self, variables: Variables, condition: Condition) -> Array:
+        """The expert of each slice, int `[B]`, for requests of 'top1'."""
+        ...
+
+    def explain(self, variables: Variables, condition: Condition) -> Explanation: ...
 
 
 class ScheduleConfig(Strict):

@@ -52,15 +52,25 @@ class AlexNet(nn.Module):
 
 
 class Vgg16(nn.Module):
-    """`[B, H, W, 3]`, scaled as ImageNet → the last activations `[B, h, w, C]` of its five resolutions [Simonyan & Zisserman 2015, D]."""
+    """`[B, H, W, 3]`, scaled as ImageNet → the last activations `[B, h, w, C]` of its five resolutions [Simonyan & Zisserman 2015, D].
+
+    Attributes:
+      levels: resolutions that are computed, the finest first; the layers of the others are left out.
+      dtype: of computation; None: that of the input.
+    """
+
+    levels: int = 5
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, ...]:
         features: list[Array] = []
         for level, (channels, depth) in enumerate(zip(CHANNELS["vgg"], (2, 2, 3, 3, 3), strict=True), start=1):
+            if level > self.levels:
+                break
             x = _pool(x, 2) if features else x
             for i in range(1, depth + 1):
-                x = nn.relu(conv(channels, name=f"conv{level}_{i}")(x))
+                x = nn.relu(conv(channels, dtype=self.dtype, name=f"conv{level}_{i}")(x))
             features.append(x)
         return tuple(features)
 

@@ -16,20 +16,22 @@ def conv(
     size: int = 3,
     *,
     stride: int = 1,
+    dilation: int = 1,
     padding: tuple[int, int] | None = None,
     bias: bool = True,
     zero: bool = False,
     dtype: Any = None,
     name: str | None = None,
 ) -> nn.Conv:
-    """A `size` × `size` convolution, NHWC, padded by `size // 2` on every side as in PyTorch, or by `padding` (before, after) in both
-    directions; `zero` starts it at zero."""
+    """A `size` × `size` convolution, NHWC, padded by `dilation * (size // 2)` on every side as in PyTorch, or by `padding` (before, after)
+    in both directions; its taps lie `dilation` pixels apart; `zero` starts it at zero."""
     init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
     return nn.Conv(
         features,
         (size, size),
         (stride, stride),
-        padding=[padding or (size // 2, size // 2)] * 2,
+        padding=[padding or (dilation * (size // 2),) * 2] * 2,
+        kernel_dilation=(dilation, dilation),
         use_bias=bias,
         kernel_init=nn.with_logical_partitioning(init, KERNEL),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, KERNEL[-1:]),
@@ -38,9 +40,30 @@ def conv(
     )
 
 
-def dense(features: int, *, bias: bool = True, identity: bool = False, dtype: Any = None, name: str | None = None) -> nn.Dense:
-    """A linear layer over the last dimension; `identity` starts it as that, where it has as many features in as out."""
-    init = _identity if identity else nn.initializers.lecun_normal()
+def conv_transpose(features: int, *, dtype: Any = None, name: str | None = None) -> nn.ConvTranspose:
+    """Twice the resolution by a transposed 4 × 4 convolution of stride 2: `[B, H, W, C]` → `[B, 2H, 2W, features]`.
+
+    PyTorch's `ConvTranspose2d(C, features, 4, 2, 1)`, whose kernel is this one turned by 180°. A pixel of the result sums 4 of the 16 taps,
+    so they start with 4 times the variance of a convolution's.
+    """
+    init = nn.initializers.variance_scaling(4.0, "fan_in", "truncated_normal")
+    return nn.ConvTranspose(
+        features,
+        (4, 4),
+        (2, 2),
+        padding=[(2, 2)] * 2,
+        kernel_init=nn.with_logical_partitioning(init, KERNEL),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, KERNEL[-1:]),
+        dtype=dtype,
+        name=name,
+    )
+
+
+def dense(
+    features: int, *, bias: bool = True, identity: bool = False, zero: bool = False, dtype: Any = None, name: str | None = None
+) -> nn.Dense:
+    """A linear layer over the last dimension; `identity` starts it as that, where it has as many features in as out; `zero` at zero."""
+    init = nn.initializers.zeros if zero else _identity if identity else nn.initializers.lecun_normal()
     return nn.Dense(
         features,
         use_bias=bias,

@@ -2,8 +2,12 @@
 
 h = conv(swish(norm(x))) + W e        e: embedding of the noise level; an autoencoder has none
 y = conv(dropout(swish(norm(h)))) + skip(x)
+
+With `film` the embedding scales and shifts what the second convolution sees, FiLM(norm(h), e), and is not added to h
+[Dhariwal & Nichol 2021, §3.1: adaptive group normalisation].
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsr.nn.convolution import conv, dense, group_norm
+from jaxsr.nn.film import Film
 
 
 class ResnetBlock(nn.Module):
@@ -21,6 +26,8 @@ class ResnetBlock(nn.Module):
       groups: of both normalisations; must divide input and output channels.
       dropout: before the second convolution.
       epsilon: of both normalisations.
+      film: the embedding scales and shifts the second normalisation's output, in place of being added to its input.
+      convolution: makes the convolutions; `ComplexConv` for channels in pairs.
     """
 
     features: int
@@ -28,17 +35,21 @@ class ResnetBlock(nn.Module):
     dropout: float = 0.0
     dtype: Any = None
     epsilon: float = 1e-5
+    film: bool = False
+    convolution: Callable[..., Any] = conv
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array | None = None, train: bool = False) -> Array:
         h = nn.swish(group_norm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="norm1")(x))
-        h = conv(self.features, dtype=self.dtype, name="conv1")(h)
-        if embedding is not None:
+        h = self.convolution(self.features, dtype=self.dtype, name="conv1")(h)
+        if embedding is not None and not self.film:
             h += dense(self.features, dtype=self.dtype, name="embedding")(embedding)[:, None, None, :]
-        h = nn.swish(group_norm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="norm2")(h))
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = conv(self.features, dtype=self.dtype, name="conv2")(h)
-        skip = x if x.shape[-1] == self.features else conv(self.features, 1, dtype=self.dtype, name="skip")(x)
+        h = group_norm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="norm2")(h)
+        if embedding is not None and self.film:
+            h = Film(self.dtype, name="film")(h, embedding)
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.swish(h))
+        h = self.convolution(self.features, dtype=self.dtype, name="conv2")(h)
+        skip = x if x.shape[-1] == self.features else self.convolution(self.features, 1, dtype=self.dtype, name="skip")(x)
         return h + skip
 
 

@@ -124,7 +124,8 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
                 while done < config.steps:
                     if sample := stop.next_of(iterator):
                         batch = _global(sample, shape, by_batch)
-                        state, metrics = step_fn(state, batch, root, fixed)
+                        with jax.set_mesh(mesh):  # which a mixture's experts are laid over
+                            state, metrics = step_fn(state, batch, root, fixed)
                         done += 1
                         recent.add(done, metrics, sample["origin"])
                     stopping = sample is None or stop.requested(done)

@@ -5,13 +5,13 @@
 The volume is brought to the target grid by interpolation, in the intensity window of the input; slices of each axis are padded (or
 resized) to sides that the method takes, upscaled in batches of one size, so that each shape compiles once, and added to one float64 sum.
 Noise is keyed by (seed, sample, axis, slice): the result depends neither on batch size nor on devices, so a batch that does not fit into
-memory is done again in smaller ones.
+memory is done again in smaller ones. So slices of a mixture of experts that go to one of them each are grouped by it.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jax.stages import Compiled
 
 from jaxsr.data.pairs import slice_frame
-from jaxsr.methods.base import MAP_CHANNELS, Condition, Method, Request, UpscaleOutput, Variables
+from jaxsr.methods.base import MAP_CHANNELS, Condition, Explanation, Method, Mixture, Request, Variables
 from jaxsr.runtime.memory import OutOfMemory, free_memory, is_out_of_memory, program_memory
 from jaxsr.runtime.mesh import MeshError, batch_sharding, replicated
 from jaxsr.upscale.plan import Plan, Sizes, make_plan, map_of
@@ -52,12 +52,31 @@ class Upscaled(NamedTuple):
     compilations: int
 
 
+class Prepared(NamedTuple):
+    """A volume as its slices are upscaled: `low` `[X, Y, Z]` on the grid `plan.work`, −1…1 in `window`."""
+
+    plan: Plan
+    window: Window
+    low: np.ndarray
+
+
+class _Work(NamedTuple):
+    """What is done with slices: a program for each, and each shape of slices.
+
+    Attributes:
+      task: 'upscale'; of a mixture also 'route' and 'explain'.
+    """
+
+    task: Literal["upscale", "route", "explain"]
+    request: Request | None = None
+
+
 class _InFlight(NamedTuple):
-    """A batch that the device works on: its first slice, how many slices are no fillers, and what will come back."""
+    """A batch that the device works on: the place of its first slice, how many slices are no fillers, and what will come back."""
 
     start: int
     length: int
-    output: UpscaleOutput
+    output: Any
 
 
 class Engine:
@@ -97,7 +116,7 @@ class Engine:
         self._method, self._slice_map, self._interpolation = method, slice_map, interpolation
         self._mesh, self._by_batch, self._everywhere = mesh, batch_sharding(mesh), replicated(mesh)
         self._variables = jax.device_put(variables, self._everywhere)
-        self._programs: dict[tuple[tuple[int, int], Request, tuple[str, ...]], Compiled] = {}  # of the present batch size
+        self._programs: dict[tuple[tuple[int, int], _Work, tuple[str, ...]], Compiled] = {}  # of the present batch size
 
     def plan(
         self,
@@ -109,6 +128,19 @@ class Engine:
     ) -> Plan:
         """What `upscale` would do, without doing it. Raises: as `make_plan`."""
         return make_plan(self._method, volume.grid, to_mm, axes, self._slice_map, request, from_mm)
+
+    def prepared(
+        self,
+        volume: Volume,
+        to_mm: float | Grid | None,
+        axes: Sequence[str],
+        request: Request | None = None,
+        from_mm: Sizes | None = None,
+    ) -> Prepared:
+        """What `upscale` does with `volume` before any slice is upscaled. Raises: as `make_plan`."""
+        plan = self.plan(volume, to_mm, axes, request, from_mm)
+        window = fit_window(volume.data)
+        return Prepared(plan, window, window.forward(resample(volume.data, volume.grid, plan.work, self._interpolation)))
 
     def upscale(
         self,
@@ -134,9 +166,7 @@ class Engine:
           OutOfMemory: where a batch does not fit and must not, or cannot, be smaller.
         """
         before = self.compilations
-        plan = self.plan(volume, to_mm, axes, request, from_mm)
-        window = fit_window(volume.data)
-        low = window.forward(resample(volume.data, volume.grid, plan.work, self._interpolation))
+        plan, window, low = self.prepared(volume, to_mm, axes, request, from_mm)
         key = jax.random.fold_in(jax.random.key(seed), sample)
         wanted = dict(zip(plan.axes, plan.requests, strict=True))
         image, metrics = self.fuse(low, wanted, key, maps, lambda done: progress(done, plan.slices), note)
@@ -175,84 +205,113 @@ class Engine:
             sums = take_slices(total, axis)
             slice_map = map_of(self._method, low.shape, AXES[axis], self._slice_map)
             cuts = {name: _cut(name, data, AXES[axis]) for name, data in {"low": low, **maps}.items()}
-            for start, images, facts in self._slices(cuts, slice_map, jax.random.fold_in(key, AXES[axis]), request, note):
-                sums[start : start + len(images)] += images
-                for name, values in facts.items():
+            for indices, output in self._upscaled(cuts, slice_map, jax.random.fold_in(key, AXES[axis]), request, note):
+                sums[indices] += slice_map.inverse(output.image[..., 0])
+                for name, values in output.metrics.items():
                     metrics.setdefault(name, []).append(values)
-                done += len(images)
+                done += len(indices)
                 progress(done)
         total /= len(requests)
         return total.astype(np.float32), {name: float(np.concatenate(values).mean()) for name, values in metrics.items()}
 
+    def explain(self, low: np.ndarray, axes: Sequence[str], note: Note = silent) -> dict[str, Explanation]:
+        """By axis, why the slices of `low`, as `fuse` takes it, are upscaled as they are: weights `[n, K]`, attention `[n, H, W, K]`.
+
+        Raises:
+          ValueError: for a method that is no mixture.
+        """
+        if not isinstance(self._method, Mixture):
+            raise ValueError("only a mixture of experts says which of them made what")
+        return {axis: self._explained(low, axis, note) for axis in axes}
+
+    def _explained(self, low: np.ndarray, axis: str, note: Note) -> Explanation:
+        slice_map, cuts = map_of(self._method, low.shape, AXES[axis], self._slice_map), {"low": _cut("low", low, AXES[axis])}
+        found = [output for _, output in self._slices(_Work("explain"), cuts, _all(cuts), slice_map, jax.random.key(0), note)]
+        weights, attention = (np.concatenate([getattr(output, name) for output in found]) for name in Explanation._fields)
+        maps = [slice_map.inverse(attention[..., expert]) for expert in range(attention.shape[-1])]
+        return Explanation(weights, np.stack(maps, axis=-1))  # type: ignore[arg-type]
+
+    def _upscaled(self, cuts: Cuts, slice_map: SliceMap, key: jax.Array, request: Request, note: Note) -> Iterator[tuple[np.ndarray, Any]]:
+        """Yields indices of slices and their `UpscaleOutput`; slices that go to one expert each are grouped by it."""
+        if request.experts == "all" or request.expert is not None or not isinstance(self._method, Mixture):
+            yield from self._slices(_Work("upscale", request), cuts, _all(cuts), slice_map, key, note)
+            return
+        routes = np.concatenate([expert for _, expert in self._slices(_Work("route"), cuts, _all(cuts), slice_map, key, note)])
+        for expert in np.unique(routes).tolist():
+            alone = _Work("upscale", request._replace(expert=expert))
+            yield from self._slices(alone, cuts, np.flatnonzero(routes == expert), slice_map, key, note)
+
     def _slices(
-        self, slices: Cuts, slice_map: SliceMap, key: jax.Array, request: Request, note: Note
-    ) -> Iterator[tuple[int, np.ndarray, dict[str, np.ndarray]]]:
-        """Yields (first slice, images [n, H, W], metrics [n]), one batch behind the device, which so never waits for the host.
+        self, work: _Work, cuts: Cuts, order: np.ndarray, slice_map: SliceMap, key: jax.Array, note: Note
+    ) -> Iterator[tuple[np.ndarray, Any]]:
+        """Yields indices and what `work` made of those slices, in the `order` of their indices, one batch behind the device, which so never
+        waits for the host.
 
         That memory is short may show when a batch is given to the device, or only when it is asked for: either way it is done again in
         smaller ones, and what was yielded is not.
         """
-        start, pending, count = 0, None, len(slices["low"][0])
-        while start < count or pending:
+        start, pending = 0, None
+        while start < len(order) or pending:
             following = None
-            if start < count:
+            if start < len(order):
                 try:
-                    following = self._dispatch(slices, start, slice_map, key, request, note)
+                    following = self._dispatch(work, cuts, order[start:], start, slice_map, key, note)
                     start += following.length
                 except Exception as error:  # JAX's own name for its runtime errors changes
                     self._shrink(error, note)
             if pending:
                 try:
-                    done = self._fetch(slice_map, pending)
+                    done = jax.tree.map(lambda leaf, length=pending.length: np.asarray(leaf)[:length], pending.output)
                 except Exception as error:
                     self._shrink(error, note)
                     start, pending = pending.start, None
                     continue
-                yield done
+                yield order[pending.start : pending.start + pending.length], done
             pending = following
 
-    def _dispatch(self, slices: Cuts, start: int, slice_map: SliceMap, key: jax.Array, request: Request, note: Note) -> _InFlight:
-        program = self._program(slice_map.shape, request, tuple(slices), note)
-        stop = min(start + self.batch_size, len(slices["low"][0]))
+    def _dispatch(
+        self, work: _Work, cuts: Cuts, order: np.ndarray, start: int, slice_map: SliceMap, key: jax.Array, note: Note
+    ) -> _InFlight:
+        program = self._program(slice_map.shape, work, tuple(cuts), note)
+        indices = order[: self.batch_size]
         condition = {}
-        for name, channels in slices.items():
+        for name, channels in cuts.items():
             outside = -1.0 if name in ("low", "reference") else 0.0
             condition[name] = np.full((self.batch_size, *slice_map.shape, len(channels)), outside, np.float32)
             for channel, part in enumerate(channels):
-                condition[name][: stop - start, ..., channel] = slice_map.forward(part[start:stop], outside)
-        index = np.arange(start, start + self.batch_size, dtype=np.int32)
+                condition[name][: len(indices), ..., channel] = slice_map.forward(_picked(part, indices), outside)
+        index = np.zeros(self.batch_size, np.int32)
+        index[: len(indices)] = indices
         key = jax.device_put(key, self._everywhere)
-        return _InFlight(start, stop - start, program(self._variables, *jax.device_put((condition, index), self._by_batch), key))
+        return _InFlight(start, len(indices), program(self._variables, *jax.device_put((condition, index), self._by_batch), key))
 
-    def _fetch(self, slice_map: SliceMap, batch: _InFlight) -> tuple[int, np.ndarray, dict[str, np.ndarray]]:
-        images, metrics = np.asarray(batch.output.image), batch.output.metrics
-        facts = {name: np.asarray(values)[: batch.length] for name, values in metrics.items()}
-        return batch.start, slice_map.inverse(images[: batch.length, ..., 0]), facts
-
-    def _program(self, sides: tuple[int, int], request: Request, names: tuple[str, ...], note: Note) -> Compiled:
+    def _program(self, sides: tuple[int, int], work: _Work, names: tuple[str, ...], note: Note) -> Compiled:
         """The compiled program for slices of `sides`; with 'auto', of no more slices than the compiler says fit into what is free."""
-        while (sides, request, names) not in self._programs:
-            program = self._compile(sides, request, names)
+        while (sides, work, names) not in self._programs:
+            program = self._compile(sides, work, names)
             free, needed = free_memory(self._mesh.devices.flat), program_memory(program)
             if self._auto and free and needed and self.batch_size > self._devices:
                 needed -= sum(leaf.nbytes for leaf in jax.tree.leaves(self._variables))  # which lie there already
                 if needed > FILL * free:
                     self._go_on_with(self.batch_size >> math.ceil(math.log2(needed / (FILL * free))), note)
                     continue
-            self._programs[sides, request, names] = program
-        return self._programs[sides, request, names]
+            self._programs[sides, work, names] = program
+        return self._programs[sides, work, names]
 
-    def _compile(self, sides: tuple[int, int], request: Request, names: tuple[str, ...] = ("low",)) -> Compiled:
-        def upscale(variables: Variables, condition: dict[str, jax.Array], index: jax.Array, key: jax.Array) -> UpscaleOutput:
+    def _compile(self, sides: tuple[int, int], work: _Work, names: tuple[str, ...] = ("low",)) -> Compiled:
+        def upscale(variables: Variables, condition: dict[str, jax.Array], index: jax.Array, key: jax.Array) -> Any:
+            if work.request is None:
+                return getattr(self._method, work.task)(variables, Condition(**condition))
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-            return self._method.upscale(variables, Condition(**condition), keys, request)
+            return self._method.upscale(variables, Condition(**condition), keys, work.request)
 
         self.compilations += 1
         shardings = (self._everywhere, self._by_batch, self._by_batch, self._everywhere)
         program = jax.jit(upscale, in_shardings=shardings, out_shardings=self._by_batch)
         condition = {name: jax.ShapeDtypeStruct((self.batch_size, *sides, MAP_CHANNELS[name]), np.float32) for name in names}
         index = jax.ShapeDtypeStruct((self.batch_size,), np.int32)
-        return program.lower(self._variables, condition, index, jax.eval_shape(jax.random.key, 0)).compile()
+        with jax.set_mesh(self._mesh):  # which a mixture's experts are laid over
+            return program.lower(self._variables, condition, index, jax.eval_shape(jax.random.key, 0)).compile()
 
     def _shrink(self, error: Exception, note: Note) -> None:
         """Makes the batch smaller after `error`, or raises: `error` itself where it is not about memory."""
@@ -292,6 +351,17 @@ def _cut(name: str, data: np.ndarray, axis: int) -> list[np.ndarray]:
     if MAP_CHANNELS[name] == 1:
         return [take_slices(data, axis)]
     return [take_slices(data[..., component], axis) for component in slice_frame(axis)]
+
+
+def _all(cuts: Cuts) -> np.ndarray:
+    """Indices of all slices."""
+    return np.arange(len(cuts["low"][0]))
+
+
+def _picked(part: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Slices by ascending `indices`; neighbours as a view."""
+    first, last = int(indices[0]), int(indices[-1])
+    return part[first : last + 1] if last - first == len(indices) - 1 else part[indices]
 
 
 def first_batch_size() -> int:

@@ -12,14 +12,15 @@ import numpy as np
 from jaxsr.evaluate.files import sidecar_path
 from jaxsr.experiment import Experiment
 from jaxsr.files import Writer, shown
-from jaxsr.methods.base import Request
+from jaxsr.methods.base import Mixture, Request
 from jaxsr.methods.precision import held_to_upscale
 from jaxsr.physics.protocol import Acquisition
 from jaxsr.runtime.distributed import Place
 from jaxsr.runtime.memory import OutOfMemory
-from jaxsr.runtime.mesh import make_mesh
+from jaxsr.runtime.mesh import MeshError, make_mesh
 from jaxsr.upscale.consistency import Consistency, consistency_map
 from jaxsr.upscale.engine import BatchSize, Engine, Progress, Upscaled
+from jaxsr.upscale.explain import Explained, check_explainable, draw_attention, draw_experts, explain
 from jaxsr.upscale.guide_maps import guidance_facts, read_guides
 from jaxsr.upscale.guides import Guides, check_guides
 from jaxsr.upscale.inputs import Job, check_target, read_input, scale_notes
@@ -34,6 +35,7 @@ from jaxsr.upscale.sidecar import (
     json_writer,
     map_names,
     map_path,
+    picture_path,
     sample_name,
     stale_maps,
 )
@@ -56,11 +58,19 @@ class Settings(NamedTuple):
     keep_samples: bool = False
     consistency: Consistency | None = None
     from_mm: Sizes | None = None
+    explain: bool = False
+    reference: Path | None = None
 
     @property
     def maps(self) -> tuple[str, ...]:
         """Names of what is written beside an output, as `map_path` takes them."""
-        return map_names(self.samples, keep=self.keep_samples, consistency=self.consistency is not None)
+        return map_names(
+            self.samples,
+            keep=self.keep_samples,
+            consistency=self.consistency is not None,
+            explain=self.explain,
+            errors=self.reference is not None,
+        )
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -73,12 +83,19 @@ def share(jobs: list[Job], place: Place) -> list[Job]:
     return jobs[place.process :: place.processes]
 
 
-def make_engine(model: Model, *, batch_size: BatchSize, slice_map: SliceMapKind = "pad") -> Engine:
-    """Over all devices of this process."""
+def make_engine(model: Model, *, batch_size: BatchSize, slice_map: SliceMapKind = "pad", apart: bool = False) -> Engine:
+    """Over all devices of this process; `apart`: of a mixture, each expert on devices of its own.
+
+    Raises:
+      MeshError: where there are no so many devices as experts, or a multiple.
+    """
+    count = len(model.method.experts) if apart and isinstance(model.method, Mixture) else 1
+    if (found := jax.local_device_count()) % count:
+        raise MeshError(f"{count} experts run apart on {count} devices or a multiple, and {found} are here: ask for all or top1 of them")
     return Engine(
         model.method,
         held_to_upscale(model.method, model.variables, model.experiment.precision),
-        make_mesh(devices=jax.local_devices()),
+        make_mesh(expert=count, devices=jax.local_devices()),
         batch_size=batch_size,
         slice_map=slice_map,
         interpolation=model.experiment.data.interpolation,
@@ -168,6 +185,8 @@ def _upscale_file(
         volume = read_source(job.source, settings, note)
     else:
         check_target(volume, settings.to_mm, **settings.memory)
+    if settings.explain:
+        check_explainable(model.method, model.experiment.method.kind)
     odd = scale_notes(volume, settings.to_mm, training_scans(model.experiment, volume))
     for sentence in odd:
         note(f"{shown(job.source.name)}: {sentence}")
@@ -209,6 +228,11 @@ def _upscale_file(
         progress=progress, note=note,
     )  # fmt: skip
     maps, more = _maps(volume, drawn, settings, lambda sentence: note(f"{shown(job.source.name)}: {sentence}"))
+    if settings.explain:
+        explained = _explained(engine, model, job, settings, volume, drawn.mean.volume, progress, note)
+        for kind, found in (("attention", explained.attention), ("error", explained.errors)):
+            maps |= {f"{kind}-{i + 1}": (of, {"Expert": name}) for i, (name, of) in enumerate(zip(explained.experts, found, strict=False))}
+        more |= explained.facts
     facts = facts_of(drawn.mean, **more)
     before: dict[Path, Writer] = {}
     for name, (image, own) in maps.items():
@@ -245,6 +269,29 @@ def _maps(
             facts["Consistency"] = {**found.facts, "Sentence": found.sentence}
             maps["consistency"] = found.map, found.facts
     return maps, facts
+
+
+def _explained(
+    engine: Engine,
+    model: Model,
+    job: Job,
+    settings: Settings,
+    volume: Volume,
+    output: Volume,
+    progress: Progress,
+    note: Callable[[str], None],
+) -> Explained:
+    """What experts did, and pictures of it beside the output."""
+    assert isinstance(model.method, Mixture)
+    explained = explain(
+        engine, model.method, volume, output, settings.request, to_mm=settings.to_mm, axes=settings.axes, seed=settings.seed,
+        reference=settings.reference, progress=progress, note=note,
+    )  # fmt: skip
+    if settings.picture:
+        title = f"{shown(job.source.name)} by expert (synthetic)"
+        draw_experts(picture_path(map_path(job.output, "experts")), explained, output, title)
+        draw_attention(picture_path(map_path(job.output, "attention")), explained, output, title)
+    return explained
 
 
 def montage(path: Path, low: Volume, output: Volume, title: str) -> None:

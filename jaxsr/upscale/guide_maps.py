@@ -35,7 +35,7 @@ def read_guides(experiment: Experiment, guides: Guides, grid: Grid, scan: Volume
     if guides.gradient:
         displacement = gradient_map(grid, guides.gradient, isocentre=guides.isocentre, convention=guides.convention)
         maps |= {"jacobian": jacobian_map(grid, displacement)} if _by_jacobian(experiment) else {"gradient": displacement}
-    for name in getattr(experiment.method, "maps", ()):
+    for name in experiment.guides:
         if made_of(name) in guides.flat:
             maps[name] = np.zeros(grid.shape if MAP_CHANNELS[name] == 1 else (*grid.shape, MAP_CHANNELS[name]), np.float32)
     return maps
@@ -84,4 +84,4 @@ def bias_map(grid: Grid, path: Path, scan: Volume) -> np.ndarray:
 
 
 def _by_jacobian(experiment: Experiment) -> bool:
-    return "jacobian" in getattr(experiment.method, "maps", ())
+    return "jacobian" in experiment.guides

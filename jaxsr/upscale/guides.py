@@ -90,7 +90,7 @@ def guides_of(
 
 def guided_by(experiment: "Experiment") -> tuple[str, ...]:
     """Which of `Guides`' files the model takes; a displacement also where its Jacobian is what guides."""
-    return tuple(made_of(name) for name in getattr(experiment.method, "maps", ()))
+    return tuple(made_of(name) for name in experiment.guides)
 
 
 def check_guides(experiment: "Experiment", guides: Guides) -> None:

@@ -34,7 +34,7 @@ from jaxsr.upscale.fitting import (
     with_condition,
 )
 from jaxsr.weights.file import WeightsError, digest, read_about, read_arrays
-from jaxsr.weights.imported import read_weights
+from jaxsr.weights.imported import read_vgg16, read_weights
 
 Note = Callable[[str], None]
 
@@ -203,6 +203,8 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], not
     where it is all that was trained there; and, with a denoiser, those of what stands beside it."""
     method = experiment.method
     path: Path | None = getattr(method.weights, name)  # type: ignore[union-attr]
+    if name == "perceptual":
+        return {name: _read_features(path, shapes[name])}
     title, (wanted, key) = name.replace("_", " "), network_of(method, name)
     assert wanted
     if path is None:
@@ -240,6 +242,17 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], not
         tree = wider
     check_shapes(path, tree, shapes[name], key)
     return {name: tree} | (beside(path, found, trained, method, shapes, note) if name == "unet" else {})  # type: ignore[arg-type]
+
+
+def _read_features(path: Path | None, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """VGG-16's layers as far as they are `wanted`: it is published, and the same for all, so there are no sizes to compare."""
+    if path is None:
+        raise ModelError(
+            "method.weights.perceptual names nothing, and a perceptual loss is defined by the published weights of VGG-16: name what "
+            "`jaxsr weights import vgg16` made, or do without (method.perceptual=none)"
+        )
+    layers = read_vgg16(path)
+    return {layer: layers[layer] for layer in wanted}
 
 
 def read_experiment(source: Path, precision: str | None = None) -> Experiment:

@@ -29,9 +29,14 @@ _DESCRIPTIONS = {
     "std": "Standard deviation, voxel by voxel, of samples of a generative model that upscaled a scan; units of the scan. "
     "A small one is no proof of truth. For research only, not for diagnosis.",
     "sample": WARNING,
+    "attention": "How strongly the query of one expert of a mixture looks at each place, 1 where evenly; the mean over slice axes.",
+    "error": "Absolute difference between what one expert of a mixture makes alone and a reference; units of the scan.",
     "consistency": "How far an upscaled scan, degraded as the scan was acquired, lies from the scan, in units of its noise: "
     "(H x - y) / sigma. For research only, not for diagnosis.",
 }
+
+
+EXPERTS = 3  # of a mixture
 
 
 def read_sidecar(output: Path) -> dict[str, Any] | None:
@@ -67,10 +72,15 @@ def sample_name(sample: int) -> str:
     return f"sample-{sample}"
 
 
-def map_names(samples: int, *, keep: bool = False, consistency: bool = False) -> tuple[str, ...]:
+def map_names(
+    samples: int, *, keep: bool = False, consistency: bool = False, explain: bool = False, errors: bool = False
+) -> tuple[str, ...]:
     """Of what is written beside an output, as `map_path` takes them."""
     kept = [sample_name(sample) for sample in range(samples)] if keep else []
-    return (*kept, *["std"] * (samples > 1), *["consistency"] * consistency)
+    experts = [
+        f"{kind}-{expert + 1}" for kind, wanted in (("attention", explain), ("error", errors)) if wanted for expert in range(EXPERTS)
+    ]
+    return (*kept, *["std"] * (samples > 1), *["consistency"] * consistency, *experts)
 
 
 def check_maps(jobs: Iterable[Job], names: Iterable[str]) -> None:
@@ -90,7 +100,8 @@ def check_maps(jobs: Iterable[Job], names: Iterable[str]) -> None:
 def stale_maps(output: Path, names: Iterable[str]) -> list[Path]:
     """Maps of an earlier output in the place of `output`, with their sidecars, that `names` do not replace."""
     beside = itertools.takewhile(lambda name: map_path(output, name).exists(), map(sample_name, itertools.count()))
-    paths = [map_path(output, name) for name in ("std", "consistency", *beside) if name not in names]
+    others = map_names(2, consistency=True, explain=True, errors=True)
+    paths = [map_path(output, name) for name in (*others, *beside) if name not in names]
     ours = [path for path in paths if ((read_sidecar(path) or {}).get("JaxSR") or {}).get("Of") == output.name]
     return [lies for path in ours for lies in (path, sidecar_path(path))]
 

@@ -82,6 +82,17 @@ def read_weights(path: Path, kind: str) -> Weights:
     return Weights(sizes, variables, found)
 
 
+def read_vgg16(path: Path) -> dict[str, Any]:
+    """The parameters of VGG-16's convolutions: from a file of kind vgg16, or from the weights of LPIPS whose backbone it is.
+
+    Raises: as `read_weights`.
+    """
+    about = read_about(path) if path.is_file() else {}
+    if (about.get("kind"), about.get("net")) == ("lpips", "vgg"):
+        return read_weights(path, "lpips").variables["params"]["backbone"]  # type: ignore[no-any-return]
+    return read_weights(path, "vgg16").variables["params"]  # type: ignore[no-any-return]
+
+
 def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
     """Reads a weights file, ours or another's, to its last byte, and says what it is.
 

@@ -1,5 +1,6 @@
 """The memory of a program is known from shapes alone, and splits as the mesh says."""
 
+import contextlib
 import json
 
 import jax
@@ -84,6 +85,7 @@ def two_devices(monkeypatch):
     """A mesh of shapes alone, for which nothing is compiled."""
     mesh = AbstractMesh((2, 1, 1, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     monkeypatch.setattr(bench, "make_mesh", lambda **sizes: mesh)
+    monkeypatch.setattr(jax, "set_mesh", contextlib.nullcontext)
     monkeypatch.setattr(bench, "compiled", lambda function, *arguments: (Planless(), {"compile_seconds": 0.0, "trace_seconds": 0.0}))
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsr.nn.complex import ComplexConv
 from jaxsr.nn.resnet import Downsample, ResnetBlock, Upsample, depth_to_space, space_to_depth
 
 
@@ -78,3 +79,22 @@ def test_a_block_without_an_embedding_is_one_whose_embedding_says_nothing():
     with_ = ResnetBlock(8, groups=4).apply(variables, x, embedding)
     del variables["params"]["embedding"]
     np.testing.assert_allclose(ResnetBlock(8, groups=4).apply(variables, x), with_, atol=1e-6)
+
+
+def test_with_film_an_embedding_that_says_nothing_is_none_and_one_that_speaks_is_heard_after_the_norm():
+    """A shift of one channel within the norm's group would be normalised away; FiLM's is not."""
+    x, embedding = image(), image((2, 16))
+    block = ResnetBlock(8, groups=1, film=True)
+    variables = init(block, x, embedding)
+    silent = block.apply(variables, x, jnp.zeros_like(embedding))
+    kept = {name: leaf for name, leaf in variables["params"].items() if name != "film"}
+    np.testing.assert_allclose(ResnetBlock(8, groups=1).apply({"params": kept}, x), silent, atol=1e-6)
+    variables["params"]["film"]["scale_and_shift"] = {"kernel": jnp.zeros((16, 16)), "bias": jnp.r_[jnp.zeros(8), jnp.ones(8)]}
+    assert np.abs(block.apply(variables, x, embedding) - silent).max() > 0.1
+
+
+def test_a_block_is_made_of_the_convolutions_that_it_is_given():
+    x, embedding = image(), image((2, 16))
+    params = init(ResnetBlock(12, groups=4, convolution=ComplexConv), x, embedding)["params"]
+    assert [set(params[name]) for name in ("conv1", "conv2", "skip")] == [{"real", "imaginary", "bias"}] * 3
+    assert params["skip"]["real"].shape == (1, 1, 4, 6)

@@ -1,0 +1,173 @@
+"""Laws of the mixture's recipe [MoEDiff-SR §II]."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsr.config import ConfigError, from_dict
+from jaxsr.experiment import Experiment
+from jaxsr.methods.base import Batch, Condition, Mixture, Request
+from jaxsr.methods.moediff import MoediffConfig
+
+TINY = {
+    "kind": "moediff",
+    "vqvae": {"network": {"width": 8, "multipliers": [1, 2], "blocks": 1, "embedding": 8, "codes": 16, "groups": 4}},
+    "encoder": {"patches": [16, 8, 4], "width": 16, "depth": 2, "heads": 2, "condition": 8},
+    "experts": {
+        "smooth": {"width": 16, "groups": 4, "schedule": {"steps": 50, "beta_start": 1e-4, "beta_end": 2e-2, "rescale": False}},
+        "cortex": {"width": 16, "groups": 4, "schedule": {"steps": 200, "beta_start": 1e-4, "beta_end": 2e-2, "rescale": False}},
+        "junction": {"width": 16, "groups": 4, "schedule": {"steps": 100, "beta_start": 1e-4, "beta_end": 2e-2, "rescale": False}},
+    },
+    "prediction": "v",
+    "perceptual": "none",
+    "stft_windows": [4, 8],
+    "sampling_steps": 2,
+}
+SIDE, SIZE = 16, 3
+LATE = 0.9  # of a run
+
+
+def config(**changes):
+    return MoediffConfig.model_validate({**TINY, **changes})
+
+
+def random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@functools.cache
+def made(**changes):
+    """The recipe, variables whose last layers answer, and a batch."""
+    method = config(**changes).build()
+    maps = {name: random(SIZE, SIDE, SIDE, 1, seed=seed) for seed, name in enumerate(("high", "low", "bias", "jacobian"))}
+    batch = Batch(**maps)
+    variables = nn.meta.unbox(jax.jit(method.init)(jax.random.key(0), batch))
+    frozen = method.vqvae.init(jax.random.key(1), batch)
+    variables = {**variables, "frozen": {"vqvae": nn.meta.unbox({**frozen["params"], **frozen["stats"]})}}
+    variables["params"] = jax.tree.map(lambda x: x + 0.1 * random(*x.shape, seed=x.size), variables["params"])
+    return method, variables, batch
+
+
+def keys_of(count=SIZE):
+    return jax.random.split(jax.random.key(7), count)
+
+
+@functools.cache
+def loss_of(progress=LATE, **changes):
+    method, variables, batch = made(**changes)
+    return jax.jit(method.loss)(variables, batch, keys_of(), progress)
+
+
+@functools.cache
+def image_of(**request):
+    method, variables, batch = made()
+    upscale = jax.jit(functools.partial(method.upscale, request=Request(2, **request)))
+    return upscale(variables, Condition(batch.low), keys_of())
+
+
+@pytest.mark.parametrize("gate", ["slice", "token"])
+def test_the_loss_is_made_of_its_terms_and_every_trained_parameter_learns(gate):
+    """Eq. 18, and no network stands idle: the gate too has a gradient, through Eqs. 13 and 16."""
+    method, variables, batch = made(gate=gate)
+    out = loss_of(gate=gate)
+    np.testing.assert_allclose(out.loss, out.metrics["experts"] + out.metrics["gating_weight"] * out.metrics["gating"], rtol=1e-5)
+    of = lambda params: method.loss({**variables, "params": params}, batch, keys_of(), LATE).loss  # noqa: E731
+    gradients = jax.jit(jax.grad(of))(variables["params"])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
+    for name in ("encoder", "gate", "map"):
+        assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients[name])) > 0, name
+    for name, expert in gradients["experts"].items():
+        assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(expert["head"])), name
+
+
+def test_the_gate_is_uniform_for_the_first_fifth_of_a_run_and_no_gradient_moves_its_queries_then():
+    """§III-C: 1000 of 5000 epochs."""
+    method, variables, batch = made()
+    out = loss_of(progress=0.1)
+    np.testing.assert_allclose([out.metrics[f"gate_{name}"] for name in method.experts], 1 / 3, rtol=1e-6)
+    of = lambda params: method.loss({**variables, "params": params}, batch, keys_of(), 0.1).loss  # noqa: E731
+    assert not np.any(jax.jit(jax.grad(of))(variables["params"])["gate"]["queries"])
+    assert abs(float(loss_of().metrics["gate_smooth"]) - 1 / 3) > 1e-4
+
+
+def test_statistics_of_a_batch_are_the_means_of_its_slices_statistics():
+    """So neither devices nor accumulated passes change them: usage (c of Eq. 4) and the gating loss's moments (Eq. 17)."""
+    method, variables, batch = made()
+    alone = [
+        jax.jit(method.loss)(variables, jax.tree.map(lambda x, i=i: x[i : i + 1], batch), keys_of()[i : i + 1], LATE).stats
+        for i in range(SIZE)
+    ]
+    mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *alone)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4), loss_of().stats, mean)
+
+
+def test_the_mixture_is_the_weighed_sum_of_what_experts_make_alone():
+    """Eq. 9: chains are independent, latents are weighed and only then decoded."""
+    method, variables, batch = made()
+    out = image_of()
+    chains = []
+    decode = method.vqvae.decode
+    try:
+        method.vqvae.decode = lambda vqvae, z0: (chains.append(z0), decode(vqvae, z0))[1]
+        method.upscale(variables, Condition(batch.low), keys_of(), Request(2))
+        for expert in range(3):
+            method.upscale(variables, Condition(batch.low), keys_of(), Request(2, expert=expert))
+    finally:
+        del method.vqvae.decode
+    mixed, *alone = chains
+    weights = [np.asarray(out.metrics[f"Gate{name.capitalize()}"])[:, None, None, None] for name in method.experts]
+    np.testing.assert_allclose(mixed, sum(w * z for w, z in zip(weights, alone, strict=True)), rtol=1e-3, atol=1e-4)
+
+
+def test_the_best_expert_alone_is_what_top1_gives():
+    method, variables, batch = made()
+    assert isinstance(method, Mixture)
+    route = np.asarray(method.route(variables, Condition(batch.low)))
+    best = image_of(experts="top1").image
+    for i, expert in enumerate(route):
+        np.testing.assert_allclose(best[i], image_of(expert=int(expert)).image[i], rtol=1e-3, atol=1e-4)
+
+
+def test_a_slice_does_not_depend_on_its_batch():
+    method, variables, batch = made()
+    one = method.upscale(variables, Condition(batch.low[1:2]), keys_of()[1:2], Request(2)).image
+    np.testing.assert_allclose(one[0], image_of().image[1], rtol=1e-3, atol=1e-4)
+
+
+def test_explanations_are_weights_that_sum_to_one_and_attention_of_mean_one():
+    """Eqs. 2 and 4."""
+    method, variables, batch = made()
+    found = method.explain(variables, Condition(batch.low))
+    np.testing.assert_allclose(found.weights.sum(-1), 1, rtol=1e-5)
+    assert found.attention.shape == (SIZE, SIDE, SIDE, 3)
+    np.testing.assert_allclose(found.attention.mean((1, 2)), 1, rtol=1e-4)
+
+
+def test_published_schedules_leave_what_their_lengths_say():
+    """ᾱ_T = 6e-3, 2e-9 and 4e-5 for T = 500, 2000 and 1000 [ruling]."""
+    schedules = MoediffConfig(perceptual="none").build().schedules
+    ends = {name: float(np.exp(schedule.log_alpha_bar[-1])) for name, schedule in schedules.items()}
+    assert {name: schedule.steps for name, schedule in schedules.items()} == {"smooth": 500, "cortex": 2000, "junction": 1000}
+    np.testing.assert_allclose([ends["smooth"], ends["cortex"], ends["junction"]], [6e-3, 2e-9, 4e-5], rtol=0.2)
+
+
+def test_the_published_second_phase_has_the_size_of_the_paper():
+    """133.02 M parameters and 62.69 M in the heaviest expert, to 10 %: the paper gives no widths."""
+    method = MoediffConfig(perceptual="none").build()
+    image = jax.ShapeDtypeStruct((1, 256, 256, 1), jnp.float32)
+    params = nn.meta.unbox(jax.eval_shape(method.init, jax.random.key(0), Batch(image, image)))["params"]
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
+    assert count(params) == 141_885_028
+    assert max(count(expert) for expert in params["experts"].values()) == 57_311_744
+    assert abs(count(params) / 133.02e6 - 1) < 0.1
+    assert abs(57_311_744 / 62.69e6 - 1) < 0.1
+
+
+def test_weights_that_no_loss_would_use_are_refused():
+    with pytest.raises(ConfigError, match=r"weights\.perceptual"):
+        from_dict({"method": {**TINY, "weights": {"perceptual": "vgg.safetensors"}}, "data": {"maps": ["bias", "jacobian"]}}, Experiment)
