@@ -17,7 +17,8 @@ from jaxsr.methods.base import Batch
 from jaxsr.methods.precision import held_to_upscale
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train.build import build_method
-from jaxsr.upscale.engine import BatchSize, Engine
+from jaxsr.upscale.batches import BatchSize
+from jaxsr.upscale.engine import Engine
 from jaxsr.upscale.forecast import trace_batches, volume_multiply_adds
 from jaxsr.volume.slices import AXES, SliceMapKind
 

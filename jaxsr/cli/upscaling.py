@@ -166,8 +166,9 @@ def upscale(
     single = None
     # What cannot be used is said before JAX and the model are loaded; but with --run-json where failures are recorded.
     if len(jobs) == 1 and not run_json and (overwrite or not is_done(jobs[0])):
-        check_sidecar(jobs[0].output, picture=picture)
-        how = {"axes": axis_names, "volume": volume, "nan": nan, "picture": picture, "samples": samples, "consistency": consistency}
+        check_sidecar(jobs[0].output, picture=picture, explain=explain)
+        how = {"axes": axis_names, "volume": volume, "nan": nan, "picture": picture, "samples": samples}
+        how |= {"consistency": consistency, "explain": explain}
         single = read_input(jobs[0].source, to_mm=to_mm, note=terminal.print, **how)  # type: ignore[arg-type]
 
     if not bids:
@@ -210,7 +211,7 @@ def upscale(
         terminal.print(f"note: the model was trained for {trained:g} mm, not {target:g} mm")
     request = default._replace(steps=steps or default.steps, eta=default.eta if eta is None else eta, to_mm=target)
     if experts is not None:
-        request = request._replace(experts="top1" if experts == "top1" else "all")
+        request = request._replace(routing="top1" if experts == "top1" else "all")
     if samples > 1 and request.steps == 1 < recipe.method.most_steps and not getattr(recipe.method, "one_step_draws", False):
         terminal.print("note: one sampling step estimates the middle of what is plausible, so samples differ too little: give --steps")
     compared = declared_acquisition(recipe.experiment, declared, noise) if consistency else None

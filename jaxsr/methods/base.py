@@ -95,15 +95,15 @@ class Request(NamedTuple):
       eta: 0 deterministic … 1 ancestral.
       to_mm: voxel size of the output, where one was asked for.
       from_mm: of the input, as it lies in the plane of the slices; for methods that go between voxel sizes.
-      experts: of a mixture: 'all', weighed by its gate, or 'top1', the one of highest weight alone.
-      expert: that one, from 0, or any other: the rest do not run.
+      routing: of a mixture: 'all' experts, weighed by its gate, or 'top1', the one of highest weight alone.
+      expert: this one alone, from 0, whatever the gate says; the rest do not run.
     """
 
     steps: int
     eta: float = 0.0
     from_mm: float | None = None
     to_mm: float | None = None
-    experts: Literal["all", "top1"] = "all"
+    routing: Literal["all", "top1"] = "all"
     expert: int | None = None
 
 

@@ -36,6 +36,23 @@ def mixed_errors(weights: Array, errors: Array) -> Array:
     return (weights.astype(jnp.float32) * errors.astype(jnp.float32)).sum(-1)
 
 
+def expert_errors(weights: Array, errors: Array, tasks: Array) -> Array:
+    """Σ_i G_i (error_i + task_i) [Eqs. 6 and 13], `[B]`, of errors `[B, h, w, K]` and task losses `[B, K]`: weights `[B, h, w, K]` weigh
+    each pixel's own error, and task losses, which are of slices, by their mean."""
+    of_pixels = weights if weights.ndim == 4 else weights[:, None, None]
+    return mixed_errors(of_pixels, errors).mean((1, 2)) + mixed_errors(of_slices(weights), tasks)
+
+
+def of_slices(weights: Array) -> Array:
+    """`[B, K]` of weights `[B, …, K]`: those of pixels by their mean."""
+    return weights.reshape(len(weights), -1, weights.shape[-1]).mean(1)
+
+
+def entropy(weights: Array) -> Array:
+    """Of weights over experts, `[…, K]` → `[…]`, in nats; log K where they are equal."""
+    return -(weights * jnp.log(jnp.maximum(weights, GATE_FLOOR))).sum(-1)
+
+
 def temperature(similarity: Array, floor: float = TEMPERATURE_FLOOR) -> Array:
     """T [Eq. 14], at least `floor`: cosines `[…, K]` → `[…]`, without gradient.
 

@@ -17,7 +17,6 @@ run by itself ('asynchronous' in the paper): of slices that are routed to one ex
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -34,10 +33,12 @@ from jaxsr.losses import Form, cosine, fourier_errors, sobel_errors, squared_err
 from jaxsr.methods.base import Batch, Condition, Explanation, LossOutput, Part, Request, UpscaleOutput, Variables, check_sampling
 from jaxsr.methods.mixture import (
     diversity,
+    entropy,
+    expert_errors,
     gate_target,
     gating_errors,
     initial_variance,
-    mixed_errors,
+    of_slices,
     uncertainty_weight,
     updated_variance,
     variance,
@@ -71,7 +72,7 @@ class MoediffConfig(Strict):
       diversity: the weight of Eq. 16's second term, which drives experts apart; 1 as published.
       gating_ceiling: above it w_g of Eq. 17 does not rise.
       warmup: share of the run in which the gate is uniform.
-      experts_run: of `upscale`: 'all', or 'top1', that of the highest weight.
+      routing: of `upscale`: 'all' experts, weighed by the gate, or 'top1', of each slice the one of highest weight.
       sampling_steps, eta: the default of `upscale`.
     """
 
@@ -95,7 +96,7 @@ class MoediffConfig(Strict):
     diversity: float = Field(1.0, ge=0)
     gating_ceiling: float = Field(10.0, gt=0)
     warmup: float = Field(0.2, ge=0, le=1)
-    experts_run: Literal["all", "top1"] = "all"
+    routing: Literal["all", "top1"] = "all"
     sampling_steps: int = 50
     eta: float = Field(0.0, ge=0, le=1)
     weights: MoediffWeights = MoediffWeights()
@@ -156,9 +157,8 @@ class Moediff:
         self.networks = {name: NETWORKS[name](**expert.sizes, dtype=dtype) for name, expert in config.experts}
         self.experts = NAMES
         self.multiple = config.multiple
-        self.default_request = Request(config.sampling_steps, config.eta, experts=config.experts_run)
+        self.default_request = Request(config.sampling_steps, config.eta, routing=config.routing)
         self.most_steps = min(schedule.steps for schedule in self.schedules.values())
-        self.tasks: dict[str, Callable[..., Array]] = {"smooth": self._smooth, "cortex": self._cortex, "junction": self._junction}
 
     def init(self, key: Array, batch: Batch) -> Variables:
         keys = dict(zip(("encoder", "gate", "map", *NAMES), jax.random.split(key, 3 + COUNT), strict=True))
@@ -192,31 +192,31 @@ class Moediff:
             estimates.append(to_x0(config.prediction, output, noised[name], level))  # Eq. 8
             error = jnp.square(output - wanted).mean(-1)  # [B, h, w]
             weighted = snr_weight(level, config.weighting, config.min_snr_gamma, config.prediction)[:, None, None] * error  # Eq. 7
-            task = self.tasks[name](variables, batch, z0, estimates[-1])
+            task = self._task(name, variables, batch, z0, estimates[-1])
             if config.x0_loss_weight == "snr":
                 task *= x0_loss_weight(level)
             errors.append(weighted)
             tasks.append(config.task * task)
             metrics |= {f"denoising_{name}": error.mean(), f"task_{name}": task.mean()}
-        expert_loss = self._weighed(weights, jnp.stack(errors, -1), jnp.stack(tasks, -1))  # Eqs. 6 and 13
+        expert_loss = expert_errors(weights, jnp.stack(errors, -1), jnp.stack(tasks, -1))  # Eqs. 6 and 13
 
         similarity = jnp.stack([self._similarity(estimate, z0) for estimate in estimates], axis=-1)  # [B, (h, w,) K]
-        gate = gating_errors(weights, gate_target(similarity, config.temperature_floor))
+        supervised = gating_errors(weights, gate_target(similarity, config.temperature_floor))
         apart = diversity(jnp.stack(estimates))
-        gating = gate.reshape(len(gate), -1).mean(-1) + config.diversity * apart  # Eq. 16, [B]
+        gating = supervised.reshape(len(supervised), -1).mean(-1) + config.diversity * apart  # Eq. 16, [B]
         weight = uncertainty_weight(stats["gating"], config.gating_ceiling)  # Eq. 17
         loss = (expert_loss + weight * gating).mean()  # Eq. 18
 
-        of_slices = _of_slices(weights)
+        weights_of_slices = of_slices(weights)
         metrics |= {
             "experts": expert_loss.mean(),
             "gating": gating.mean(),
             "diversity": apart.mean(),
             "gating_weight": weight,
             "gating_variance": variance(stats["gating"]),
-            "gate_entropy": _entropy(weights).mean(),
+            "gate_entropy": entropy(weights).mean(),
         }
-        metrics |= {f"gate_{name}": of_slices[:, i].mean() for i, name in enumerate(NAMES)}
+        metrics |= {f"gate_{name}": weights_of_slices[:, i].mean() for i, name in enumerate(NAMES)}
         metrics |= {f"similarity_{name}": similarity[..., i].mean() for i, name in enumerate(NAMES)}
         stats = {"usage": updated_usage(stats["usage"], weights), "gating": updated_variance(stats["gating"], gating)}
         return LossOutput(loss, metrics, jax.lax.stop_gradient(stats))
@@ -231,15 +231,15 @@ class Moediff:
             z0 = chain(NAMES[request.expert], params, shown.condition, keys)
         else:
             drawn = each([functools.partial(chain, name) for name in NAMES], params, shown.condition, keys)  # [K, B, h, w, C]
-            z0 = self._mixed(drawn, weights if request.experts == "all" else jax.nn.one_hot(self._first(weights), COUNT))  # Eq. 9
-        of_slices = _of_slices(weights)
-        metrics = {f"Gate{name.capitalize()}": of_slices[:, i] for i, name in enumerate(NAMES)}
+            z0 = self._mixed(drawn, weights if request.routing == "all" else jax.nn.one_hot(of_slices(weights).argmax(-1), COUNT))  # Eq. 9
+        metrics = {f"Gate{name.capitalize()}": of_slices(weights)[:, i] for i, name in enumerate(NAMES)}
         return UpscaleOutput(self.vqvae.decode(of_frozen(variables["frozen"]["vqvae"]), z0), metrics)
 
     def route(self, variables: Variables, condition: Condition) -> Array:
         """The expert of the highest weight of each slice, int `[B]`."""
         gating = self._show(variables["params"], condition.low).gating
-        return self._first(self._weights(gating, variables["stats"]["usage"], self._latents(condition.low)[1:3]))
+        weights = self._weights(gating, variables["stats"]["usage"], self._latents(condition.low)[1:3])
+        return jnp.asarray(of_slices(weights).argmax(-1))
 
     def explain(self, variables: Variables, condition: Condition) -> Explanation:
         gating = self._show(variables["params"], condition.low).gating
@@ -248,7 +248,7 @@ class Moediff:
         maps = [
             jnp.repeat(jnp.repeat(a, sides[0] // a.shape[1], 1), sides[1] // a.shape[2], 2) * a[0, ..., 0].size for a in gating.attention
         ]
-        return Explanation(_of_slices(weights), jnp.asarray(sum(maps)))
+        return Explanation(of_slices(weights), jnp.asarray(sum(maps)))
 
     def frozen(self, batch: Batch | None = None) -> dict[str, Any]:
         def shapes(key: Array) -> dict[str, Any]:
@@ -310,51 +310,33 @@ class Moediff:
         by_expert = jnp.moveaxis(weights, -1, 0)  # [K, B] or [K, B, h, w]
         return (by_expert.reshape(*by_expert.shape, *(1,) * (z0s.ndim - by_expert.ndim)) * z0s).sum(0)
 
-    def _weighed(self, weights: Array, errors: Array, tasks: Array) -> Array:
-        """Σ_i G_i L_i, `[B]`, of errors `[B, h, w, K]` and task losses `[B, K]` [Eqs. 6 and 13]: weights of pixels weigh each its own
-        error, and task losses, which are of slices, by their mean."""
-        of_pixels = weights if weights.ndim == 4 else weights[:, None, None]
-        return mixed_errors(of_pixels, errors).mean((1, 2)) + mixed_errors(_of_slices(weights), tasks)
-
     def _similarity(self, estimate: Array, z0: Array) -> Array:
         """cos θ(ẑ_0(i), z_0) of slices `[B]`, or of pixels `[B, h, w]` [Eq. 14]."""
         return cosine(estimate, z0, "pixel" if self.config.gate == "token" else "slice")
 
-    def _first(self, weights: Array) -> Array:
-        """The expert of the highest weight, int `[B]`."""
-        return _of_slices(weights).argmax(-1)
+    def _task(self, name: str, variables: Variables, batch: Batch, z0: Array, estimate: Array) -> Array:
+        """The task loss of the expert `name`, `[B]`."""
+        config = self.config
+        match name:
+            case "smooth":
+                return squared_errors(estimate, z0) + self._perceptual(variables, batch, z0, estimate)  # Eq. 10
+            case "cortex":
+                return sobel_errors(estimate, z0) + fourier_errors(estimate, z0, config.fourier)  # Eq. 11
+            case _:
+                return stft_errors(estimate, z0, config.stft_windows, config.stft)  # Eq. 12
 
-    def _smooth(self, variables: Variables, batch: Batch, z0: Array, estimate: Array) -> Array:
-        """Eq. 10, `[B]`."""
-        distance = squared_errors(estimate, z0)
+    def _perceptual(self, variables: Variables, batch: Batch, z0: Array, estimate: Array) -> Array | float:
+        """Eq. 10's second term, `[B]`."""
         if self.config.perceptual == "none":
-            return distance
+            return 0.0
         features = {"params": variables["frozen"]["perceptual"]}
         if self.config.perceptual == "vgg_latent":
-            return distance + vgg_latent_errors(features, estimate, z0, self.dtype)
+            return vgg_latent_errors(features, estimate, z0, self.dtype)
         image = self.vqvae.decode(of_frozen(variables["frozen"]["vqvae"]), estimate)
-        return distance + vgg_image_errors(features, image, batch.high, self.dtype)
-
-    def _cortex(self, variables: Variables, batch: Batch, z0: Array, estimate: Array) -> Array:
-        """Eq. 11, `[B]`."""
-        return sobel_errors(estimate, z0) + fourier_errors(estimate, z0, self.config.fourier)
-
-    def _junction(self, variables: Variables, batch: Batch, z0: Array, estimate: Array) -> Array:
-        """Eq. 12, `[B]`."""
-        return stft_errors(estimate, z0, self.config.stft_windows, self.config.stft)
+        return vgg_image_errors(features, image, batch.high, self.dtype)
 
     def _latents(self, low: Array) -> tuple[int, int, int, int]:
         """Shape of the latents of slices."""
         batch, height, width, _ = low.shape
         factor = self.config.vqvae.multiple
         return batch, height // factor, width // factor, self.config.vqvae.network.embedding
-
-
-def _of_slices(weights: Array) -> Array:
-    """`[B, K]`: weights of pixels by their mean."""
-    return weights.reshape(len(weights), -1, COUNT).mean(1)
-
-
-def _entropy(weights: Array) -> Array:
-    """Of weights over experts, in nats; log K where they are equal."""
-    return -(weights * jnp.log(jnp.maximum(weights, 1e-12))).sum(-1)

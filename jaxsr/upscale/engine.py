@@ -8,34 +8,31 @@ Noise is keyed by (seed, sample, axis, slice): the result depends neither on bat
 memory is done again in smaller ones. So slices of a mixture of experts that go to one of them each are grouped by it.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jax.stages import Compiled
 
 from jaxsr.data.pairs import slice_frame
 from jaxsr.methods.base import MAP_CHANNELS, Condition, Explanation, Method, Mixture, Request, Variables
-from jaxsr.runtime.memory import OutOfMemory, free_memory, is_out_of_memory, program_memory
-from jaxsr.runtime.mesh import MeshError, batch_sharding, replicated
+from jaxsr.upscale.batches import Batches, BatchSize, Cuts, Note, Work
 from jaxsr.upscale.plan import Plan, Sizes, make_plan, map_of
 from jaxsr.volume.geometry import Grid, Kind, resample
 from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.io import Volume
 from jaxsr.volume.slices import AXES, SliceMap, SliceMapKind, take_slices
 
-FILL = 0.8  # of the memory that is free may be meant for a batch: allocators need room to move
-
-BatchSize = int | Literal["auto"]
 Progress = Callable[[int, int], None]  # slices done, slices in all
-Note = Callable[[str], None]
 # Of a `Condition` beside `low`, on the target grid: `[X, Y, Z]`; gradient `[X, Y, Z, 3]`, along the grid's axes.
 Maps = Mapping[str, np.ndarray]
-Cuts = Mapping[str, Sequence[np.ndarray]]  # of `low` and maps: slices across one axis, `[n, H, W]` each, one a channel
+
+
+def sample_key(seed: int, sample: int) -> jax.Array:
+    """Of the noise of a volume's sample, from 0."""
+    return jax.random.fold_in(jax.random.key(seed), sample)
 
 
 def silent(text: str) -> None:
@@ -52,46 +49,13 @@ class Upscaled(NamedTuple):
     compilations: int
 
 
-class Prepared(NamedTuple):
-    """A volume as its slices are upscaled: `low` `[X, Y, Z]` on the grid `plan.work`, −1…1 in `window`."""
-
-    plan: Plan
-    window: Window
-    low: np.ndarray
-
-
-class _Work(NamedTuple):
-    """What is done with slices: a program for each, and each shape of slices.
-
-    Attributes:
-      task: 'upscale'; of a mixture also 'route' and 'explain'.
-    """
-
-    task: Literal["upscale", "route", "explain"]
-    request: Request | None = None
-
-
-class _InFlight(NamedTuple):
-    """A batch that the device works on: the place of its first slice, how many slices are no fillers, and what will come back."""
-
-    start: int
-    length: int
-    output: Any
-
-
 class Engine:
     """A method with its weights on a mesh, ready for volumes; compiled programs are kept from one volume to the next.
 
     Args:
-      mesh: of devices of this process: volumes are divided over processes, not slices.
-      batch_size: slices at a time, rounded up to a multiple of the devices. A number is kept; 'auto' starts with `first_batch_size` and
-        goes down where memory is short.
+      mesh, batch_size: as of `Batches`.
       slice_map: 'pad' keeps voxels, 'resize' brings every slice to 256².
       interpolation: that brings a volume to the target grid, as in the method's training.
-
-    Attributes:
-      batch_size: slices at a time now.
-      compilations: programs compiled so far.
 
     Raises:
       MeshError: where the mesh has devices of other processes.
@@ -107,16 +71,18 @@ class Engine:
         slice_map: SliceMapKind = "pad",
         interpolation: Kind = "cubic",
     ):
-        if any(device.process_index != jax.process_index() for device in mesh.devices.flat):
-            raise MeshError("the engine needs a mesh of this process's own devices: make_mesh(devices=jax.local_devices())")
-        self._devices = mesh.shape["data"] * mesh.shape["fsdp"]
-        self._auto = batch_size == "auto"
-        self.batch_size = self._whole(first_batch_size() if batch_size == "auto" else batch_size)
-        self.compilations = 0
+        self._batches = Batches(method, variables, mesh, batch_size)
         self._method, self._slice_map, self._interpolation = method, slice_map, interpolation
-        self._mesh, self._by_batch, self._everywhere = mesh, batch_sharding(mesh), replicated(mesh)
-        self._variables = jax.device_put(variables, self._everywhere)
-        self._programs: dict[tuple[tuple[int, int], _Work, tuple[str, ...]], Compiled] = {}  # of the present batch size
+
+    @property
+    def batch_size(self) -> int:
+        """Slices at a time now."""
+        return self._batches.size
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far."""
+        return self._batches.compilations
 
     def plan(
         self,
@@ -129,18 +95,10 @@ class Engine:
         """What `upscale` would do, without doing it. Raises: as `make_plan`."""
         return make_plan(self._method, volume.grid, to_mm, axes, self._slice_map, request, from_mm)
 
-    def prepared(
-        self,
-        volume: Volume,
-        to_mm: float | Grid | None,
-        axes: Sequence[str],
-        request: Request | None = None,
-        from_mm: Sizes | None = None,
-    ) -> Prepared:
-        """What `upscale` does with `volume` before any slice is upscaled. Raises: as `make_plan`."""
-        plan = self.plan(volume, to_mm, axes, request, from_mm)
+    def prepared(self, volume: Volume, plan: Plan) -> tuple[Window, np.ndarray]:
+        """The intensity window of `volume`, and in it, at −1…1, the volume on the grid that `plan` works on, float32 `[X, Y, Z]`."""
         window = fit_window(volume.data)
-        return Prepared(plan, window, window.forward(resample(volume.data, volume.grid, plan.work, self._interpolation)))
+        return window, window.forward(resample(volume.data, volume.grid, plan.work, self._interpolation))
 
     def upscale(
         self,
@@ -166,8 +124,9 @@ class Engine:
           OutOfMemory: where a batch does not fit and must not, or cannot, be smaller.
         """
         before = self.compilations
-        plan, window, low = self.prepared(volume, to_mm, axes, request, from_mm)
-        key = jax.random.fold_in(jax.random.key(seed), sample)
+        plan = self.plan(volume, to_mm, axes, request, from_mm)
+        window, low = self.prepared(volume, plan)
+        key = sample_key(seed, sample)
         wanted = dict(zip(plan.axes, plan.requests, strict=True))
         image, metrics = self.fuse(low, wanted, key, maps, lambda done: progress(done, plan.slices), note)
         if plan.work is not plan.grid:
@@ -214,126 +173,44 @@ class Engine:
         total /= len(requests)
         return total.astype(np.float32), {name: float(np.concatenate(values).mean()) for name, values in metrics.items()}
 
-    def explain(self, low: np.ndarray, axes: Sequence[str], note: Note = silent) -> dict[str, Explanation]:
-        """By axis, why the slices of `low`, as `fuse` takes it, are upscaled as they are: weights `[n, K]`, attention `[n, H, W, K]`.
+    def explain(self, low: np.ndarray, axis: str, note: Note = silent) -> Explanation:
+        """Why the slices of `low`, as `fuse` takes it, across `axis` are upscaled as they are: weights `[n, K]`, attention `[n, H, W, K]`.
 
         Raises:
           ValueError: for a method that is no mixture.
         """
         if not isinstance(self._method, Mixture):
             raise ValueError("only a mixture of experts says which of them made what")
-        return {axis: self._explained(low, axis, note) for axis in axes}
-
-    def _explained(self, low: np.ndarray, axis: str, note: Note) -> Explanation:
         slice_map, cuts = map_of(self._method, low.shape, AXES[axis], self._slice_map), {"low": _cut("low", low, AXES[axis])}
-        found = [output for _, output in self._slices(_Work("explain"), cuts, _all(cuts), slice_map, jax.random.key(0), note)]
-        weights, attention = (np.concatenate([getattr(output, name) for output in found]) for name in Explanation._fields)
-        maps = [slice_map.inverse(attention[..., expert]) for expert in range(attention.shape[-1])]
-        return Explanation(weights, np.stack(maps, axis=-1))  # type: ignore[arg-type]
+        shape, experts = cuts["low"][0].shape, len(self._method.experts)
+        explanation = np.empty((shape[0], experts), np.float32), np.empty((*shape, experts), np.float32)
+        for indices, found in self._batches.run(Work("explain"), cuts, _all(cuts), slice_map, jax.random.key(0), note):
+            explanation[0][indices] = found.weights
+            for expert in range(experts):
+                explanation[1][indices, ..., expert] = slice_map.inverse(found.attention[..., expert])
+        return Explanation(*explanation)  # type: ignore[arg-type]
 
     def _upscaled(self, cuts: Cuts, slice_map: SliceMap, key: jax.Array, request: Request, note: Note) -> Iterator[tuple[np.ndarray, Any]]:
         """Yields indices of slices and their `UpscaleOutput`; slices that go to one expert each are grouped by it."""
-        if request.experts == "all" or request.expert is not None or not isinstance(self._method, Mixture):
-            yield from self._slices(_Work("upscale", request), cuts, _all(cuts), slice_map, key, note)
+        if len(ways(self._method, request)) == 1:
+            yield from self._batches.run(Work("upscale", request), cuts, _all(cuts), slice_map, key, note)
             return
-        routes = np.concatenate([expert for _, expert in self._slices(_Work("route"), cuts, _all(cuts), slice_map, key, note)])
-        for expert in np.unique(routes).tolist():
-            alone = _Work("upscale", request._replace(expert=expert))
-            yield from self._slices(alone, cuts, np.flatnonzero(routes == expert), slice_map, key, note)
+        routes = np.concatenate([expert for _, expert in self._batches.run(Work("route"), cuts, _all(cuts), slice_map, key, note)])
+        for expert, alone in enumerate(ways(self._method, request)):
+            yield from self._batches.run(Work("upscale", alone), cuts, np.flatnonzero(routes == expert), slice_map, key, note)
 
-    def _slices(
-        self, work: _Work, cuts: Cuts, order: np.ndarray, slice_map: SliceMap, key: jax.Array, note: Note
-    ) -> Iterator[tuple[np.ndarray, Any]]:
-        """Yields indices and what `work` made of those slices, in the `order` of their indices, one batch behind the device, which so never
-        waits for the host.
 
-        That memory is short may show when a batch is given to the device, or only when it is asked for: either way it is done again in
-        smaller ones, and what was yielded is not.
-        """
-        start, pending = 0, None
-        while start < len(order) or pending:
-            following = None
-            if start < len(order):
-                try:
-                    following = self._dispatch(work, cuts, order[start:], start, slice_map, key, note)
-                    start += following.length
-                except Exception as error:  # JAX's own name for its runtime errors changes
-                    self._shrink(error, note)
-            if pending:
-                try:
-                    done = jax.tree.map(lambda leaf, length=pending.length: np.asarray(leaf)[:length], pending.output)
-                except Exception as error:
-                    self._shrink(error, note)
-                    start, pending = pending.start, None
-                    continue
-                yield order[pending.start : pending.start + pending.length], done
-            pending = following
+def ways(method: Method, request: Request) -> list[Request]:
+    """What may be asked for of a slice: `request`, or, where slices go to one expert each, each of the experts alone."""
+    if request.routing == "all" or request.expert is not None or not isinstance(method, Mixture):
+        return [request]
+    return [request._replace(expert=expert) for expert in range(len(method.experts))]
 
-    def _dispatch(
-        self, work: _Work, cuts: Cuts, order: np.ndarray, start: int, slice_map: SliceMap, key: jax.Array, note: Note
-    ) -> _InFlight:
-        program = self._program(slice_map.shape, work, tuple(cuts), note)
-        indices = order[: self.batch_size]
-        condition = {}
-        for name, channels in cuts.items():
-            outside = -1.0 if name in ("low", "reference") else 0.0
-            condition[name] = np.full((self.batch_size, *slice_map.shape, len(channels)), outside, np.float32)
-            for channel, part in enumerate(channels):
-                condition[name][: len(indices), ..., channel] = slice_map.forward(_picked(part, indices), outside)
-        index = np.zeros(self.batch_size, np.int32)
-        index[: len(indices)] = indices
-        key = jax.device_put(key, self._everywhere)
-        return _InFlight(start, len(indices), program(self._variables, *jax.device_put((condition, index), self._by_batch), key))
 
-    def _program(self, sides: tuple[int, int], work: _Work, names: tuple[str, ...], note: Note) -> Compiled:
-        """The compiled program for slices of `sides`; with 'auto', of no more slices than the compiler says fit into what is free."""
-        while (sides, work, names) not in self._programs:
-            program = self._compile(sides, work, names)
-            free, needed = free_memory(self._mesh.devices.flat), program_memory(program)
-            if self._auto and free and needed and self.batch_size > self._devices:
-                needed -= sum(leaf.nbytes for leaf in jax.tree.leaves(self._variables))  # which lie there already
-                if needed > FILL * free:
-                    self._go_on_with(self.batch_size >> math.ceil(math.log2(needed / (FILL * free))), note)
-                    continue
-            self._programs[sides, work, names] = program
-        return self._programs[sides, work, names]
-
-    def _compile(self, sides: tuple[int, int], work: _Work, names: tuple[str, ...] = ("low",)) -> Compiled:
-        def upscale(variables: Variables, condition: dict[str, jax.Array], index: jax.Array, key: jax.Array) -> Any:
-            if work.request is None:
-                return getattr(self._method, work.task)(variables, Condition(**condition))
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-            return self._method.upscale(variables, Condition(**condition), keys, work.request)
-
-        self.compilations += 1
-        shardings = (self._everywhere, self._by_batch, self._by_batch, self._everywhere)
-        program = jax.jit(upscale, in_shardings=shardings, out_shardings=self._by_batch)
-        condition = {name: jax.ShapeDtypeStruct((self.batch_size, *sides, MAP_CHANNELS[name]), np.float32) for name in names}
-        index = jax.ShapeDtypeStruct((self.batch_size,), np.int32)
-        with jax.set_mesh(self._mesh):  # which a mixture's experts are laid over
-            return program.lower(self._variables, condition, index, jax.eval_shape(jax.random.key, 0)).compile()
-
-    def _shrink(self, error: Exception, note: Note) -> None:
-        """Makes the batch smaller after `error`, or raises: `error` itself where it is not about memory."""
-        if not is_out_of_memory(error):
-            raise error
-        said = next(iter(str(error).splitlines()), "")
-        if not self._auto:
-            raise OutOfMemory(f"out of memory with {self.batch_size} slices at a time: try --batch-size auto ({said})") from error
-        if self.batch_size == self._devices:
-            raise OutOfMemory(
-                f"out of memory with one slice at a time on a device: try a larger --to-mm, --precision bf16 or another --device ({said})"
-            ) from error
-        self._go_on_with(self.batch_size // 2, note)
-
-    def _go_on_with(self, batch_size: int, note: Note) -> None:
-        before, self.batch_size = self.batch_size, max(batch_size // self._devices, 1) * self._devices
-        self._programs.clear()
-        note(f"{before} slices at a time do not fit into memory: going on with {self.batch_size}")
-
-    def _whole(self, batch_size: int) -> int:
-        """Rounded up to a multiple of the devices."""
-        return -(-batch_size // self._devices) * self._devices
+def programs_each(method: Method, request: Request) -> int:
+    """Programs that are compiled for slices of one shape, at most: where there are several ways, one says which."""
+    count = len(ways(method, request))
+    return count + (count > 1)
 
 
 def _check_shapes(maps: Maps, shape: tuple[int, ...]) -> None:
@@ -356,14 +233,3 @@ def _cut(name: str, data: np.ndarray, axis: int) -> list[np.ndarray]:
 def _all(cuts: Cuts) -> np.ndarray:
     """Indices of all slices."""
     return np.arange(len(cuts["low"][0]))
-
-
-def _picked(part: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Slices by ascending `indices`; neighbours as a view."""
-    first, last = int(indices[0]), int(indices[-1])
-    return part[first : last + 1] if last - first == len(indices) - 1 else part[indices]
-
-
-def first_batch_size() -> int:
-    """Slices at a time that 'auto' starts with: enough to keep the device busy."""
-    return 8 if jax.default_backend() == "cpu" else 64

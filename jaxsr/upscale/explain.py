@@ -6,7 +6,7 @@
 Both are averaged over slice axes, as the output is. What experts make alone costs as much as the mixture did.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +15,14 @@ import numpy as np
 
 from jaxsr.evaluate.montage import save_montage
 from jaxsr.files import shown
-from jaxsr.methods.base import Method, Mixture, Request
-from jaxsr.upscale.engine import Engine, Note, silent
-from jaxsr.volume.geometry import resample_oblique
+from jaxsr.methods.base import Mixture
+from jaxsr.upscale.batches import Note
+from jaxsr.upscale.engine import Engine, Progress, sample_key, silent
+from jaxsr.upscale.plan import Plan
+from jaxsr.volume.geometry import Grid, resample_oblique
 from jaxsr.volume.intensity import Window
 from jaxsr.volume.io import Volume, VolumeError, read_volume
-from jaxsr.volume.slices import AXES
+from jaxsr.volume.slices import take_slices
 
 DIGITS = 4  # of a weight, in a sidecar
 
@@ -33,21 +35,21 @@ class Explained(NamedTuple):
       weights: by axis, of its slices `[n, K]`.
       attention: of each, on the output's grid.
       alone: what each makes by itself, there.
-      reference: the truth, there; None where none was named.
+      reference: the truth, there, `[X, Y, Z]`; None where none was named.
     """
 
     experts: tuple[str, ...]
     weights: Mapping[str, np.ndarray]
     attention: tuple[Volume, ...]
     alone: tuple[Volume, ...]
-    reference: Volume | None
+    reference: np.ndarray | None
 
     @property
     def errors(self) -> tuple[Volume, ...]:
         """|x̂_i − x|; () without a reference."""
         if self.reference is None:
             return ()
-        return tuple(replace(of, data=np.abs(of.data - self.reference.data)) for of in self.alone)
+        return tuple(replace(of, data=np.abs(of.data - self.reference)) for of in self.alone)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -55,10 +57,19 @@ class Explained(NamedTuple):
         return {"Experts": list(self.experts), "Gates": {axis: np.round(of, DIGITS).tolist() for axis, of in self.weights.items()}}
 
 
-def check_explainable(method: Method, kind: str) -> None:
-    """Raises VolumeError for a method that is no mixture."""
-    if not isinstance(method, Mixture):
-        raise VolumeError(f"--explain: a model of kind {kind} has no experts, a mixture (moediff) has: leave it out")
+def read_reference(path: Path, grid: Grid) -> np.ndarray:
+    """The truth in `path` on `grid`, float32 `[X, Y, Z]`, to be known before anything is upscaled.
+
+    Raises:
+      VolumeError: where it cannot be read, or lies elsewhere in the scanner.
+    """
+    reference = read_volume(path)
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(grid.shape) - 1)
+    places = np.concatenate([corners, np.ones((8, 1))], 1) @ np.linalg.solve(reference.affine, grid.affine).T
+    last = np.array(reference.data.shape) - 1
+    if ((places[:, :3] < 0).all(0) | (places[:, :3] > last).all(0)).any():
+        raise VolumeError(f"--reference {shown(path)} lies elsewhere in the scanner than the scan: name that one's truth, registered to it")
+    return resample_oblique(reference.data, reference.grid, grid)
 
 
 def explain(
@@ -66,38 +77,36 @@ def explain(
     method: Mixture,
     volume: Volume,
     output: Volume,
-    request: Request,
+    plan: Plan,
     *,
-    to_mm: float,
-    axes: tuple[str, ...],
     seed: int,
-    reference: Path | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    reference: np.ndarray | None = None,
+    progress: Progress = lambda done, total: None,
     note: Note = silent,
 ) -> Explained:
-    """Of `volume`, of which `output` was made with the same settings.
+    """Of `volume`, of which `output` was made by `plan`; experts alone draw the noise of its first sample.
 
-    Raises: as `engine.upscale`; VolumeError where the reference cannot be read, or does not lie where the output does.
+    Raises: as `engine.fuse`.
     """
-    truth = None if reference is None else _on_grid(read_volume(reference), output)
-    prepared = engine.prepared(volume, to_mm, axes)
-    found = engine.explain(prepared.low, prepared.plan.axes, note)
-    count = len(method.experts)
-    attention = np.zeros((count, *output.data.shape), np.float32)
-    for axis, of in found.items():
-        attention += np.moveaxis(np.moveaxis(np.asarray(of.attention), 0, AXES[axis]), -1, 0) / len(found)
-    slices = prepared.plan.slices
+    window, low = engine.prepared(volume, plan)
+    attention, weights = np.zeros((len(method.experts), *low.shape), np.float32), {}
+    for axis in plan.axes:
+        found = engine.explain(low, axis, note)
+        weights[axis] = np.asarray(found.weights)
+        for total, of in zip(attention, np.moveaxis(np.asarray(found.attention), -1, 0), strict=True):
+            take_slices(total, axis)[...] += of / np.float32(len(plan.axes))
 
-    def alone(expert: int) -> Volume:
-        report = lambda done, total: progress(expert * slices + done, count * slices)  # noqa: E731
-        return engine.upscale(volume, request._replace(expert=expert), to_mm=to_mm, axes=axes, seed=seed, progress=report, note=note).volume
+    def alone(expert: int) -> np.ndarray:
+        requests = {axis: request and request._replace(expert=expert) for axis, request in zip(plan.axes, plan.requests, strict=True)}
+        report = lambda done: progress(expert * plan.slices + done, len(method.experts) * plan.slices)  # noqa: E731
+        return window.inverse(engine.fuse(low, requests, sample_key(seed, 0), {}, report, note)[0])  # type: ignore[return-value]
 
     return Explained(
         method.experts,
-        {axis: np.asarray(of.weights) for axis, of in found.items()},
+        weights,
         tuple(replace(output, data=of) for of in attention),
-        tuple(alone(expert) for expert in range(count)),
-        truth,
+        tuple(replace(output, data=alone(expert)) for expert in range(len(method.experts))),
+        reference,
     )
 
 
@@ -106,12 +115,13 @@ def draw_experts(path: Path, explained: Explained, output: Volume, title: str) -
     means = _means(explained)
     volumes = {f"E{i + 1} {name}": of.data for i, (name, of) in enumerate(zip(explained.experts, explained.alone, strict=True))}
     captions = {name: f"mean weight {mean:.2f}" for name, mean in zip(volumes, means, strict=True)}
-    truth = None if explained.reference is None else explained.reference.data
-    save_montage(path, {**volumes, "mixture": output.data}, truth, voxel_size=output.voxel_size, captions=captions, title=title)
+    save_montage(
+        path, {**volumes, "mixture": output.data}, explained.reference, voxel_size=output.voxel_size, captions=captions, title=title
+    )
 
 
 def draw_attention(path: Path, explained: Explained, output: Volume, title: str) -> None:
-    """Where each expert's query looks: black nowhere, grey evenly, white twice as much and above."""
+    """Where each expert's query looks: black nowhere, the brightest hundredth of places white."""
     volumes = {f"E{i + 1} {name}": of.data for i, (name, of) in enumerate(zip(explained.experts, explained.attention, strict=True))}
     lit = max(float(np.percentile(of, 99)) for of in volumes.values())
     captions = dict.fromkeys(volumes, f"attention, 0 … {lit:.2f} times even")
@@ -122,12 +132,3 @@ def draw_attention(path: Path, explained: Explained, output: Volume, title: str)
 def _means(explained: Explained) -> np.ndarray:
     """Mean weight of each expert over all slices."""
     return np.concatenate(list(explained.weights.values())).mean(0)
-
-
-def _on_grid(reference: Volume, output: Volume) -> Volume:
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(output.data.shape) - 1)
-    places = np.concatenate([corners, np.ones((8, 1))], 1) @ (np.linalg.solve(reference.affine, output.affine)).T
-    if np.all((places[:, :3] < 0).all(0) | (places[:, :3] > np.array(reference.data.shape) - 1).all(0)):
-        name = shown(reference.path) if reference.path else "the reference"
-        raise VolumeError(f"--reference: {name} lies elsewhere in the scanner than the output: name the scan's own truth, registered to it")
-    return replace(output, data=resample_oblique(reference.data, reference.grid, output.grid))

@@ -18,9 +18,10 @@ from jaxsr.physics.protocol import Acquisition
 from jaxsr.runtime.distributed import Place
 from jaxsr.runtime.memory import OutOfMemory
 from jaxsr.runtime.mesh import MeshError, make_mesh
+from jaxsr.upscale.batches import BatchSize
 from jaxsr.upscale.consistency import Consistency, consistency_map
-from jaxsr.upscale.engine import BatchSize, Engine, Progress, Upscaled
-from jaxsr.upscale.explain import Explained, check_explainable, draw_attention, draw_experts, explain
+from jaxsr.upscale.engine import Engine, Progress, Upscaled
+from jaxsr.upscale.explain import Explained, draw_attention, draw_experts, explain, read_reference
 from jaxsr.upscale.guide_maps import guidance_facts, read_guides
 from jaxsr.upscale.guides import Guides, check_guides
 from jaxsr.upscale.inputs import Job, check_target, read_input, scale_notes
@@ -28,6 +29,7 @@ from jaxsr.upscale.model import Model, ModelError
 from jaxsr.upscale.plan import NothingToDo, Sizes
 from jaxsr.upscale.samples import Samples, draw
 from jaxsr.upscale.sidecar import (
+    EXPLAINING,
     check_maps,
     check_sidecar,
     describe,
@@ -75,7 +77,12 @@ class Settings(NamedTuple):
     @property
     def memory(self) -> dict[str, Any]:
         """What of it takes memory, as `memory_needed` takes it."""
-        return {"picture": self.picture, "samples": self.samples, "consistency": self.consistency is not None}
+        return {
+            "picture": self.picture,
+            "samples": self.samples,
+            "consistency": self.consistency is not None,
+            "explain": self.explain,
+        }
 
 
 def share(jobs: list[Job], place: Place) -> list[Job]:
@@ -179,14 +186,12 @@ def _upscale_file(
     progress: Progress,
     note: Callable[[str], None],
 ) -> Written:
-    check_sidecar(job.output, picture=settings.picture)
+    check_sidecar(job.output, picture=settings.picture, explain=settings.explain)
     check_maps([job], settings.maps)
     if volume is None:
         volume = read_source(job.source, settings, note)
     else:
         check_target(volume, settings.to_mm, **settings.memory)
-    if settings.explain:
-        check_explainable(model.method, model.experiment.method.kind)
     odd = scale_notes(volume, settings.to_mm, training_scans(model.experiment, volume))
     for sentence in odd:
         note(f"{shown(job.source.name)}: {sentence}")
@@ -195,6 +200,7 @@ def _upscale_file(
     plan = engine.plan(volume, settings.to_mm, settings.axes, settings.request, settings.from_mm)
     if plan.work is not plan.grid:
         check_target(volume, min(plan.work.voxel_size), **settings.memory)
+    truth = read_reference(settings.reference, plan.grid) if settings.reference else None
     guiding = read_guides(model.experiment, guides, plan.work, volume)
     guidance = {"Guidance": guidance_facts(model.experiment, guides)} if guiding else {}
     started = time.monotonic()
@@ -229,7 +235,7 @@ def _upscale_file(
     )  # fmt: skip
     maps, more = _maps(volume, drawn, settings, lambda sentence: note(f"{shown(job.source.name)}: {sentence}"))
     if settings.explain:
-        explained = _explained(engine, model, job, settings, volume, drawn.mean.volume, progress, note)
+        explained = _explained(engine, model, job, settings, volume, drawn.mean, truth, progress, note)
         for kind, found in (("attention", explained.attention), ("error", explained.errors)):
             maps |= {f"{kind}-{i + 1}": (of, {"Expert": name}) for i, (name, of) in enumerate(zip(explained.experts, found, strict=False))}
         more |= explained.facts
@@ -277,20 +283,19 @@ def _explained(
     job: Job,
     settings: Settings,
     volume: Volume,
-    output: Volume,
+    result: Upscaled,
+    truth: np.ndarray | None,
     progress: Progress,
     note: Callable[[str], None],
 ) -> Explained:
     """What experts did, and pictures of it beside the output."""
-    assert isinstance(model.method, Mixture)
-    explained = explain(
-        engine, model.method, volume, output, settings.request, to_mm=settings.to_mm, axes=settings.axes, seed=settings.seed,
-        reference=settings.reference, progress=progress, note=note,
-    )  # fmt: skip
+    assert isinstance(model.method, Mixture)  # the command line has seen to it
+    how: dict[str, Any] = {"seed": settings.seed, "reference": truth, "progress": progress, "note": note}
+    explained = explain(engine, model.method, volume, result.volume, result.plan, **how)
     if settings.picture:
         title = f"{shown(job.source.name)} by expert (synthetic)"
-        draw_experts(picture_path(map_path(job.output, "experts")), explained, output, title)
-        draw_attention(picture_path(map_path(job.output, "attention")), explained, output, title)
+        for name, draw_it in zip(EXPLAINING, (draw_experts, draw_attention), strict=True):
+            draw_it(picture_path(map_path(job.output, name)), explained, result.volume, title)
     return explained
 
 

@@ -19,7 +19,8 @@ from jaxsr.files import shown
 from jaxsr.methods.base import Condition, Method, Request
 from jaxsr.methods.precision import held_to_upscale
 from jaxsr.train.build import variables_to_upscale
-from jaxsr.upscale.engine import BatchSize, first_batch_size
+from jaxsr.upscale.batches import BatchSize, first_batch_size
+from jaxsr.upscale.engine import programs_each, ways
 from jaxsr.upscale.files import Settings, training_scans
 from jaxsr.upscale.guide_maps import read_guides
 from jaxsr.upscale.guides import Guides
@@ -47,7 +48,7 @@ def forecast(
     Raises:
       VolumeError: for what would be refused.
     """
-    check_sidecar(job.output, picture=settings.picture)
+    check_sidecar(job.output, picture=settings.picture, explain=settings.explain)
     check_maps([job], settings.maps)
     plan = make_plan(recipe.method, volume.grid, settings.to_mm, settings.axes, slice_map, settings.request, settings.from_mm)
     read_guides(recipe.experiment, guides, plan.work, volume)
@@ -71,7 +72,7 @@ def forecast(
             axis: {"Slices": count, "Padded": list(sides)} for axis, count, sides in zip(plan.axes, plan.counts, plan.shapes, strict=True)
         },
         "Slices": plan.slices,
-        "Compilations": plan.compilations,
+        "Compilations": plan.compilations * programs_each(recipe.method, settings.request),
         "BatchSize": size,
         "BatchSizeMayShrink": batch_size == "auto",
         "Batches": plan.batches(size),
@@ -127,9 +128,13 @@ Traces = Mapping[tuple[tuple[int, int], Request], ClosedJaxpr]  # of a batch of 
 
 
 def trace_batches(method: Method, variables: Any, plan: Plan, batch_size: int) -> Traces:
-    """The traced programs of `plan`; `variables` may be abstract."""
+    """The traced programs of `plan`; `variables` may be abstract. Of slices that go to one expert each, the dearest one's: which it will be
+    is not known before."""
 
     def of_batch(sides: tuple[int, int], request: Request) -> ClosedJaxpr:
+        return max((of_request(sides, alone) for alone in ways(method, request)), key=lambda trace: _work(trace, []))
+
+    def of_request(sides: tuple[int, int], request: Request) -> ClosedJaxpr:
         low = jax.ShapeDtypeStruct((batch_size, *sides, 1), jnp.float32)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
         return jax.make_jaxpr(functools.partial(method.upscale, request=request))(variables, Condition(low), keys)  # type: ignore[arg-type]
@@ -140,10 +145,14 @@ def trace_batches(method: Method, variables: Any, plan: Plan, batch_size: int) -
 def volume_multiply_adds(traces: Traces, plan: Plan, batch_size: int) -> int | None:
     """Of all batches of one volume, the last one of each axis filled up; None where shapes do not tell."""
     notes: list[str] = []
-    work = {program: sum(operation.multiply_adds for operation in operations(trace, notes)) for program, trace in traces.items()}
+    work = {program: _work(trace, notes) for program, trace in traces.items()}
     each = zip(plan.shapes, plan.requests, plan.counts, strict=True)
     total = sum(work[sides, request] * -(-count // batch_size) for sides, request, count in each if request)
     return None if notes else total
+
+
+def _work(trace: ClosedJaxpr, notes: list[str]) -> int:
+    return sum(operation.multiply_adds for operation in operations(trace, notes))
 
 
 def _abstract_variables(recipe: Recipe) -> Any:

@@ -23,6 +23,7 @@ BYTES_A_VOXEL = 18  # the interpolated input and the mean in float32, the sum in
 BYTES_A_VOXEL_SAMPLED = 16  # beside those: two sums over samples in float64
 BYTES_A_VOXEL_COMPARED = 28  # while the consistency map is made: the output and its deviation, and on a CPU what degrades it
 BYTES_OF_THE_INPUT_COMPARED = 26  # a voxel of the input, then: where its head is, what is compared
+BYTES_A_VOXEL_EXPLAINED = 32  # beside either: the output, where each expert looks and what it makes, the truth
 BYTES_A_VOXEL_PICTURED = 32  # while the picture is made: two interpolations, the output, and what finds the head in it
 IN_PLANE_SIDE = 16  # voxels
 _READ = (*SUFFIXES, ".hdr", ".img", ".hdr.gz", ".img.gz", ".nii.bz2", ".nii.zst")
@@ -99,13 +100,14 @@ def read_input(
     picture: bool = True,
     samples: int = 1,
     consistency: bool = False,
+    explain: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> Volume:
     """The volume, on right-angled axes, with everything checked that can be before anything is computed.
 
     Args:
       to_mm: the voxel size wanted; None where it is not known yet.
-      picture: with a montage, which takes memory, as do more than one of `samples`, and `consistency`, with that map.
+      picture: with a montage, which takes memory, as do more than one of `samples`, and with their maps `consistency` and `explain`.
       note: given what is odd but usable.
 
     Raises:
@@ -119,20 +121,24 @@ def read_input(
         _, left_out = serving_axes(read.data.shape, axes)
     except VolumeError as error:
         raise VolumeError(f"{shown(path)}: {error}") from None
-    check_target(read, to_mm, picture=picture, samples=samples, consistency=consistency)
+    check_target(read, to_mm, picture=picture, samples=samples, consistency=consistency, explain=explain)
     for sentence in left_out:
         note(f"{shown(path.name)}: {sentence}, so that axis is left out")
     return read
 
 
-def check_target(volume: Volume, to_mm: float | None, *, picture: bool = True, samples: int = 1, consistency: bool = False) -> Grid:
-    """The grid of the output (its own where `to_mm` is None); VolumeError where it is out of proportion to the head or to this machine."""
+def check_target(volume: Volume, to_mm: float | None, **wanted: Any) -> Grid:
+    """The grid of the output (its own where `to_mm` is None), with what is `wanted` beside it, as `memory_needed` takes it.
+
+    Raises:
+      VolumeError: where it is out of proportion to the head or to this machine.
+    """
     target = target_grid(volume.grid, to_mm) if to_mm else volume.grid
     at = f"{shown(volume.path or 'the volume')}: at {to_mm or min(volume.voxel_size):g} mm the volume would have"
     sides = " × ".join(map(str, target.shape))
     if min(target.shape) < SMALLEST_SIDE:
         raise VolumeError(f"{at} only {sides} voxels: choose a smaller --to-mm")
-    needed = memory_needed(volume, target, picture=picture, samples=samples, consistency=consistency)
+    needed = memory_needed(volume, target, **wanted)
     free = free_memory()
     if free is not None and needed > free:
         raise VolumeError(
@@ -155,10 +161,14 @@ def scale_notes(volume: Volume, to_mm: float | None, trained: Sequence[float] | 
     return tuple(notes)
 
 
-def memory_needed(volume: Volume, target: Grid, *, picture: bool = True, samples: int = 1, consistency: bool = False) -> int:
+def memory_needed(
+    volume: Volume, target: Grid, *, picture: bool = True, samples: int = 1, consistency: bool = False, explain: bool = False
+) -> int:
     """Bytes of the host's memory that upscaling `volume` to `target` takes, itself among them, beside the model; the rest: `read_input`."""
     voxels = math.prod(int(n) for n in target.shape)
-    phases = [(BYTES_A_VOXEL + BYTES_A_VOXEL_SAMPLED * (samples > 1)) * voxels, BYTES_A_VOXEL_PICTURED * voxels * picture]
+    explained = BYTES_A_VOXEL_EXPLAINED * explain
+    phases = [(BYTES_A_VOXEL + max(BYTES_A_VOXEL_SAMPLED * (samples > 1), explained)) * voxels]
+    phases.append((BYTES_A_VOXEL_PICTURED + explained) * voxels * picture)
     phases.append((BYTES_A_VOXEL_COMPARED * voxels + BYTES_OF_THE_INPUT_COMPARED * volume.data.size) * consistency)
     return max(HOLD * volume.data.nbytes, volume.data.nbytes + max(phases))
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxsr.methods.base import Request
-from jaxsr.upscale.engine import Engine, Maps, Note, Progress, Upscaled, silent
+from jaxsr.upscale.batches import Note
+from jaxsr.upscale.engine import Engine, Maps, Progress, Upscaled, silent
 from jaxsr.upscale.plan import Sizes
 from jaxsr.volume.io import Volume
 from jaxsr.volume.slices import AXES

@@ -37,6 +37,7 @@ _DESCRIPTIONS = {
 
 
 EXPERTS = 3  # of a mixture
+EXPLAINING = ("experts", "attention")  # pictures of what they did, by the names that `map_path` takes
 
 
 def read_sidecar(output: Path) -> dict[str, Any] | None:
@@ -106,17 +107,19 @@ def stale_maps(output: Path, names: Iterable[str]) -> list[Path]:
     return [lies for path in ours for lies in (path, sidecar_path(path))]
 
 
-def check_sidecar(output: Path, *, picture: bool = False) -> None:
-    """Raises VolumeError where the sidecar, or the picture, would replace a file that is not ours; a picture is where our sidecar is."""
-    if read_sidecar(output) is not None:
-        return
-    path, drawn = sidecar_path(output), picture_path(output)
-    if path.exists():
+def check_sidecar(output: Path, *, picture: bool = False, explain: bool = False) -> None:
+    """Raises VolumeError where the sidecar, or a picture, would replace a file that is not ours; pictures are where our sidecar is."""
+    facts = read_sidecar(output)
+    path, ours = sidecar_path(output), (facts or {}).get("JaxSR") or {}
+    if facts is None and path.exists():
         raise VolumeError(f"{shown(path)} exists and was not written by jaxsr: choose another -o, whose sidecar does not replace it")
-    if picture and drawn.exists():
-        raise VolumeError(
-            f"{shown(drawn)} exists and was not written by jaxsr: choose another -o, whose picture does not replace it, or --no-montage"
-        )
+    drawn = [picture_path(output)] if picture and facts is None else []
+    drawn += [picture_path(map_path(output, name)) for name in EXPLAINING if picture and explain and "Gates" not in ours]
+    for lies in drawn:
+        if lies.exists():
+            raise VolumeError(
+                f"{shown(lies)} exists and was not written by jaxsr: choose another -o, whose picture does not replace it, or --no-montage"
+            )
 
 
 def check_record(path: Path, jobs: Iterable[Job], maps: Iterable[str] = ()) -> None:

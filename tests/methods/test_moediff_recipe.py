@@ -128,7 +128,7 @@ def test_the_best_expert_alone_is_what_top1_gives():
     method, variables, batch = made()
     assert isinstance(method, Mixture)
     route = np.asarray(method.route(variables, Condition(batch.low)))
-    best = image_of(experts="top1").image
+    best = image_of(routing="top1").image
     for i, expert in enumerate(route):
         np.testing.assert_allclose(best[i], image_of(expert=int(expert)).image[i], rtol=1e-3, atol=1e-4)
 

@@ -20,7 +20,8 @@ from jaxsr.runtime.checkpoint import Checkpoints
 from jaxsr.runtime.memory import program_memory
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train.build import abstract_batch, build_method
-from jaxsr.upscale.engine import Engine, _Work
+from jaxsr.upscale.batches import Batches, Work
+from jaxsr.upscale.engine import Engine
 from jaxsr.upscale.files import Settings
 from jaxsr.upscale.forecast import forecast, live_bytes, trace_batches
 from jaxsr.upscale.inputs import Job, check_target, memory_needed
@@ -151,9 +152,7 @@ def test_the_estimate_of_a_devices_memory_is_near_the_compilers():
     variables = synthetic_variables(method, abstract_batch(EXPERIMENT), 0)
     [trace] = trace_batches(method, variables, plan, 8).values()
     estimate = live_bytes(trace) + sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
-    needed = program_memory(
-        Engine(method, variables, make_mesh(), batch_size=8)._compile(plan.shapes[0], _Work("upscale", method.default_request))
-    )
+    needed = program_memory(Batches(method, variables, make_mesh(), 8)._compile(plan.shapes[0], Work("upscale", method.default_request)))
     assert 0.7 < estimate / needed < 2
 
 

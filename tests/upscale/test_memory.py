@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+import jaxsr.upscale.batches as batches_module
 from jaxsr.methods.base import Request, UpscaleOutput
 from jaxsr.runtime.memory import OutOfMemory, is_out_of_memory
 from jaxsr.runtime.mesh import make_mesh
-from jaxsr.upscale import engine as engines
+from jaxsr.upscale.batches import Batches
 from jaxsr.upscale.engine import Engine
 from jaxsr.volume.io import Volume
 
@@ -55,10 +56,10 @@ class Short:
 @pytest.fixture(params=[False, True], ids=["when dispatched", "when fetched"])
 def short(request, monkeypatch):
     """Makes engines whose device has memory for so many slices."""
-    compile_ = Engine._compile
+    compile_ = Batches._compile
 
     def short(limit, batch_size="auto"):
-        monkeypatch.setattr(Engine, "_compile", lambda self, *arguments: Short(compile_(self, *arguments), limit, request.param))
+        monkeypatch.setattr(Batches, "_compile", lambda self, *arguments: Short(compile_(self, *arguments), limit, request.param))
         return Engine(Noise(), {}, make_mesh(), batch_size=batch_size)
 
     return short
@@ -108,7 +109,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(monkeypatch):
     def broken(self, *arguments):
         raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: of our own making")
 
-    monkeypatch.setattr(Engine, "_compile", broken)
+    monkeypatch.setattr(Batches, "_compile", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT"):
         Engine(Noise(), {}, make_mesh(), batch_size="auto").upscale(HEAD, REQUEST)
 
@@ -118,8 +119,8 @@ def test_what_the_compiler_says_a_program_needs_is_asked_before_it_runs(batch_si
     """100 bytes a slice, 250 free, of which four fifths serve: two at a time, found in one step. A number is tried all the same."""
     notes = []
     engine = Engine(Noise(), {}, make_mesh(), batch_size=batch_size)
-    monkeypatch.setattr(engines, "free_memory", lambda devices: 250)
-    monkeypatch.setattr(engines, "program_memory", lambda program: 100 * engine.batch_size)
+    monkeypatch.setattr(batches_module, "free_memory", lambda devices: 250)
+    monkeypatch.setattr(batches_module, "program_memory", lambda program: 100 * engine.batch_size)
     engine.upscale(HEAD, REQUEST, note=notes.append)
     assert engine.batch_size == expected
     assert len(notes) == (batch_size == "auto")

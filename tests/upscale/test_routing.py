@@ -10,7 +10,7 @@ from jaxsr.runtime.mesh import make_mesh
 from jaxsr.upscale.engine import Engine
 from jaxsr.volume.slices import AXES, take_slices
 
-TOP1 = Request(steps=1, experts="top1")
+TOP1 = Request(steps=1, routing="top1")
 BRIGHT = 3.0  # a maximum, which padding does not change
 
 
@@ -53,7 +53,7 @@ def engine_of(method, batch_size=4):
 def test_grouped_slices_are_what_ungrouped_ones_are(low):
     """Whichever way: the expert of a slice, its noise and its place are its own."""
     method = Two()
-    together, _ = engine_of(method).fuse(low, dict.fromkeys(AXES, TOP1._replace(experts="all")), jax.random.key(3))
+    together, _ = engine_of(method).fuse(low, dict.fromkeys(AXES, TOP1._replace(routing="all")), jax.random.key(3))
     grouped, _ = engine_of(method, batch_size=3).fuse(low, dict.fromkeys(AXES, TOP1), jax.random.key(3))
     np.testing.assert_allclose(grouped, together, rtol=1e-6, atol=1e-6)
     assert set(method.asked) == {None, 0, 1}
@@ -62,7 +62,7 @@ def test_grouped_slices_are_what_ungrouped_ones_are(low):
 def test_no_slice_is_upscaled_by_another_expert_than_its_own(low):
     """Multiply-adds of 'top1' are those of the chosen: as many batches run as the groups fill, not as many for every expert."""
     engine, batches = engine_of(Two()), []
-    compile_ = engine._compile
+    compile_ = engine._batches._compile
 
     def counted(sides, work, names=("low",)):
         program = compile_(sides, work, names)
@@ -74,7 +74,7 @@ def test_no_slice_is_upscaled_by_another_expert_than_its_own(low):
         run.memory_analysis = program.memory_analysis
         return run
 
-    engine._compile = counted
+    engine._batches._compile = counted
     engine.fuse(low, {"sagittal": TOP1}, jax.random.key(0))
     bright = int((take_slices(low, 0).max((1, 2)) > BRIGHT).sum())
     expected = {("upscale", 0): -(-(9 - bright) // 4), ("upscale", 1): -(-bright // 4), ("route", None): 3}
@@ -83,7 +83,7 @@ def test_no_slice_is_upscaled_by_another_expert_than_its_own(low):
 
 
 def test_explanations_lie_where_their_slices_do(low):
-    found = engine_of(Two()).explain(low, ("coronal",))["coronal"]
+    found = engine_of(Two()).explain(low, "coronal")
     assert found.weights.shape == (11, 2)
     np.testing.assert_array_equal(found.weights[:, 1], take_slices(low, 1).max((1, 2)) > BRIGHT)
     np.testing.assert_array_equal(found.attention[..., 0], take_slices(low, 1))
@@ -92,4 +92,4 @@ def test_explanations_lie_where_their_slices_do(low):
 
 def test_a_method_without_experts_explains_nothing(identity_method, low):
     with pytest.raises(ValueError, match="mixture of experts"):
-        engine_of(identity_method).explain(low, ("axial",))
+        engine_of(identity_method).explain(low, "axial")

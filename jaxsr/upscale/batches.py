@@ -1,0 +1,176 @@
+"""Slices in batches of one size on the devices of one process: a program for each shape, smaller batches where memory is short."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.stages import Compiled
+
+from jaxsr.methods.base import MAP_CHANNELS, Condition, Method, Request, Variables
+from jaxsr.runtime.memory import OutOfMemory, free_memory, is_out_of_memory, program_memory
+from jaxsr.runtime.mesh import MeshError, batch_sharding, replicated
+from jaxsr.volume.slices import SliceMap
+
+FILL = 0.8  # of the memory that is free may be meant for a batch: allocators need room to move
+
+BatchSize = int | Literal["auto"]
+Note = Callable[[str], None]
+Cuts = Mapping[str, Sequence[np.ndarray]]  # of `low` and maps: slices across one axis, `[n, H, W]` each, one a channel
+
+
+class Work(NamedTuple):
+    """What is done with slices: a program for each, and each shape of slices.
+
+    Attributes:
+      task: 'upscale'; of a mixture also 'route' and 'explain'.
+    """
+
+    task: Literal["upscale", "route", "explain"]
+    request: Request | None = None
+
+
+class _InFlight(NamedTuple):
+    """A batch that the device works on: the place of its first slice, how many slices are no fillers, and what will come back."""
+
+    start: int
+    length: int
+    output: Any
+
+
+class Batches:
+    """A method with its weights on a mesh, ready for slices; compiled programs are kept.
+
+    Args:
+      mesh: of devices of this process: volumes are divided over processes, not slices.
+      batch_size: slices at a time, rounded up to a multiple of the devices. A number is kept; 'auto' starts with `first_batch_size` and
+        goes down where memory is short.
+
+    Attributes:
+      size: slices at a time now.
+      compilations: programs compiled so far.
+
+    Raises:
+      MeshError: where the mesh has devices of other processes.
+    """
+
+    def __init__(self, method: Method, variables: Variables, mesh: Mesh, batch_size: BatchSize):
+        if any(device.process_index != jax.process_index() for device in mesh.devices.flat):
+            raise MeshError("the engine needs a mesh of this process's own devices: make_mesh(devices=jax.local_devices())")
+        self._devices = mesh.shape["data"] * mesh.shape["fsdp"]
+        self._auto = batch_size == "auto"
+        self.size = self._whole(first_batch_size() if batch_size == "auto" else batch_size)
+        self.compilations = 0
+        self._method, self._mesh, self._by_batch, self._everywhere = method, mesh, batch_sharding(mesh), replicated(mesh)
+        self._variables = jax.device_put(variables, self._everywhere)
+        self._programs: dict[tuple[tuple[int, int], Work, tuple[str, ...]], Compiled] = {}  # of the present size
+
+    def run(
+        self, work: Work, cuts: Cuts, order: np.ndarray, slice_map: SliceMap, key: jax.Array, note: Note
+    ) -> Iterator[tuple[np.ndarray, Any]]:
+        """Yields indices and what `work` made of those slices, in the `order` of their indices (ascending), one batch behind the device,
+        which so never waits for the host.
+
+        Raises:
+          OutOfMemory: where a batch does not fit and must not, or cannot, be smaller.
+
+        That memory is short may show when a batch is given to the device, or only when it is asked for: either way it is done again in
+        smaller ones, and what was yielded is not.
+        """
+        start, pending = 0, None
+        while start < len(order) or pending:
+            following = None
+            if start < len(order):
+                try:
+                    following = self._dispatch(work, cuts, order[start:], start, slice_map, key, note)
+                    start += following.length
+                except Exception as error:  # JAX's own name for its runtime errors changes
+                    self._shrink(error, note)
+            if pending:
+                try:
+                    done = jax.tree.map(lambda leaf, length=pending.length: np.asarray(leaf)[:length], pending.output)
+                except Exception as error:
+                    self._shrink(error, note)
+                    start, pending = pending.start, None
+                    continue
+                yield order[pending.start : pending.start + pending.length], done
+            pending = following
+
+    def _dispatch(
+        self, work: Work, cuts: Cuts, order: np.ndarray, start: int, slice_map: SliceMap, key: jax.Array, note: Note
+    ) -> _InFlight:
+        program = self._program(slice_map.shape, work, tuple(cuts), note)
+        indices = order[: self.size]
+        condition = {}
+        for name, channels in cuts.items():
+            outside = -1.0 if name in ("low", "reference") else 0.0
+            condition[name] = np.full((self.size, *slice_map.shape, len(channels)), outside, np.float32)
+            for channel, part in enumerate(channels):
+                condition[name][: len(indices), ..., channel] = slice_map.forward(_picked(part, indices), outside)
+        index = np.zeros(self.size, np.int32)
+        index[: len(indices)] = indices
+        key = jax.device_put(key, self._everywhere)
+        return _InFlight(start, len(indices), program(self._variables, *jax.device_put((condition, index), self._by_batch), key))
+
+    def _program(self, sides: tuple[int, int], work: Work, names: tuple[str, ...], note: Note) -> Compiled:
+        """The compiled program for slices of `sides`; with 'auto', of no more slices than the compiler says fit into what is free."""
+        while (sides, work, names) not in self._programs:
+            program = self._compile(sides, work, names)
+            free, needed = free_memory(self._mesh.devices.flat), program_memory(program)
+            if self._auto and free and needed and self.size > self._devices:
+                needed -= sum(leaf.nbytes for leaf in jax.tree.leaves(self._variables))  # which lie there already
+                if needed > FILL * free:
+                    self._go_on_with(self.size >> math.ceil(math.log2(needed / (FILL * free))), note)
+                    continue
+            self._programs[sides, work, names] = program
+        return self._programs[sides, work, names]
+
+    def _compile(self, sides: tuple[int, int], work: Work, names: tuple[str, ...] = ("low",)) -> Compiled:
+        def upscale(variables: Variables, condition: dict[str, jax.Array], index: jax.Array, key: jax.Array) -> Any:
+            if work.request is None:
+                return getattr(self._method, work.task)(variables, Condition(**condition))
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+            return self._method.upscale(variables, Condition(**condition), keys, work.request)
+
+        self.compilations += 1
+        shardings = (self._everywhere, self._by_batch, self._by_batch, self._everywhere)
+        program = jax.jit(upscale, in_shardings=shardings, out_shardings=self._by_batch)
+        condition = {name: jax.ShapeDtypeStruct((self.size, *sides, MAP_CHANNELS[name]), np.float32) for name in names}
+        index = jax.ShapeDtypeStruct((self.size,), np.int32)
+        with jax.set_mesh(self._mesh):  # which a mixture's experts are laid over
+            return program.lower(self._variables, condition, index, jax.eval_shape(jax.random.key, 0)).compile()
+
+    def _shrink(self, error: Exception, note: Note) -> None:
+        """Makes the batch smaller after `error`, or raises: `error` itself where it is not about memory."""
+        if not is_out_of_memory(error):
+            raise error
+        said = next(iter(str(error).splitlines()), "")
+        if not self._auto:
+            raise OutOfMemory(f"out of memory with {self.size} slices at a time: try --batch-size auto ({said})") from error
+        if self.size == self._devices:
+            raise OutOfMemory(
+                f"out of memory with one slice at a time on a device: try a larger --to-mm, --precision bf16 or another --device ({said})"
+            ) from error
+        self._go_on_with(self.size // 2, note)
+
+    def _go_on_with(self, batch_size: int, note: Note) -> None:
+        before, self.size = self.size, max(batch_size // self._devices, 1) * self._devices
+        self._programs.clear()
+        note(f"{before} slices at a time do not fit into memory: going on with {self.size}")
+
+    def _whole(self, batch_size: int) -> int:
+        """Rounded up to a multiple of the devices."""
+        return -(-batch_size // self._devices) * self._devices
+
+
+def _picked(part: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Slices by ascending `indices`; neighbours as a view."""
+    first, last = int(indices[0]), int(indices[-1])
+    return part[first : last + 1] if last - first == len(indices) - 1 else part[indices]
+
+
+def first_batch_size() -> int:
+    """Slices at a time that 'auto' starts with: enough to keep the device busy."""
+    return 8 if jax.default_backend() == "cpu" else 64
