@@ -65,12 +65,17 @@ def on_grid(reference: Volume, path: Path, name: str, resampling: Resampling | N
     except EvaluationError:
         if resampling is None:
             raise
-    try:
-        data = resample(volume.data, volume.grid, reference.grid, resampling)
-    except ValueError:  # axes that are not parallel
-        data = resample_oblique(volume.data, volume.grid, reference.grid, resampling)
+    data = resampled(volume, reference.grid, resampling)
     notes.append(f"{name} was resampled ({resampling}) onto the reference's grid, from {described(volume.grid)}")
     return replace(volume, data=data, affine=reference.grid.affine)
+
+
+def resampled(volume: Volume, grid: Grid, resampling: Resampling) -> np.ndarray:
+    """`volume` on `grid`, whose axes may have another direction; float32 `[X, Y, Z]`."""
+    try:
+        return resample(volume.data, volume.grid, grid, resampling)
+    except ValueError:  # axes that are not parallel
+        return resample_oblique(volume.data, volume.grid, grid, resampling)
 
 
 def region_of(reference: Volume, mask: np.ndarray | None) -> np.ndarray:

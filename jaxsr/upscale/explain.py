@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxsr.evaluate.grids import resampled
 from jaxsr.evaluate.montage import save_montage
 from jaxsr.files import shown
 from jaxsr.methods.base import Mixture
 from jaxsr.upscale.batches import Note
 from jaxsr.upscale.engine import Engine, Progress, sample_key, silent
 from jaxsr.upscale.plan import Plan
-from jaxsr.volume.geometry import Grid, resample_oblique
+from jaxsr.volume.geometry import Grid
 from jaxsr.volume.intensity import Window
 from jaxsr.volume.io import Volume, VolumeError, read_volume
 from jaxsr.volume.slices import take_slices
@@ -69,7 +70,7 @@ def read_reference(path: Path, grid: Grid) -> np.ndarray:
     last = np.array(reference.data.shape) - 1
     if ((places[:, :3] < 0).all(0) | (places[:, :3] > last).all(0)).any():
         raise VolumeError(f"--reference {shown(path)} lies elsewhere in the scanner than the scan: name that one's truth, registered to it")
-    return resample_oblique(reference.data, reference.grid, grid)
+    return resampled(reference, grid, "cubic")
 
 
 def explain(

@@ -12,6 +12,7 @@ from jaxsr.config import ConfigError, from_dict
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Batch, Condition, Mixture, Request
 from jaxsr.methods.moediff import MoediffConfig
+from jaxsr.models.perceptual_loss import vgg_shapes
 
 TINY = {
     "kind": "moediff",
@@ -166,6 +167,32 @@ def test_the_published_second_phase_has_the_size_of_the_paper():
     assert max(count(expert) for expert in params["experts"].values()) == 57_311_744
     assert abs(count(params) / 133.02e6 - 1) < 0.1
     assert abs(57_311_744 / 62.69e6 - 1) < 0.1
+
+
+@pytest.mark.parametrize("perceptual", ["vgg_latent", "vgg_image"])
+def test_the_perceptual_term_is_added_to_the_first_expert_s_task_and_no_other_s(perceptual):
+    """Eq. 10; of the decoded slice it reaches the expert through the choice of codes, by the straight way."""
+    method, variables, batch = made()
+    seeing = config(perceptual=perceptual, x0_loss_weight="none").build()
+    blind = config(x0_loss_weight="none").build()
+    features = jax.tree.map(lambda leaf: 0.1 * random(*leaf.shape, seed=leaf.size), nn.meta.unbox(vgg_shapes()))
+    given = {**variables, "frozen": {**variables["frozen"], "perceptual": features}}
+    assert set(seeing.frozen(batch)) == {"vqvae", "perceptual"}
+    assert set(seeing.frozen()) == {"vqvae"}  # which upscaling needs
+    with_it, without = (jax.jit(m.loss)(v, batch, keys_of(), LATE).metrics for m, v in ((seeing, given), (blind, variables)))
+    assert with_it["task_smooth"] > without["task_smooth"]
+    for name in ("cortex", "junction"):
+        np.testing.assert_allclose(with_it[f"task_{name}"], without[f"task_{name}"], rtol=1e-5)
+
+    def term(head):
+        params = {
+            **variables["params"],
+            "experts": {**variables["params"]["experts"], "smooth": {**variables["params"]["experts"]["smooth"], "head": head}},
+        }
+        return seeing.loss({**given, "params": params}, batch, keys_of(), LATE).metrics["task_smooth"]
+
+    gradient = jax.jit(jax.grad(term))(variables["params"]["experts"]["smooth"]["head"])
+    assert all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
 def test_weights_that_no_loss_would_use_are_refused():
