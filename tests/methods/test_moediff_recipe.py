@@ -172,7 +172,7 @@ def test_the_published_second_phase_has_the_size_of_the_paper():
 @pytest.mark.parametrize("perceptual", ["vgg_latent", "vgg_image"])
 def test_the_perceptual_term_is_added_to_the_first_expert_s_task_and_no_other_s(perceptual):
     """Eq. 10; of the decoded slice it reaches the expert through the choice of codes, by the straight way."""
-    method, variables, batch = made()
+    _, variables, batch = made()
     seeing = config(perceptual=perceptual, x0_loss_weight="none").build()
     blind = config(x0_loss_weight="none").build()
     features = jax.tree.map(lambda leaf: 0.1 * random(*leaf.shape, seed=leaf.size), nn.meta.unbox(vgg_shapes()))
@@ -185,10 +185,8 @@ def test_the_perceptual_term_is_added_to_the_first_expert_s_task_and_no_other_s(
         np.testing.assert_allclose(with_it[f"task_{name}"], without[f"task_{name}"], rtol=1e-5)
 
     def term(head):
-        params = {
-            **variables["params"],
-            "experts": {**variables["params"]["experts"], "smooth": {**variables["params"]["experts"]["smooth"], "head": head}},
-        }
+        experts = variables["params"]["experts"]
+        params = {**variables["params"], "experts": {**experts, "smooth": {**experts["smooth"], "head": head}}}
         return seeing.loss({**given, "params": params}, batch, keys_of(), LATE).metrics["task_smooth"]
 
     gradient = jax.jit(jax.grad(term))(variables["params"]["experts"]["smooth"]["head"])

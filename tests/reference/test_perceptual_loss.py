@@ -81,4 +81,4 @@ def test_the_backbone_of_lpips_serves_too(tmp_path):
     torch.save(theirs.state_dict(), tmp_path / "lpips.pth")
     import_weights("lpips", [tmp_path / "lpips.pth"], tmp_path / "lpips.safetensors")
     kernel = read_vgg16(tmp_path / "lpips.safetensors")["conv3_3"]["kernel"]
-    np.testing.assert_array_equal(kernel, theirs.net.slice3[14].weight.detach().numpy().transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(kernel, theirs.state_dict()["net.slice3.14.weight"].numpy().transpose(2, 3, 1, 0))
