@@ -122,11 +122,12 @@ def draw_experts(path: Path, explained: Explained, output: Volume, title: str) -
 
 
 def draw_attention(path: Path, explained: Explained, output: Volume, title: str) -> None:
-    """Where each expert's query looks: black nowhere, the brightest hundredth of places white."""
+    """Where each expert's query looks, black the least hundredth of places, white the most: cosines differ little, so it is nearly even."""
     volumes = {f"E{i + 1} {name}": of.data for i, (name, of) in enumerate(zip(explained.experts, explained.attention, strict=True))}
-    lit = max(float(np.percentile(of, 99)) for of in volumes.values())
-    captions = dict.fromkeys(volumes, f"attention, 0 … {lit:.2f} times even")
-    window, shown_at = Window(0.0, lit), output.data > np.percentile(output.data, 60)
+    ends = np.percentile(list(volumes.values()), (1, 99))
+    least, most = float(ends[0]), float(max(ends[1], np.nextafter(np.float32(ends[0]), np.float32(np.inf))))
+    captions = dict.fromkeys(volumes, f"{least:.3f} … {most:.3f} times even")
+    window, shown_at = Window(least, most), output.data > np.percentile(output.data, 60)
     save_montage(path, volumes, voxel_size=output.voxel_size, window=window, foreground=shown_at, captions=captions, title=title)
 
 

@@ -1,0 +1,132 @@
+"""What `upscale --explain` writes of a mixture, by the command line, from a model of a few steps."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from jaxsr.cli import app
+from jaxsr.cli.status import run
+from jaxsr.upscale.sidecar import EXPERTS, EXPLAINING, map_names
+
+VQVAE = "method: {kind: vqvae, network: {width: 8, multipliers: [1, 2], blocks: 1, embedding: 8, codes: 16, groups: 4}}\n"
+EXPERT = "{width: 8, groups: 4, schedule: {steps: 20, beta_start: 1.0e-4, beta_end: 2.0e-2, rescale: false}}"
+MIXTURE = f"""method:
+  kind: moediff
+  vqvae: {{network: {{width: 8, multipliers: [1, 2], blocks: 1, embedding: 8, codes: 16, groups: 4}}}}
+  encoder: {{patches: [16, 8, 4], width: 16, depth: 1, heads: 2, condition: 8}}
+  experts: {{smooth: {EXPERT}, cortex: {EXPERT}, junction: {EXPERT}}}
+  prediction: v
+  perceptual: none
+  stft_windows: [4, 8]
+  sampling_steps: 1
+"""
+DATA = """data: {voxel_size: 6.0, crop: 16, subjects: 2, draws: 8, maps: [bias, jacobian], carries: [bias, gradient]}
+train: {steps: 2, batch_size: 2}
+"""
+
+
+def cli(*words):
+    return run(lambda: app([str(word) for word in words], standalone_mode=False))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Two runs, one frozen in the other, and a head of two halves."""
+    folder = tmp_path_factory.mktemp("explain")
+    for name, text in (("vqvae", VQVAE), ("mixture", MIXTURE)):
+        (folder / f"{name}.yaml").write_text(text + DATA)
+    assert cli("train", folder / "vqvae.yaml", "--run-dir", folder / "vqvae") == 0
+    assert cli("train", folder / "mixture.yaml", f"method.weights.vqvae={folder / 'vqvae'}", "--run-dir", folder / "run") == 0
+    data = np.random.default_rng(0).normal(100, 20, (24, 28, 20)).astype(np.float32)
+    data[:4] = data[-4:] = 0
+    nib.save(nib.Nifti1Image(data, np.diag([6.0, 6, 6, 1])), folder / "scan.nii")
+    nib.save(nib.Nifti1Image(data[::-1].copy(), np.diag([6.0, 6, 6, 1])), folder / "truth.nii")
+    moved = np.diag([6.0, 6, 6, 1])
+    moved[0, 3] = 500
+    nib.save(nib.Nifti1Image(data, moved), folder / "elsewhere.nii")
+    return folder
+
+
+def upscale(work, out, *words, scan="scan.nii", model="run"):
+    return cli("upscale", "-i", work / scan, "-o", out, "-m", work / model, "--axes", "axial", *words)
+
+
+@pytest.fixture(scope="module")
+def explained(work, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out")
+    assert upscale(work, folder / "sr.nii", "--explain", "--reference", work / "truth.nii") == 0
+    return folder
+
+
+def test_gates_of_every_slice_and_maps_of_every_expert_lie_beside_the_output(explained):
+    facts = json.loads((explained / "sr.json").read_text())["JaxSR"]
+    gates = np.array(facts["Gates"]["axial"])
+    assert gates.shape == (20, EXPERTS)
+    np.testing.assert_allclose(gates.sum(1), 1, atol=2e-4)
+    np.testing.assert_allclose(gates.mean(0), [facts[f"Gate{name.capitalize()}"] for name in facts["Experts"]], atol=1e-4)
+    for name in map_names(1, explain=True, errors=True):
+        volume = nib.load(explained / f"sr_{name}.nii")
+        assert volume.shape == (24, 28, 20)
+        assert json.loads((explained / f"sr_{name}.json").read_text())["JaxSR"]["Expert"] in facts["Experts"]
+    for name in EXPLAINING:
+        assert (explained / f"sr_{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_expert_s_error_is_that_of_its_own_volume_alone(work, explained, tmp_path, monkeypatch):
+    """Errors are of what `Request.expert` gives, seed and all."""
+    from jaxsr.methods.base import Request
+    from jaxsr.upscale.files import make_engine
+    from jaxsr.upscale.model import load_model
+    from jaxsr.volume.io import read_volume
+
+    alone = make_engine(load_model(work / "run"), batch_size=8).upscale(
+        read_volume(work / "scan.nii"), Request(1, expert=1), to_mm=6.0, axes=("axial",)
+    )
+    expected = np.abs(alone.volume.data - read_volume(work / "truth.nii").data)
+    np.testing.assert_allclose(read_volume(explained / "sr_error-2.nii").data, expected, rtol=1e-3, atol=1e-2)
+
+
+def test_without_being_asked_maps_of_an_earlier_run_go(work, explained):
+    assert upscale(work, explained / "sr.nii", "--overwrite") == 0
+    assert not [path.name for path in explained.glob("sr_*.nii")]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--explain", "--reference", "elsewhere.nii"], "lies elsewhere"),
+        (["--explain", "--reference", "none.nii"], "no such file"),
+        (["--reference", "truth.nii"], "is for --explain"),
+        (["--experts", "parallel"], "3 experts run apart"),
+        (["--experts", "best"], "none of all, top1, parallel"),
+    ],
+)
+def test_what_cannot_be_is_said_and_nothing_is_written(work, words, said, tmp_path, capsys):
+    given = [work / word if word.endswith(".nii") else word for word in words]
+    assert upscale(work, tmp_path / "sr.nii", *given) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_of_somebody_else_s_is_not_replaced(work, tmp_path, capsys):
+    (tmp_path / "sr_experts.png").write_bytes(b"mine")
+    assert upscale(work, tmp_path / "sr.nii", "--explain") == 2
+    assert "sr_experts.png exists" in capsys.readouterr().err
+    assert (tmp_path / "sr_experts.png").read_bytes() == b"mine"
+
+
+def test_a_model_without_experts_has_nothing_to_explain(work, tmp_path, capsys):
+    assert upscale(work, tmp_path / "sr.nii", "--explain", model="vqvae") == 2
+    assert "is for a mixture" in capsys.readouterr().err
+
+
+def test_a_forecast_of_top1_is_of_one_expert_and_the_programs_that_choose(work, tmp_path, capsys):
+    found = {}
+    for experts in ("all", "top1"):
+        record = tmp_path / f"{experts}.json"
+        assert upscale(work, tmp_path / "sr.nii", "--dry-run", "--experts", experts, "--run-json", record) == 0
+        found[experts] = json.loads(record.read_text())["Volumes"][0]
+    assert found["top1"]["MultiplyAdds"] < found["all"]["MultiplyAdds"]
+    assert (found["all"]["Compilations"], found["top1"]["Compilations"]) == (1, 1 + EXPERTS)
