@@ -70,7 +70,8 @@ class MoediffConfig(Strict):
       stft_windows: of Eq. 12, in pixels of the latents.
       temperature_floor: below it T of Eq. 14 does not fall.
       diversity: the weight of Eq. 16's second term, which drives experts apart; 1 as published.
-      gating_ceiling: above it w_g of Eq. 17 does not rise.
+      gating_ceiling: above it w_g of Eq. 17 does not rise; the paper names none. Left to itself w_g is some units, and Eq. 16 then drives
+        experts apart faster than Eq. 13 brings them to z_0 (docs/moediff.md).
       warmup: share of the run in which the gate is uniform.
       routing: of `upscale`: 'all' experts, weighed by the gate, or 'top1', of each slice the one of highest weight.
       sampling_steps, eta: the default of `upscale`.
@@ -94,7 +95,7 @@ class MoediffConfig(Strict):
     stft_windows: tuple[int, ...] = (8, 16, 32)
     temperature_floor: float = Field(1e-3, gt=0)
     diversity: float = Field(1.0, ge=0)
-    gating_ceiling: float = Field(10.0, gt=0)
+    gating_ceiling: float = Field(0.1, gt=0)
     warmup: float = Field(0.2, ge=0, le=1)
     routing: Literal["all", "top1"] = "all"
     sampling_steps: int = 50
