@@ -142,11 +142,6 @@ class Experiment(Strict):
     precision: Literal["f32", "bf16"] = "f32"
     seed: int = pydantic.Field(0, ge=0)
 
-    @property
-    def guides(self) -> tuple[str, ...]:
-        """Maps that upscaling takes beside the scan: those of training, but for a method that says otherwise."""
-        return tuple(getattr(self.method, "guided_by", getattr(self.method, "maps", ())))
-
     @pydantic.model_validator(mode="after")
     def _crop_fits(self) -> "Experiment":
         multiple = self.method.multiple

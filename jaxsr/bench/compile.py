@@ -24,6 +24,7 @@ from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_b
 from jaxsr.train.build import abstract_batch, build_method, variables_to_upscale
 from jaxsr.train.state import abstract_state, abstract_variables, frozen_shardings, make_optimizer, state_shardings
 from jaxsr.train.step import make_step
+from jaxsr.upscale.guides import maps_to_upscale
 
 
 def compile_train(experiment: Experiment) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def _of_slices(experiment: Experiment, batch_size: int, size: int, do: Callable[
     laid = jax.tree.map(lambda _: replicated(mesh), shapes)
     variables = _laid(held_to_upscale(method, shapes, experiment.precision), laid)
     held_variables = _laid(held_to_upscale(build_method(asked), shapes, asked.precision), laid) if estimated else variables
-    names = ("low", *experiment.guides)
+    names = ("low", *maps_to_upscale(experiment))
     over, given = mesh.shape["data"] * mesh.shape["fsdp"], batch_size
     batch_size = -(-given // over) * over
     maps = {name: jax.ShapeDtypeStruct((batch_size, size, size, MAP_CHANNELS[name]), jnp.float32) for name in names}

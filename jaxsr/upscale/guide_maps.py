@@ -12,7 +12,7 @@ from jaxsr.data.records import file_sha256
 from jaxsr.experiment import Experiment
 from jaxsr.files import shown
 from jaxsr.methods.base import MAP_CHANNELS
-from jaxsr.upscale.guides import Guides
+from jaxsr.upscale.guides import Guides, maps_to_upscale
 from jaxsr.volume.decode import open_image
 from jaxsr.volume.geometry import Grid, resample
 from jaxsr.volume.io import Volume, VolumeError, read_volume
@@ -35,7 +35,7 @@ def read_guides(experiment: Experiment, guides: Guides, grid: Grid, scan: Volume
     if guides.gradient:
         displacement = gradient_map(grid, guides.gradient, isocentre=guides.isocentre, convention=guides.convention)
         maps |= {"jacobian": jacobian_map(grid, displacement)} if _by_jacobian(experiment) else {"gradient": displacement}
-    for name in experiment.guides:
+    for name in maps_to_upscale(experiment):
         if made_of(name) in guides.flat:
             maps[name] = np.zeros(grid.shape if MAP_CHANNELS[name] == 1 else (*grid.shape, MAP_CHANNELS[name]), np.float32)
     return maps
@@ -84,4 +84,4 @@ def bias_map(grid: Grid, path: Path, scan: Volume) -> np.ndarray:
 
 
 def _by_jacobian(experiment: Experiment) -> bool:
-    return "jacobian" in experiment.guides
+    return "jacobian" in maps_to_upscale(experiment)

@@ -88,9 +88,14 @@ def guides_of(
     return {job.source: Guides(bias_of.get(job.source), gradient_of.get(job.source), convention, isocentre, flat) for job in jobs}
 
 
+def maps_to_upscale(experiment: "Experiment") -> tuple[str, ...]:
+    """Of a condition's maps, those that upscaling takes beside the scan: those of training, unless the method's config says others."""
+    return tuple(getattr(experiment.method, "guided_by", getattr(experiment.method, "maps", ())))
+
+
 def guided_by(experiment: "Experiment") -> tuple[str, ...]:
     """Which of `Guides`' files the model takes; a displacement also where its Jacobian is what guides."""
-    return tuple(made_of(name) for name in experiment.guides)
+    return tuple(made_of(name) for name in maps_to_upscale(experiment))
 
 
 def check_guides(experiment: "Experiment", guides: Guides) -> None:

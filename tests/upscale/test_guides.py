@@ -15,7 +15,7 @@ from jaxsr.volume.geometry import target_grid
 from jaxsr.volume.io import Volume, VolumeError, write_volume
 
 AFFINE = np.diag([3.0, 3.0, 3.0, 1.0])
-MODEL = SimpleNamespace(guides=("bias", "gradient"))
+MODEL = SimpleNamespace(method=SimpleNamespace(maps=("bias", "gradient")))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_how_to_read_a_map_that_is_not_given_is_refused(words):
 
 @pytest.mark.parametrize("maps", [("bias", "gradient"), ("bias", "jacobian")])
 def test_flat_is_what_files_that_show_nothing_say(scan, tmp_path, maps):
-    model = SimpleNamespace(guides=maps)
+    model = SimpleNamespace(method=SimpleNamespace(maps=maps))
     write_volume(tmp_path / "ones.nii.gz", field(slope(0.0)))
     nib.save(nib.Nifti1Image(np.zeros((24, 24, 24, 3), np.float32), AFFINE), tmp_path / "zeros.nii.gz")
     flat = read_guides(model, Guides(flat=("bias", "gradient")), scan.grid, scan)
@@ -124,4 +124,4 @@ def test_flat_holds_for_all_scans_unless_a_file_goes_by_that_name(tmp_path, monk
 
 def test_a_model_that_takes_no_field_is_not_told_that_there_is_none():
     with pytest.raises(VolumeError, match="flat: this model is guided by no maps: leave --bias-field out"):
-        check_guides(SimpleNamespace(guides=()), Guides(flat=("bias",)))
+        check_guides(SimpleNamespace(method=SimpleNamespace()), Guides(flat=("bias",)))
