@@ -81,7 +81,10 @@ def upscale(
     ] = (0.0, 0.0, 0.0),
     experts: Annotated[
         str | None,
-        bare(help="For a mixture: all, weighed; top1, the best of each slice alone; or parallel, on three devices. [default: the model's]"),
+        bare(
+            help="For a mixture: all, weighed; top1, the best of each slice alone; parallel, on three devices; or one, by its name: "
+            "smooth, cortex or junction. [default: the model's]"
+        ),
     ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="For a mixture: write gate weights, attention maps and what each expert makes alone.")
@@ -123,8 +126,6 @@ def upscale(
     choice("--slices", slice_map, ("pad", "resize"))
     choice("--nan", nan, ("refuse", "zero"))
     choice("--gradient-convention", convention, ("ras", "lps", "fsl", "fsl-absolute"))
-    if experts is not None:
-        choice("--experts", experts, ("all", "top1", "parallel"))
     if reference is not None and not explain:
         raise typer.BadParameter("is for --explain: ask for that, or leave it out", param_hint="--reference")
     if precision is not None:
@@ -143,9 +144,11 @@ def upscale(
     from jaxsr.files import shown
     from jaxsr.upscale.guides import check_guides, guides_of
     from jaxsr.upscale.inputs import find_jobs, is_done, read_input
-    from jaxsr.upscale.sidecar import check_maps, check_record, check_sidecar, map_names, picture_path, write_json
+    from jaxsr.upscale.sidecar import EXPERTS, check_maps, check_record, check_sidecar, map_names, picture_path, write_json
 
     terminal = open_console(quiet=quiet)
+    if experts is not None:
+        choice("--experts", experts, ("all", "top1", "parallel", *EXPERTS))
     maps = map_names(samples, keep=keep_samples, consistency=consistency, explain=explain, errors=reference is not None)
     if bids:
         jobs = _bids_jobs(bids, words(participants), words(sessions), words([suffixes]), model, to_mm, device)
@@ -211,7 +214,8 @@ def upscale(
         terminal.print(f"note: the model was trained for {trained:g} mm, not {target:g} mm")
     request = default._replace(steps=steps or default.steps, eta=default.eta if eta is None else eta, to_mm=target)
     if experts is not None:
-        request = request._replace(routing="top1" if experts == "top1" else "all")
+        alone = EXPERTS.index(experts) if experts in EXPERTS else None
+        request = request._replace(routing="top1" if experts == "top1" else "all", expert=alone)
     if samples > 1 and request.steps == 1 < recipe.method.most_steps and not getattr(recipe.method, "one_step_draws", False):
         terminal.print("note: one sampling step estimates the middle of what is plausible, so samples differ too little: give --steps")
     compared = declared_acquisition(recipe.experiment, declared, noise) if consistency else None

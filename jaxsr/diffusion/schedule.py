@@ -127,6 +127,13 @@ def log_alpha_bar_at(schedule: Schedule, t: Array) -> Array:
     return jnp.where(t > 0, schedule.log_alpha_bar[jnp.maximum(t - 1, 0)], 0.0)
 
 
+def nearest_step(schedule: Schedule, log_alpha_bar: Array) -> Array:
+    """The t in 1…T whose log ᾱ_t is nearest, int of the shape of `log_alpha_bar`; of two as near, the later."""
+    above = -schedule.log_alpha_bar  # which rises
+    middles = (above[1:] + above[:-1]) / 2
+    return jnp.searchsorted(middles, -log_alpha_bar, side="right") + 1
+
+
 def _betas(kind: Kind, steps: int, beta_start: float | None, beta_end: float | None) -> np.ndarray:
     """β_1…β_T of a published schedule, float64 `[T]`."""
     if kind == "cosine":

@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 from jaxsr.config import Strict
 from jaxsr.diffusion.process import Prediction, Weighting, add_noise, snr_weight, target, to_x0, x0_loss_weight
 from jaxsr.diffusion.sampling import draw_noise, sample
-from jaxsr.diffusion.schedule import Level, level_at
+from jaxsr.diffusion.schedule import Level, level_at, log_alpha_bar_at, nearest_step
 from jaxsr.losses import Form, cosine, fourier_errors, sobel_errors, squared_errors, stft_errors
 from jaxsr.methods.base import Batch, Condition, Explanation, LossOutput, Part, Request, UpscaleOutput, Variables, check_sampling
 from jaxsr.methods.mixture import (
@@ -63,6 +63,9 @@ class MoediffConfig(Strict):
       gamma: γ of Eq. 4.
       literal: the product of Eq. 4 as printed, which sums to about 1/K, in place of weights that sum to one.
       weighting: of the diffusion loss: none (Eq. 7), or min_snr with `min_snr_gamma`.
+      levels: of training. 'own', as published: each expert's t, and its noise, are drawn apart. 'matched': the t of one of them is, drawn
+        for each slice, and of the others the step nearest to its noise, with the same ε. Eq. 14 then compares experts at one level; slices
+        whose level another expert's schedule does not have supervise no gate.
       task: the weight of the task losses; 1 as published.
       x0_loss_weight: w' above: 'snr', or 'none' for 1.
       perceptual: Φ of Eq. 10: VGG-16 of the latents, projected to three channels, of the decoded slice, or none.
@@ -84,6 +87,7 @@ class MoediffConfig(Strict):
     prediction: Prediction = "eps"
     weighting: Weighting = "none"
     min_snr_gamma: float = Field(5.0, gt=0)
+    levels: Literal["own", "matched"] = "own"
     gate: Literal["slice", "token"] = "slice"
     gamma: float = Field(0.1, ge=0)
     literal: bool = False
@@ -141,6 +145,18 @@ class Shown(NamedTuple):
     condition: Array  # [B, h, w, D]
 
 
+class Drawn(NamedTuple):
+    """What is drawn for a training step, by expert.
+
+    Attributes:
+      comparable: 1 where Eq. 14 may compare the experts, else 0, `[B]`.
+    """
+
+    levels: dict[str, Level]
+    noises: dict[str, Array]
+    comparable: Array
+
+
 class Moediff:
     """The recipe of the equations above; a frozen config in, pure functions out.
 
@@ -179,12 +195,9 @@ class Moediff:
         shown = self._show(params, batch.low)
         weights = warmed(self._weights(shown.gating, stats["usage"], z0.shape[1:3]), progress, config.warmup)
 
-        levels, noised, noises = {}, {}, {}
-        for i, (name, schedule) in enumerate(self.schedules.items()):
-            own = [jax.vmap(jax.random.fold_in, (0, None))(keys, COUNT * purpose + i) for purpose in range(2)]
-            t = jax.vmap(lambda key, last=schedule.steps: jax.random.randint(key, (), 1, last + 1))(own[0])
-            levels[name], noises[name] = level_at(schedule, t), draw_noise(own[1], 0, z0.shape[1:])
-            noised[name] = add_noise(z0, noises[name], levels[name])  # Eq. 5
+        drawn = self._drawn(keys, z0.shape[1:])
+        levels, noises = drawn.levels, drawn.noises
+        noised = {name: add_noise(z0, noises[name], levels[name]) for name in NAMES}  # Eq. 5
         outputs = each([functools.partial(self._denoise_of, name) for name in NAMES], params["experts"], shown.condition, noised, levels)
 
         errors, tasks, estimates, metrics = [], [], [], dict[str, Array]()
@@ -204,7 +217,7 @@ class Moediff:
         similarity = jnp.stack([self._similarity(estimate, z0) for estimate in estimates], axis=-1)  # [B, (h, w,) K]
         supervised = gating_errors(weights, gate_target(similarity, config.temperature_floor))
         apart = diversity(jnp.stack(estimates))
-        gating = supervised.reshape(len(supervised), -1).mean(-1) + config.diversity * apart  # Eq. 16, [B]
+        gating = drawn.comparable * supervised.reshape(len(supervised), -1).mean(-1) + config.diversity * apart  # Eq. 16, [B]
         weight = uncertainty_weight(stats["gating"], config.gating_ceiling)  # Eq. 17
         loss = (expert_loss + weight * gating).mean()  # Eq. 18
 
@@ -280,6 +293,27 @@ class Moediff:
         to_map = lambda variables, *grids: self.map.apply(variables, grids, latents.shape[1:3])  # noqa: E731
         parts["tokens to condition"] = Part(to_map, {"params": params["map"]}, tuple(grids))
         return parts | {f"VQ-VAE {name}": part for name, part in self.vqvae.parts(size).items()}
+
+    def _drawn(self, keys: Array, shape: tuple[int, ...]) -> Drawn:
+        """Levels and noise of latents of `shape`, one of each a slice and expert."""
+
+        def own(purpose: int, i: int) -> Array:
+            return jax.vmap(jax.random.fold_in, (0, None))(keys, COUNT * purpose + i)
+
+        def steps(keys: Array, last: int) -> Array:
+            return jax.vmap(lambda key: jax.random.randint(key, (), 1, last + 1))(keys)
+
+        schedules = list(self.schedules.values())
+        ts = jnp.stack([steps(own(0, i), schedule.steps) for i, schedule in enumerate(schedules)])  # [K, B]
+        if self.config.levels == "own":
+            levels = {name: level_at(schedule, t) for (name, schedule), t in zip(self.schedules.items(), ts, strict=True)}
+            return Drawn(levels, {name: draw_noise(own(1, i), 0, shape) for i, name in enumerate(NAMES)}, jnp.ones(len(keys)))
+        leader = jax.vmap(lambda key: jax.random.randint(key, (), 0, COUNT))(own(2, 0))
+        of_leader = jnp.stack([log_alpha_bar_at(schedule, t) for schedule, t in zip(schedules, ts, strict=True)])
+        wanted = jnp.take_along_axis(of_leader, leader[None], axis=0)[0]
+        levels = {name: level_at(schedule, nearest_step(schedule, wanted)) for name, schedule in self.schedules.items()}
+        least = jnp.stack([schedule.log_alpha_bar[-1] for schedule in schedules]).max()
+        return Drawn(levels, dict.fromkeys(NAMES, draw_noise(own(1, 0), 0, shape)), (wanted >= least).astype(jnp.float32))
 
     def _show(self, params: Any, low: Array) -> Shown:
         grids = self.encoder.apply({"params": params["encoder"]}, low)  # Eq. 1

@@ -16,15 +16,17 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from jaxsr.runtime.mesh import MeshError
+from jaxsr.runtime.mesh import BATCH, MeshError
 
 AXIS = "expert"
 
 
-def each(functions: Sequence[Callable[..., Array]], *operands: Any) -> Array:
-    """f(*operands) of each of `functions`, whose results have one shape and dtype, stacked: `[K, …]`.
+def each(functions: Sequence[Callable[..., Array]], shared: Any, *sliced: Any) -> Array:
+    """f(shared, *sliced) of each of `functions`, whose results have one shape `[B, …]` and dtype, stacked: `[K, B, …]`.
 
-    Operands are pytrees of arrays, whole along the axis; what functions need must be among them.
+    Args:
+      shared: a pytree of arrays that every slice needs, as parameters are; what functions need must be in it or in `sliced`.
+      sliced: pytrees of arrays `[B, …]`. No slice may need to know of another: on a mesh, functions see those of their device alone.
 
     Raises:
       MeshError: where the mesh has an expert axis of another size than there are functions.
@@ -32,12 +34,15 @@ def each(functions: Sequence[Callable[..., Array]], *operands: Any) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     size = 1 if mesh.empty else mesh.shape.get(AXIS, 1)
     if size == 1:
-        return jnp.stack([function(*operands) for function in functions])
+        return jnp.stack([function(shared, *sliced) for function in functions])
     if size != len(functions):
         raise MeshError(f"mesh.expert is {size}, and there are {len(functions)} experts: set it to {len(functions)}, or to 1")
 
-    def own(*operands: Any) -> Array:
-        return jnp.asarray(jax.lax.switch(jax.lax.axis_index(AXIS), functions, *operands))[None]
+    def own(shared: Any, *sliced: Any) -> Array:
+        return jnp.asarray(jax.lax.switch(jax.lax.axis_index(AXIS), functions, shared, *sliced))[None]
 
-    spec = PartitionSpec()
-    return jnp.asarray(jax.shard_map(own, in_specs=spec, out_specs=PartitionSpec(AXIS), axis_names={AXIS}, check_vma=False)(*operands))
+    # Manual along all axes: of an axis that is left to XLA it may put an exchange between devices into a branch, in which others are not,
+    # and they would wait for each other for ever. Gradients of `shared` are summed over devices outside.
+    split = tuple(name for name in BATCH[0] if name in mesh.shape)
+    specs = (PartitionSpec(), *(PartitionSpec(split),) * len(sliced))
+    return jnp.asarray(jax.shard_map(own, in_specs=specs, out_specs=PartitionSpec(AXIS, split), check_vma=False)(shared, *sliced))

@@ -17,7 +17,7 @@ from jaxsr.upscale.inputs import Job
 from jaxsr.volume.io import VolumeError
 
 if TYPE_CHECKING:  # they need JAX, and where a sidecar lies must be known before it is imported
-    from jaxsr.methods.base import Request
+    from jaxsr.methods.base import Method, Request
     from jaxsr.upscale.engine import Upscaled
     from jaxsr.upscale.model import Model
     from jaxsr.upscale.plan import Plan
@@ -36,7 +36,7 @@ _DESCRIPTIONS = {
 }
 
 
-EXPERTS = 3  # of a mixture
+EXPERTS = ("smooth", "cortex", "junction")  # of a mixture, known here before jax is
 EXPLAINING = ("experts", "attention")  # pictures of what they did, by the names that `map_path` takes
 
 
@@ -79,7 +79,7 @@ def map_names(
     """Of what is written beside an output, as `map_path` takes them."""
     kept = [sample_name(sample) for sample in range(samples)] if keep else []
     experts = [
-        f"{kind}-{expert + 1}" for kind, wanted in (("attention", explain), ("error", errors)) if wanted for expert in range(EXPERTS)
+        f"{kind}-{expert + 1}" for kind, wanted in (("attention", explain), ("error", errors)) if wanted for expert in range(len(EXPERTS))
     ]
     return (*kept, *["std"] * (samples > 1), *["consistency"] * consistency, *experts)
 
@@ -174,6 +174,7 @@ def describe(model: "Model", job: Job, result: "Upscaled", request: "Request", *
             "TrainedAcquisition": _millimetres(model.experiment.data.acquired) or model.experiment.data.acquisition.name,
             "SamplingSteps": request.steps,
             "Eta": request.eta,
+            **_routing(model.method, request),
             "IntensityWindow": [result.window.low, result.window.high],
             "Axes": list(result.plan.axes),
             **_planes(result.plan),
@@ -187,6 +188,13 @@ def describe(model: "Model", job: Job, result: "Upscaled", request: "Request", *
             "Platform": platform.platform(),
         },
     }
+
+
+def _routing(method: "Method", request: "Request") -> dict[str, Any]:
+    """Of a mixture, which of its experts made the slices."""
+    if not hasattr(method, "experts"):
+        return {}
+    return {"Routing": request.routing if request.expert is None else method.experts[request.expert]}
 
 
 def _planes(plan: "Plan") -> dict[str, Any]:
@@ -204,7 +212,7 @@ def describe_map(job: Job, main: dict[str, Any], name: str, volume: "Volume", **
     if kind == "consistency":  # which is made of both
         root = job.derivative.root if job.derivative else None
         keys["Sources"].append(f"bids::{job.output.relative_to(root).as_posix()}" if root else job.output.name)
-    same = ("Version", "Model", "Method", "Checkpoint", "WeightsSHA256", "SamplingSteps", "Eta", "Seed", "Samples", "Made")
+    same = ("Version", "Model", "Method", "Checkpoint", "WeightsSHA256", "SamplingSteps", "Eta", "Routing", "Seed", "Samples", "Made")
     return {
         "Description": _DESCRIPTIONS[kind],
         **keys,

@@ -1,7 +1,7 @@
 """What test_devices.py runs in processes of their own: trainings, one after the other, whose batches leave a fingerprint in the metrics.
 
 python many_devices.py TASK…        TASK is JSON: {"run": DIR, "set": [override, …], "copy_to": [DIR, …], "signal": [process, step],
-                                            "devices": [the mesh's, by number]}
+                                            "devices": [the mesh's, by number], "config": FILE beside this one}
 """
 
 import json
@@ -21,7 +21,7 @@ from jaxsr.experiment import load_experiment
 from jaxsr.runtime.distributed import start
 from jaxsr.train import loop
 
-CONFIG = Path(__file__).with_name("many_devices.yaml")
+CONFIG = "many_devices.yaml"
 make_step, make_mesh = loop.make_step, loop.make_mesh
 
 
@@ -53,7 +53,7 @@ def perform(task):
 
     devices = [jax.devices()[i] for i in task.get("devices", range(jax.device_count()))]
     loop.make_mesh = lambda **sizes: make_mesh(**sizes, devices=devices)
-    loop.train(load_experiment(CONFIG, task.get("set", [])), Path(task["run"]), report=report)
+    loop.train(load_experiment(Path(__file__).with_name(task.get("config", CONFIG)), task.get("set", [])), Path(task["run"]), report=report)
     for folder in task.get("copy_to", ()):
         shutil.copytree(task["run"], folder)
 

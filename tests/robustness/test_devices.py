@@ -26,6 +26,7 @@ from jaxsr.train.state import abstract_state, make_optimizer, state_shardings
 
 PROGRAM = Path(__file__).with_name("many_devices.py")
 CONFIG = Path(__file__).with_name("many_devices.yaml")
+MIXTURE = Path(__file__).with_name("many_devices_mixture.yaml")
 ROUNDING = 1e-5
 LAST = 4
 
@@ -101,9 +102,9 @@ def resumed(runs):
     return runs, finish(runs, *jobs)
 
 
-def state_of(folder):
+def state_of(folder, config):
     """The state after the last step, brought to the one device of this process."""
-    experiment = load_experiment(CONFIG)
+    experiment = load_experiment(config)
     method, optimizer, shape = loop.build_method(experiment), make_optimizer(experiment.optimizer, LAST), loop.abstract_batch(experiment)
     shardings = state_shardings(method, optimizer, shape, make_mesh())
     with Checkpoints(folder / "checkpoints") as checkpoints:
@@ -114,11 +115,11 @@ def metrics_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_same_run(folder, expected):
+def assert_same_run(folder, expected, config=CONFIG):
     for told, wanted in zip(metrics_of(folder)[:LAST], metrics_of(expected)[:LAST], strict=True):
         assert {name: told[name] for name in ("step", "high_bits", "low_bits")} == {n: wanted[n] for n in ("step", "high_bits", "low_bits")}
         np.testing.assert_allclose(told["loss"], wanted["loss"], rtol=ROUNDING)
-    for name, (ours, theirs) in pairs(state_of(folder), state_of(expected)).items():
+    for name, (ours, theirs) in pairs(state_of(folder, config), state_of(expected, config)).items():
         largest = max(np.abs(leaf).max() for leaf in theirs)
         for leaf, wanted in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(leaf, wanted, rtol=0, atol=ROUNDING * largest, err_msg=name)
@@ -126,8 +127,9 @@ def assert_same_run(folder, expected):
 
 def pairs(ours, theirs):
     """What is compared, by kind: leaves of one state and of the other."""
-    kinds = [{"step": s.step, "parameters": s.params, "average": s.ema, **_moments(s.opt)} for s in (ours, theirs)]
-    return {name: [jax.tree.leaves(state[name]) for state in kinds] for name in kinds[0]}
+    kinds = [{"step": s.step, "parameters": s.params, "average": s.ema, "statistics": s.stats, **_moments(s.opt)} for s in (ours, theirs)]
+    leaves = {name: [jax.tree.leaves(state[name]) for state in kinds] for name in kinds[0]}
+    return {name: both for name, both in leaves.items() if both[0]}
 
 
 def _moments(opt):
@@ -168,3 +170,40 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step_with_a_checkpoint(r
     assert [line["step"] for line in metrics_of(runs / "on_2x1")] == list(range(1, step + 1))
     with Checkpoints(runs / "on_2x1" / "checkpoints") as checkpoints:
         assert checkpoints.latest == step
+
+
+@pytest.fixture(scope="module")
+def mixtures(tmp_path_factory):
+    """A mixture's four steps on one device; and what it had after two brought to the end by others, experts side by side among them."""
+    folder = tmp_path_factory.mktemp("mixtures")
+    write_heads(folder / "heads")
+    mixture = {"config": MIXTURE.name}
+    one = [
+        {"run": "vqvae", "config": "many_devices_vqvae.yaml"},
+        {"run": "one", "set": ["train.steps=2"], "copy_to": ["again", "on fsdp", "on experts"], **mixture},
+        {"run": "one", **mixture},
+        {"run": "again", **mixture},
+        {"run": "straight", **mixture},
+    ]
+    statuses = finish(folder, start(one, 1, 1, folder))
+    others = [
+        start([{"run": "on fsdp", "set": ["mesh.data=2", "mesh.fsdp=2"], **mixture}], 1, 4, folder),
+        start([{"run": "on experts", "set": ["mesh.data=2", "mesh.expert=3"], **mixture}], 1, 6, folder),
+    ]
+    statuses += finish(folder, *others)
+    assert statuses == [[0], [0], [0]], "\n".join(log.read_text()[-3000:] for log in folder.glob("*.log"))
+    return folder
+
+
+def test_a_mixture_that_was_stopped_goes_on_bit_for_bit_with_its_statistics(mixtures):
+    """40-moediff, Losses: running statistics live in the training state."""
+    straight, resumed = (state_of(mixtures / name, MIXTURE) for name in ("straight", "again"))
+    assert straight.stats.keys() == {"usage", "gating"}
+    for ours, theirs in zip(jax.tree.leaves(resumed), jax.tree.leaves(straight), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("arrangement", ["on fsdp", "on experts"])
+def test_a_mixture_goes_on_on_other_devices_as_if_never_moved(mixtures, arrangement):
+    """Parameters, moments and running statistics; each expert on devices of its own changes nothing."""
+    assert_same_run(mixtures / arrangement, mixtures / "one", MIXTURE)

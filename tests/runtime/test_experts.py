@@ -67,5 +67,5 @@ def test_an_axis_of_another_size_is_refused():
 
 def test_the_mesh_of_one_device_is_no_axis():
     with jax.set_mesh(make_mesh()):
-        made = jax.jit(lambda x: each([jnp.sin, jnp.cos], x))(jnp.ones(3))
+        made = jax.jit(lambda x: each([lambda p, x: jnp.sin(p * x), lambda p, x: jnp.cos(p * x)], 1.0, x))(jnp.ones(3))
     np.testing.assert_allclose(made, [[np.sin(1)] * 3, [np.cos(1)] * 3], rtol=1e-6)
