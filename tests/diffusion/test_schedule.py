@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsr.diffusion.schedule import continuous_level, level_at, make_schedule
+from jaxsr.diffusion.schedule import continuous_level, level_at, log_alpha_bar_at, make_schedule, nearest_step
 
 STABLE_DIFFUSION = {"kind": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 1.2e-2, "reference_steps": 1000}
 SR3 = {"kind": "linear", "beta_start": 1e-6, "beta_end": 1e-2, "reference_steps": 2000}
@@ -154,3 +154,14 @@ def test_a_schedule_passes_through_jit_and_does_not_retrace_for_other_values():
 def test_wrong_values_are_refused_by_name(wrong, message):
     with pytest.raises(ValueError, match=message):
         partial(make_schedule, **{"steps": 100, **SR3})(**wrong)
+
+
+@pytest.mark.parametrize("steps", [2, 50, 2000])
+def test_the_nearest_step_to_a_level_is_what_looking_at_all_finds_and_a_step_s_own_level_is_its_own(steps):
+    schedule = make_schedule(steps=steps, **EXPERTS)
+    t = jnp.arange(1, steps + 1)
+    np.testing.assert_array_equal(nearest_step(schedule, log_alpha_bar_at(schedule, t)), t)
+    wanted = jnp.asarray(np.random.default_rng(0).uniform(-25, 0, (7, 9)), jnp.float32)
+    distances = np.abs(np.asarray(schedule.log_alpha_bar)[:, None, None] - np.asarray(wanted))
+    found = np.asarray(nearest_step(schedule, wanted))
+    np.testing.assert_allclose(np.take_along_axis(distances, found[None] - 1, 0)[0], distances.min(0), atol=1e-5)

@@ -149,6 +149,44 @@ def test_explanations_are_weights_that_sum_to_one_and_attention_of_mean_one():
     np.testing.assert_allclose(found.attention.mean((1, 2)), 1, rtol=1e-4)
 
 
+def test_each_expert_draws_its_own_noise_and_steps_as_published():
+    method = config().build()
+    drawn = method._drawn(keys_of(64), (4, 4, 2))
+    assert len({np.asarray(noise).tobytes() for noise in drawn.noises.values()}) == 3
+    assert len({np.asarray(level.time / level.time.max()).tobytes() for level in drawn.levels.values()}) == 3
+    np.testing.assert_array_equal(drawn.comparable, 1)
+
+
+def test_matched_levels_are_one_level_and_one_noise_and_still_all_of_every_schedule():
+    """Eq. 14 compares experts then, not noise: steps of a schedule lie within one of its own steps of what the others have."""
+    method = config(levels="matched").build()
+    count = 4096
+    drawn = method._drawn(keys_of(count), (1, 1, 1))
+    same = np.asarray(drawn.comparable) == 1
+    assert 0.5 < same.mean() < 1
+    logs = {name: np.asarray(2 * jnp.log(level.signal)) for name, level in drawn.levels.items()}
+    for name, schedule in method.schedules.items():
+        gap = np.abs(np.diff(np.asarray(schedule.log_alpha_bar))).max()
+        for other in logs:
+            widest = max(gap, np.abs(np.diff(np.asarray(method.schedules[other].log_alpha_bar))).max())
+            assert np.abs(logs[name] - logs[other])[same].max() <= widest
+        times = np.asarray(drawn.levels[name].time)
+        assert len(np.unique(times)) == schedule.steps
+    last = min(float(schedule.log_alpha_bar[-1]) for schedule in method.schedules.values())
+    assert min(log.min() for log in logs.values()) == pytest.approx(last, rel=1e-4)
+    first, *others = (np.asarray(noise) for noise in drawn.noises.values())
+    assert all((noise == first).all() for noise in others)
+
+
+def test_slices_whose_levels_no_schedule_shares_supervise_no_gate(monkeypatch):
+    """What is left of Eq. 16 of such is its second term."""
+    method, variables, batch = made(levels="matched")
+    drawn = method._drawn(keys_of(), (SIDE // 2, SIDE // 2, 8))
+    monkeypatch.setattr(method, "_drawn", lambda keys, shape: drawn._replace(comparable=jnp.zeros(SIZE)))
+    metrics = jax.jit(method.loss)(variables, batch, keys_of(), LATE).metrics
+    np.testing.assert_allclose(metrics["gating"], metrics["diversity"], rtol=1e-6)
+
+
 def test_published_schedules_leave_what_their_lengths_say():
     """ᾱ_T = 6e-3, 2e-9 and 4e-5 for T = 500, 2000 and 1000 [ruling]."""
     schedules = MoediffConfig(perceptual="none").build().schedules

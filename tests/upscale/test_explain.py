@@ -8,7 +8,9 @@ import pytest
 
 from jaxsr.cli import app
 from jaxsr.cli.status import run
+from jaxsr.methods.moediff_networks import NAMES
 from jaxsr.upscale.sidecar import EXPERTS, EXPLAINING, map_names
+from jaxsr.volume.io import read_volume
 
 VQVAE = "method: {kind: vqvae, network: {width: 8, multipliers: [1, 2], blocks: 1, embedding: 8, codes: 16, groups: 4}}\n"
 EXPERT = "{width: 8, groups: 4, schedule: {steps: 20, beta_start: 1.0e-4, beta_end: 2.0e-2, rescale: false}}"
@@ -60,10 +62,14 @@ def explained(work, tmp_path_factory):
     return folder
 
 
+def test_names_that_are_known_before_jax_is_are_those_of_the_experts():
+    assert EXPERTS == NAMES
+
+
 def test_gates_of_every_slice_and_maps_of_every_expert_lie_beside_the_output(explained):
     facts = json.loads((explained / "sr.json").read_text())["JaxSR"]
     gates = np.array(facts["Gates"]["axial"])
-    assert gates.shape == (20, EXPERTS)
+    assert gates.shape == (20, len(EXPERTS))
     np.testing.assert_allclose(gates.sum(1), 1, atol=2e-4)
     np.testing.assert_allclose(gates.mean(0), [facts[f"Gate{name.capitalize()}"] for name in facts["Experts"]], atol=1e-4)
     for name in map_names(1, explain=True, errors=True):
@@ -74,17 +80,12 @@ def test_gates_of_every_slice_and_maps_of_every_expert_lie_beside_the_output(exp
         assert (explained / f"sr_{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_expert_s_error_is_that_of_its_own_volume_alone(work, explained, tmp_path, monkeypatch):
-    """Errors are of what `Request.expert` gives, seed and all."""
-    from jaxsr.methods.base import Request
-    from jaxsr.upscale.files import make_engine
-    from jaxsr.upscale.model import load_model
-    from jaxsr.volume.io import read_volume
-
-    alone = make_engine(load_model(work / "run"), batch_size=8).upscale(
-        read_volume(work / "scan.nii"), Request(1, expert=1), to_mm=6.0, axes=("axial",)
-    )
-    expected = np.abs(alone.volume.data - read_volume(work / "truth.nii").data)
+def test_an_expert_s_error_is_that_of_its_own_volume_alone(work, explained, tmp_path):
+    """Errors are of what `--experts cortex` gives, seed and all; and the sidecar says who made it."""
+    assert upscale(work, tmp_path / "sr.nii", "--experts", "cortex") == 0
+    assert json.loads((tmp_path / "sr.json").read_text())["JaxSR"]["Routing"] == "cortex"
+    assert json.loads((explained / "sr.json").read_text())["JaxSR"]["Routing"] == "all"
+    expected = np.abs(read_volume(tmp_path / "sr.nii").data - read_volume(work / "truth.nii").data)
     np.testing.assert_allclose(read_volume(explained / "sr_error-2.nii").data, expected, rtol=1e-3, atol=1e-2)
 
 
@@ -129,4 +130,4 @@ def test_a_forecast_of_top1_is_of_one_expert_and_the_programs_that_choose(work, 
         assert upscale(work, tmp_path / "sr.nii", "--dry-run", "--experts", experts, "--run-json", record) == 0
         found[experts] = json.loads(record.read_text())["Volumes"][0]
     assert found["top1"]["MultiplyAdds"] < found["all"]["MultiplyAdds"]
-    assert (found["all"]["Compilations"], found["top1"]["Compilations"]) == (1, 1 + EXPERTS)
+    assert (found["all"]["Compilations"], found["top1"]["Compilations"]) == (1, 1 + len(EXPERTS))

@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# The mixture's experiments from nothing, on a CPU: VQ-VAEs, mixtures, and tables on heads that none of them has seen.
+#   launch/experts.sh OUT [PART …]
+# Parts, all if none is named, each of which goes on where it was stopped and is quick where it was done:
+#   vqvae      vqvae-tiny.yaml, and sr3 (demo.yaml) to stand beside it
+#   mixtures   moediff-tiny.yaml with levels of noise drawn for each expert (own), and one for all (matched)
+#   maps       VQ-VAEs that are shown b and g, one of them, or none, with a mixture each; shorter
+#   heads      heads with label maps, degraded to 2 mm, and masks of white matter, cortex and junction
+#   upscale    the heads by VQ-VAE (of the truth: no mixture can be better), mixtures, each of their experts alone, top1, and sr3
+#   regions    tables of those over the whole head and in each region
+#   table1     experts-maps.yaml
+#   curves     how gates learnt: pictures and tables
+# Settings: HEADS=2 in a table, SHORT=600 steps of each training of maps, PYTHON=python3.
+set -euo pipefail
+known="vqvae mixtures maps heads upscale regions table1 curves"
+usage() { sed -n '2,14s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+[[ $# -ge 1 && $1 != -* ]] || usage
+out=$1
+shift
+read -ra parts <<<"${*:-$known}"
+for part in "${parts[@]}"; do [[ " $known " == *" $part "* ]] || usage; done
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+configs=$root/configs heads=${HEADS:-2} short=${SHORT:-600}
+mkdir -p "$out"
+python() { "${PYTHON:-python3}" "$@"; }
+jaxsr() { echo "+ jaxsr $*" >&2; python -m jaxsr "$@"; }
+# mixture NAME VQVAE [KEY=VALUE …]: trains one, its latents scaled to a deviation of one, as the VQ-VAE's last tenth of the run measured it.
+mixture() {
+  local scale
+  scale=$(python -c 'import json, sys; s = [json.loads(line)["latent_std"] for line in open(sys.argv[1])]; s = s[-max(len(s) // 10, 1):]; print(f"{len(s) / sum(s):.2f}")' "$out/$2/metrics.jsonl")
+  jaxsr train "$configs/moediff-tiny.yaml" method.weights.vqvae="$out/$2" method.vqvae.latent_scale="$scale" --run-dir "$out/$1" "${@:3}"
+}
+# made NAME MODEL FOLDER [OPTION …]: axial slices of all heads.
+made() { jaxsr upscale -i "$out/$3" -o "$out/upscaled/$1" --model "$out/$2" --axes axial --no-montage "${@:4}"; }
+
+run() {
+  case $1 in
+    vqvae)
+      jaxsr train "$configs/vqvae-tiny.yaml" --run-dir "$out/vqvae"
+      jaxsr train "$configs/demo.yaml" --run-dir "$out/sr3"
+      ;;
+    mixtures)
+      mixture own vqvae
+      mixture matched vqvae method.levels=matched
+      ;;
+    maps)
+      for pair in "both [bias,jacobian]" "bias [bias]" "gradient [jacobian]" "none []"; do
+        read -r name maps <<<"$pair"
+        jaxsr train "$configs/vqvae-tiny.yaml" method.maps="$maps" data.maps="$maps" train.steps="$short" --run-dir "$out/vqvae-$name"
+        mixture "maps-$name" "vqvae-$name" method.vqvae.maps="$maps" data.maps="$maps" train.steps="$short"
+      done
+      ;;
+    heads)
+      jaxsr generate -o "$out/heads" -n "$heads" --contrast T1w --with labels
+      jaxsr simulate -i "$out/heads/high" -o "$out/low" --acquisition 1.5T
+      python "$root/docs/make_regions.py" "$out/heads/labels" "$out/regions"
+      ;;
+    upscale)
+      made vqvae vqvae heads/high
+      made sr3 sr3 low
+      for model in own matched; do
+        made "$model" "$model" low
+        for expert in smooth cortex junction top1; do made "$model-$expert" "$model" low --experts "$expert"; done
+      done
+      first=$(basename "$(ls "$out"/heads/high/*.nii.gz | head -n 1)")
+      jaxsr upscale -i "$out/low/$first" -o "$out/explained/$first" --model "$out/matched" --axes axial --explain --reference "$out/heads/high/$first"
+      ;;
+    regions)
+      local methods=()
+      for path in "$out"/upscaled/*/; do methods+=(-i "$(basename "$path")=$path"); done
+      for region in head white cortex junction; do
+        mask=()
+        [[ $region == head ]] || mask=(--mask "$out/regions/$region")
+        jaxsr evaluate "${methods[@]}" -r "$out/heads/high" -l "$out/low" -o "$out/table-$region" "${mask[@]}"
+      done
+      ;;
+    table1)
+      sed "s/count: 9/count: $heads/" "$configs/ablations/experts-maps.yaml" >"$out/table1.yaml"
+      local models=()
+      for name in both gradient bias none; do models+=(--models "$name=$out/maps-$name"); done
+      jaxsr evaluate --protocol "$out/table1.yaml" "${models[@]}" -o "$out/table1"
+      ;;
+    curves)
+      python "$root/docs/make_gate_figure.py" "$out/gates.png" own="$out/own" matched="$out/matched"
+      python "$root/docs/make_gate_figure.py" "$out/gates-maps.png" both="$out/maps-both" g="$out/maps-gradient" b="$out/maps-bias" none="$out/maps-none"
+      ;;
+  esac
+}
+for part in "${parts[@]}"; do run "$part"; done
