@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What only a CUDA machine can tell, in under 8 minutes:
-#   launch/gpu_check.sh OUT [tests] [sr3] [teacher] [student]
+#   launch/gpu_check.sh OUT [tests] [sr3] [teacher] [student] [mixture]
 # Runs the GPU tests, the doctor and the benchmarks at the small and the real size, of all or of the parts that are named. OUT gets
 # results.jsonl (one benchmark a line), table.md (ready for BENCHMARKS.md), doctor.json and log.txt. A step that fails, outlasts its time or
 # has none left is named at the end and does not stop the others. Needs no installation: from a checkout, with the dependencies importable.
@@ -8,11 +8,11 @@
 set -uo pipefail
 usage() { sed -n '2,7s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 [[ $# -ge 1 && $1 != -* ]] || usage
-for part in "${@:2}"; do [[ $part =~ ^(tests|sr3|teacher|student)$ ]] || usage; done
+for part in "${@:2}"; do [[ $part =~ ^(tests|sr3|teacher|student|mixture)$ ]] || usage; done
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 parts=" ${*:2} "
-[[ $# -gt 1 ]] || parts=" tests sr3 teacher student "
+[[ $# -gt 1 ]] || parts=" tests sr3 teacher student mixture "
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 source launch/environment.sh
 
@@ -23,6 +23,7 @@ real=configs/sr3.yaml
 teacher=configs/teacher.yaml
 teacher_small=configs/teacher-small.yaml
 student=configs/student.yaml
+mixture=configs/moediff.yaml
 log=$out/log.txt results=$out/results.jsonl
 answer=$(mktemp)
 trap 'rm -f "$answer"' EXIT
@@ -93,6 +94,13 @@ if has student; then
   benchmark "compile distilling for a student" 90 compile $teacher --distill 16
   benchmark "train, student" 120 train $student train.batch_size=16 --steps 10 --warmup 2
   benchmark "upscale, student" 120 upscale $student --shape 256,256,32 --sampling-steps 1 --batch-size 16
+fi
+if has mixture; then # without VGG-16, whose weights are not here
+  benchmark "count, mixture" 30 count $mixture
+  benchmark "compile 8 slices, mixture" 60 compile $mixture --upscale 8 --size 256
+  benchmark "train, mixture" 150 train $mixture method.perceptual=none train.batch_size=8 --steps 10 --warmup 2
+  benchmark "upscale, mixture" 120 upscale $mixture --shape 256,256,32 --sampling-steps 10 --batch-size 8
+  benchmark "upscale, best expert of each slice" 120 upscale $mixture method.routing=top1 --shape 256,256,32 --sampling-steps 10 --batch-size 8
 fi
 
 # One row a benchmark, one column a figure; what is nested stays in results.jsonl.

@@ -70,10 +70,10 @@ def test_a_failing_step_of_the_gpu_check_is_told_and_does_not_stop_the_others(st
     environment = stub('case "$*" in *pytest*) exit 1;; *upscale*) echo words;; *) echo \'{"seconds": 0.25}\';; esac')
     answer = subprocess.run([LAUNCH / "gpu_check.sh", tmp_path / "out"], capture_output=True, text=True, env=environment, timeout=120)
     assert answer.returncode == 1
-    assert answer.stdout.count("not a JSON object") == 8
+    assert answer.stdout.count("not a JSON object") == 11
     assert "GPU tests: status 1" in answer.stdout
     assert "| train, small | 0.25 |" in (tmp_path / "out/table.md").read_text()
-    assert len((tmp_path / "out/results.jsonl").read_text().splitlines()) == 10
+    assert len((tmp_path / "out/results.jsonl").read_text().splitlines()) == 12
 
 
 def test_the_gpu_check_ends_in_its_time_and_tells_what_it_left_out(stub, tmp_path):
@@ -81,7 +81,7 @@ def test_the_gpu_check_ends_in_its_time_and_tells_what_it_left_out(stub, tmp_pat
     text = (LAUNCH / "gpu_check.sh").read_text()
     assert int(re.search(r"CHECK_SECONDS:-(\d+)", text)[1]) + 5 < 480  # and 5 s for a step that has to be killed
     steps = re.findall(r'^ *(?:step|benchmark) "([^"]+)" (\d+) ', text, re.MULTILINE)
-    assert len(steps) == 20
+    assert len(steps) == 25
     environment = {**stub("sleep 1.5; echo '{}'"), "CHECK_SECONDS": "6"}
     answer = subprocess.run(
         [LAUNCH / "gpu_check.sh", tmp_path / "out", "teacher"], capture_output=True, text=True, env=environment, timeout=60
@@ -97,7 +97,7 @@ def test_the_gpu_check_ends_in_its_time_and_tells_what_it_left_out(stub, tmp_pat
 def test_the_gpu_check_knows_its_parts(stub, tmp_path):
     answer = subprocess.run([LAUNCH / "gpu_check.sh", tmp_path / "out", "moediff"], capture_output=True, text=True, env=stub("exit 1"))
     assert answer.returncode == 2
-    assert "[tests] [sr3] [teacher] [student]" in answer.stderr
+    assert "[tests] [sr3] [teacher] [student] [mixture]" in answer.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -127,6 +127,49 @@ def test_the_student_s_experiments_train_what_their_tables_name_and_their_protoc
     assert load_protocol(out / "choices-10-steps.yaml").protocol.steps == 10
     assert len(trained) == 3 + 2 + 7
     assert "| one-step | 1 | 2e-09 G |" in done.stdout
+
+
+def test_the_mixture_s_experiments_train_what_their_tables_name(stub, tmp_path):
+    """A mixture works in the latents of a VQ-VAE that was trained before it and shown the same maps; latents are brought to one."""
+    body = f"""[[ $1 == -c ]] && exec {sys.executable} "$@"
+echo "$@" >>{tmp_path}/said
+for word; do
+  if [[ ${{next:-}} ]]; then mkdir -p "$word" && echo '{{"latent_std": 0.5}}' >"$word/metrics.jsonl"; fi
+  next=
+  if [[ $word == --run-dir ]]; then next=yes; fi
+done
+if [[ $3 == generate ]]; then mkdir -p "$5/high" && touch "$5/high/sub-0000.nii.gz"; fi
+if [[ $3 == upscale ]]; then mkdir -p "$7"; fi"""
+    out = tmp_path / "out"
+    done = subprocess.run([LAUNCH / "experts.sh", out], capture_output=True, text=True, env={**stub(body), "HEADS": "1"}, timeout=120)
+    assert done.returncode == 0, done.stderr
+    commands = [line.split() for line in (tmp_path / "said").read_text().splitlines()]
+    trained = {}
+    for words in (words for words in commands if words[2] == "train"):
+        named = dict(word.split("=", 1) for word in words if "=" in word)
+        overrides = [f"{key}={value}" for key, value in named.items() if ".weights." not in key]
+        experiment = load_experiment(Path(words[3]), overrides)
+        trained[words[words.index("--run-dir") + 1]] = experiment
+        if experiment.method.kind == "moediff":
+            vqvae = trained[named["method.weights.vqvae"]].method
+            own = experiment.method.vqvae
+            assert (vqvae.network, vqvae.maps, own.latent_scale) == (own.network, own.maps, 2.0)
+    assert len(trained) == 2 + 2 + 8
+    upscaled = [words for words in commands if words[2] == "upscale"]
+    assert len(upscaled) == 2 + 2 * 5 + 1
+    assert {words[words.index("--model") + 1] for words in upscaled} <= trained.keys()
+    evaluated = [words for words in commands if words[2] == "evaluate"]
+    assert [words[words.index("-o") + 1].rpartition("/")[2] for words in evaluated] == [
+        "table-head", "table-white", "table-cortex", "table-junction", "table1",
+    ]  # fmt: skip
+    assert load_protocol(out / "table1.yaml").protocol.heads.count == 1
+    assert {word.partition("=")[2] for word in evaluated[-1] if word.count("=") == 1} <= trained.keys()
+
+
+@pytest.mark.parametrize("words", [["out", "nothing"], []])
+def test_the_mixture_s_experiments_know_their_parts(words, stub, tmp_path):
+    done = subprocess.run([LAUNCH / "experts.sh", *words], capture_output=True, text=True, env=stub("exit 1"), cwd=tmp_path)
+    assert (done.returncode, "PART" in done.stderr, (tmp_path / "out").exists()) == (2, True, False)
 
 
 @pytest.mark.parametrize("words, settings", [(["out", "nothing"], {}), ([], {}), (["out"], {"STAGES": "5"})])

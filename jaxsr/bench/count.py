@@ -4,10 +4,10 @@ What is counted are the convolutions and matrix products of the traced program, 
 
     multiply-adds = elements written × products summed in each,
 
-where a convolution sums over its kernel and the channels of one group; all else (norms, activations, softmax) is some hundredth of that and
-is left out, as in the papers' tables. One multiply-add is two floating-point operations. The body of a scan counts as often as it runs, the
-dearest branch of a cond once; what cannot be known from shapes is named in `notes`. (The compiler's own cost analysis counts loop bodies
-once, so it is of no use for a sampler.)
+where a convolution sums over its kernel and the channels of one group; and Fourier transforms, as is the custom. All else (norms,
+activations, softmax) is some hundredth of that and is left out, as in the papers' tables. One multiply-add is two floating-point operations.
+The body of a scan counts as often as it runs, the dearest branch of a cond once; what cannot be known from shapes is named in `notes`. (The
+compiler's own cost analysis counts loop bodies once, so it is of no use for a sampler.)
 """
 
 import math
@@ -27,7 +27,7 @@ from jaxsr.train.build import build_method
 OUTSIDE = "(outside its modules)"
 
 # Primitives that may hold multiply-adds which their parameters do not tell.
-OPAQUE = ("pallas_call", "ffi_call", "custom_call", "fft", "ragged_dot", "ragged_dot_general", "shard_map", "triton_kernel_call")
+OPAQUE = ("pallas_call", "ffi_call", "custom_call", "ragged_dot", "ragged_dot_general", "shard_map", "triton_kernel_call")
 OPAQUE_PREFIXES = ("dot_product_attention", "custom_partitioning")
 
 
@@ -90,7 +90,7 @@ def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int | None:
 
 
 def operations(jaxpr: ClosedJaxpr | Jaxpr, notes: list[str], scope: str = "") -> list[Operation]:
-    """Every convolution and matrix product in `jaxpr`; what could not be counted is added to `notes`."""
+    """Every convolution, matrix product and Fourier transform in `jaxpr`; what could not be counted is added to `notes`."""
     equations = jaxpr.jaxpr.eqns if isinstance(jaxpr, ClosedJaxpr) else jaxpr.eqns
     return [operation for equation in equations for operation in _of_equation(equation, notes, scope)]
 
@@ -130,6 +130,8 @@ def _of_equation(equation: JaxprEqn, notes: list[str], scope: str) -> list[Opera
     if name in ("conv_general_dilated", "dot_general"):
         work = _convolution(equation) if name == "conv_general_dilated" else _product(equation)
         return [Operation(scope, work, sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars))]  # type: ignore[attr-defined]
+    if name == "fft":
+        return [Operation(scope, _transform(equation), sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars))]  # type: ignore[attr-defined]
     if name in OPAQUE or name.startswith(OPAQUE_PREFIXES):
         notes.append(f"{name} in {scope or 'the program'}: its work is not known from shapes, nothing counted")
         return []
@@ -155,6 +157,14 @@ def _convolution(equation: JaxprEqn) -> int:
     _, channels, *spatial = (kernel[axis] for axis in equation.params["dimension_numbers"].rhs_spec)
     written = equation.outvars[0].aval.size  # type: ignore[attr-defined]
     return written * channels * math.prod(spatial) // math.prod(equation.params["lhs_dilation"])  # type: ignore[no-any-return]
+
+
+def _transform(equation: JaxprEqn) -> int:
+    """Of N complex numbers half of the 5 N log₂ N operations that are the custom, of real ones half of that."""
+    size = math.prod(equation.params["fft_lengths"])
+    real = len({v.aval.dtype.kind for v in (*equation.invars, *equation.outvars)}) > 1  # type: ignore[attr-defined]
+    transforms = max(v.aval.size for v in (*equation.invars, *equation.outvars)) // size  # type: ignore[attr-defined]
+    return round(transforms * size * math.log2(size) * (1.25 if real else 2.5))
 
 
 def _jaxprs(values: Iterable[Any]) -> Iterator[ClosedJaxpr | Jaxpr]:

@@ -128,6 +128,17 @@ def test_a_convolution_multiplies_its_kernel_at_every_pixel_it_writes(channels, 
     assert multiply_adds(lambda x, k: convolve(x, k, **how), jnp.ones((1, 8, 8, channels)), jnp.ones(kernel)) == expected
 
 
+@pytest.mark.parametrize("transform, shape, expected", [
+    (jnp.fft.fft2, (3, 8, 16), 3 * 2.5 * 128 * 7),
+    (jnp.fft.rfft2, (3, 8, 16), 3 * 1.25 * 128 * 7),
+    (lambda x: jnp.fft.irfft(x, 8), (6, 5), 6 * 1.25 * 8 * 3),
+])  # fmt: skip
+def test_a_fourier_transform_counts_as_is_the_custom(transform, shape, expected):
+    """5 N log₂ N operations of N complex numbers, two to a multiply-add; half where one side is real."""
+    real = transform is jnp.fft.rfft2
+    assert multiply_adds(transform, jax.ShapeDtypeStruct(shape, jnp.float32 if real else jnp.complex64)) == expected
+
+
 def test_groups_of_the_batch_share_the_work():
     work = multiply_adds(lambda x, k: convolve(x, k, batch_group_count=2), jnp.ones((2, 8, 8, 2)), jnp.ones((3, 3, 2, 6)))
     assert work == 8 * 8 * 6 * 9 * 2
