@@ -5,7 +5,7 @@ What is counted are the convolutions and matrix products of the traced program, 
     multiply-adds = elements written × products summed in each,
 
 where a convolution sums over its kernel and the channels of one group; and Fourier transforms, as is the custom. All else (norms,
-activations, softmax) is some hundredth of that and is left out, as in the papers' tables. One multiply-add is two floating-point operations.
+activations, softmax) is some hundredth of that and left out, as in the papers' tables. One multiply-add is two floating-point operations.
 The body of a scan counts as often as it runs, the dearest branch of a cond once; what cannot be known from shapes is named in `notes`. (The
 compiler's own cost analysis counts loop bodies once, so it is of no use for a sampler.)
 """
