@@ -24,6 +24,7 @@ from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_b
 from jaxsr.train.build import abstract_batch, build_method, variables_to_upscale
 from jaxsr.train.state import abstract_state, abstract_variables, frozen_shardings, make_optimizer, state_shardings
 from jaxsr.train.step import make_step
+from jaxsr.upscale.forecast import dearest
 from jaxsr.upscale.guides import maps_to_upscale
 
 
@@ -60,14 +61,17 @@ def compile_train(experiment: Experiment) -> dict[str, Any]:
 def compile_upscale(experiment: Experiment, batch_size: int, size: int) -> dict[str, Any]:
     """A batch of slices of `size`² pixels in `upscale`, with the maps that the method takes.
 
-    Like the engine's, the batch is rounded up to a multiple of the devices; `asked_batch_size` is what it was.
+    Where slices go to one expert each it is a batch of the one with most to do. Like the engine's, the batch is rounded up to a multiple of
+    the devices; `asked_batch_size` is what it was.
     """
-    request = build_method(experiment).default_request
+    found = build_method(experiment)
+    request = dearest(found, variables_to_upscale(experiment, found), (size, size), found.default_request)
+    alone = "" if request.expert is None else f", by the dearest of {len(found.experts)} experts"  # type: ignore[attr-defined]
 
     def upscale(method: Any, variables: Any, maps: dict[str, Any], keys: Any) -> Any:
         return method.upscale(variables, Condition(**maps), keys, request)
 
-    return _of_slices(experiment, batch_size, size, upscale, f"upscaling in {request.steps} steps")
+    return _of_slices(experiment, batch_size, size, upscale, f"upscaling in {request.steps} steps{alone}")
 
 
 def compile_distill(experiment: Experiment, batch_size: int, size: int, steps: int) -> dict[str, Any]:

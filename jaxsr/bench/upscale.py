@@ -1,7 +1,8 @@
 """How fast volumes are upscaled: the engine of `jaxsr upscale`, fed a synthetic head, with weights drawn at random.
 
 The input has the voxels of the configured acquisition over the same field of view, so that bringing it to the target grid counts too; files
-are neither read nor written. Multiply-adds are those that the devices do: of padded slices and full batches.
+are neither read nor written. Multiply-adds are those that the devices do: of padded slices and full batches. Of slices that go to one
+expert each they are what that takes at most, and so are the rates made of them.
 """
 
 from typing import Any
@@ -57,7 +58,7 @@ def bench_upscale(
     times = summary(call_times(lambda: engine.upscale(volume, request, to_mm=to_mm).volume.data, repeats))
     memory = peak_memory()  # before the matrix product of `rates` adds its own
     traces = trace_batches(method, variables, plan, engine.batch_size)
-    work = volume_multiply_adds(traces, plan, engine.batch_size)
+    work = volume_multiply_adds(traces, plan, engine.batch_size, method, variables)
     return {
         "shape": list(shape),
         "sampling_steps": request.steps,

@@ -235,10 +235,12 @@ class Explanation(NamedTuple):
     Attributes:
       weights: of each expert, `[B, K]`.
       attention: of each expert's query over the slice, `[B, H, W, K]`, of mean one over a slice.
+      local: weights at each pixel, `[B, H, W, K]`, of which `weights` are the means.
     """
 
     weights: Array
     attention: Array
+    local: Array
 
 
 @runtime_checkable

@@ -8,7 +8,9 @@
     sample    each expert its own chain by DDIM, then D(Σ_i G_i ẑ_0(i) / s) of the nearest codes                          [Eq. 9]
 
 task_1 is a squared error of latents and of what VGG-16 makes of them, task_2 of edges and spectra, task_3 of short-time spectra;
-w' = min(1, SNR), as ẑ_0 has 1/SNR times the squared error of ε̂, and for T = 2000 that is up to 5e8. w is 1, or min-SNR-γ.
+w' = min(1, SNR), as ẑ_0 has 1/SNR times the squared error of ε̂, and for T = 2000 that is up to 5e8. Eq. 16's second term is a loss on
+ẑ_0 too: it has the smallest w' of the experts it compares, or it would pay them most for being unlike each other where there is no signal,
+and all should say the same mean. w is 1, or min-SNR-γ.
 
 b and g, the target's bias field and the stretching of its gradients, are seen by E_1 in training only: upscaling takes y alone. For the
 first fifth of a run the gate is uniform wherever it stands in these equations. Experts are combined once, after their chains, so each may
@@ -61,11 +63,12 @@ class MoediffConfig(Strict):
       vqvae: the autoencoder in whose latents it works; its maps, of the target, are what training slices come with.
       gate: a weight for each slice and expert, as published, or one for each of the latents' pixels: 'token'.
       gamma: γ of Eq. 4.
-      literal: the product of Eq. 4 as printed, which sums to about 1/K, in place of weights that sum to one.
+      literal: the product of Eq. 4 as printed, which sums to about 1/K, in place of weights that sum to one; in losses alone, as Eq. 9's
+        sum of latents would be a third of one.
       weighting: of the diffusion loss: none (Eq. 7), or min_snr with `min_snr_gamma`.
       levels: of training. 'own', as published: each expert's t, and its noise, are drawn apart. 'matched': the t of one of them is, drawn
-        for each slice, and of the others the step nearest to its noise, with the same ε. Eq. 14 then compares experts at one level; slices
-        whose level another expert's schedule does not have supervise no gate.
+        for each slice, and of the others the step nearest to its noise, with the same ε. Eq. 14 then compares experts at one level. Where
+        another's schedule has no such level, as E_1's has none without signal, each keeps its own t, and the slice supervises no gate.
       task: the weight of the task losses; 1 as published.
       x0_loss_weight: w' above: 'snr', or 'none' for 1.
       perceptual: Φ of Eq. 10: VGG-16 of the latents, projected to three channels, of the decoded slice, or none.
@@ -110,6 +113,13 @@ class MoediffConfig(Strict):
     def _goes_together(self) -> "MoediffConfig":
         for _, expert in self.experts:
             check_sampling(expert.schedule, self.prediction, sampling_steps=self.sampling_steps)
+            if self.prediction == "eps" and expert.width < self.vqvae.network.embedding:
+                raise ValueError(
+                    f"an expert of width {expert.width} cannot answer the noise of {self.vqvae.network.embedding} channels, as its last "
+                    "layer is linear: make it as wide, or prediction v"
+                )
+        if not self.stft_windows or any(window < 2 or window % 2 for window in self.stft_windows):
+            raise ValueError(f"stft_windows are even, from 2 on, at least one of them, got {list(self.stft_windows)}")
         if self.perceptual == "none" and self.weights.perceptual:
             raise ValueError("weights.perceptual names a network, and perceptual is none: make the first null, or the second vgg_latent")
         return self
@@ -118,6 +128,16 @@ class MoediffConfig(Strict):
     def multiple(self) -> int:
         """Slice sides must be multiples of this: of the largest patch, and of two halvings of the latents."""
         return math.lcm(self.encoder.patches[0], 4 * self.vqvae.multiple)
+
+    @property
+    def least_crop(self) -> int:
+        """Training slices have at least these sides: the largest window of Eq. 12 is in latents."""
+        return max(self.stft_windows) * self.vqvae.multiple
+
+    @property
+    def count(self) -> int:
+        """Of experts, each of which may have devices of its own."""
+        return COUNT
 
     @property
     def maps(self) -> tuple[str, ...]:
@@ -201,14 +221,13 @@ class Moediff:
         outputs = each([functools.partial(self._denoise_of, name) for name in NAMES], params["experts"], shown.condition, noised, levels)
 
         errors, tasks, estimates, metrics = [], [], [], dict[str, Array]()
-        for name, output in zip(NAMES, outputs, strict=True):
+        known = [jnp.ones(len(z0)) if config.x0_loss_weight == "none" else x0_loss_weight(levels[name]) for name in NAMES]  # w'
+        for i, (name, output) in enumerate(zip(NAMES, outputs, strict=True)):
             level, wanted = levels[name], target(config.prediction, z0, noises[name], levels[name])
             estimates.append(to_x0(config.prediction, output, noised[name], level))  # Eq. 8
             error = jnp.square(output - wanted).mean(-1)  # [B, h, w]
             weighted = snr_weight(level, config.weighting, config.min_snr_gamma, config.prediction)[:, None, None] * error  # Eq. 7
-            task = self._task(name, variables, batch, z0, estimates[-1])
-            if config.x0_loss_weight == "snr":
-                task *= x0_loss_weight(level)
+            task = known[i] * self._task(name, variables, batch, z0, estimates[-1])
             errors.append(weighted)
             tasks.append(config.task * task)
             metrics |= {f"denoising_{name}": error.mean(), f"task_{name}": task.mean()}
@@ -216,8 +235,9 @@ class Moediff:
 
         similarity = jnp.stack([self._similarity(estimate, z0) for estimate in estimates], axis=-1)  # [B, (h, w,) K]
         supervised = gating_errors(weights, gate_target(similarity, config.temperature_floor))
-        apart = diversity(jnp.stack(estimates))
-        gating = drawn.comparable * supervised.reshape(len(supervised), -1).mean(-1) + config.diversity * apart  # Eq. 16, [B]
+        supervised = drawn.comparable * supervised.reshape(len(supervised), -1).mean(-1)
+        apart = jnp.stack(known).min(0) * diversity(jnp.stack(estimates))
+        gating = supervised + config.diversity * apart  # Eq. 16, [B]
         weight = uncertainty_weight(stats["gating"], config.gating_ceiling)  # Eq. 17
         loss = (expert_loss + weight * gating).mean()  # Eq. 18
 
@@ -225,6 +245,8 @@ class Moediff:
         metrics |= {
             "experts": expert_loss.mean(),
             "gating": gating.mean(),
+            "supervised": supervised.sum() / jnp.maximum(drawn.comparable.sum(), 1),
+            "latent_std": z0.std(),
             "diversity": apart.mean(),
             "gating_weight": weight,
             "gating_variance": variance(stats["gating"]),
@@ -259,10 +281,13 @@ class Moediff:
         gating = self._show(variables["params"], condition.low).gating
         weights = self._weights(gating, variables["stats"]["usage"], self._latents(condition.low)[1:3])
         sides = condition.low.shape[1:3]
-        maps = [
-            jnp.repeat(jnp.repeat(a, sides[0] // a.shape[1], 1), sides[1] // a.shape[2], 2) * a[0, ..., 0].size for a in gating.attention
-        ]
-        return Explanation(of_slices(weights), jnp.asarray(sum(maps)))
+
+        def whole(grid: Array) -> Array:
+            return jnp.repeat(jnp.repeat(grid, sides[0] // grid.shape[1], 1), sides[1] // grid.shape[2], 2)
+
+        attention = sum(whole(of_scale) * of_scale[0, ..., 0].size for of_scale in gating.attention)
+        local = whole(weights if weights.ndim == 4 else weights[:, None, None])
+        return Explanation(of_slices(weights), jnp.asarray(attention), local)
 
     def frozen(self, batch: Batch | None = None) -> dict[str, Any]:
         def shapes(key: Array) -> dict[str, Any]:
@@ -311,9 +336,10 @@ class Moediff:
         leader = jax.vmap(lambda key: jax.random.randint(key, (), 0, COUNT))(own(2, 0))
         of_leader = jnp.stack([log_alpha_bar_at(schedule, t) for schedule, t in zip(schedules, ts, strict=True)])
         wanted = jnp.take_along_axis(of_leader, leader[None], axis=0)[0]
-        levels = {name: level_at(schedule, nearest_step(schedule, wanted)) for name, schedule in self.schedules.items()}
-        least = jnp.stack([schedule.log_alpha_bar[-1] for schedule in schedules]).max()
-        return Drawn(levels, dict.fromkeys(NAMES, draw_noise(own(1, 0), 0, shape)), (wanted >= least).astype(jnp.float32))
+        shared = wanted >= jnp.stack([schedule.log_alpha_bar[-1] for schedule in schedules]).max()
+        ts = jnp.stack([jnp.where(shared, nearest_step(schedule, wanted), t) for schedule, t in zip(schedules, ts, strict=True)])
+        levels = {name: level_at(schedule, t) for (name, schedule), t in zip(self.schedules.items(), ts, strict=True)}
+        return Drawn(levels, dict.fromkeys(NAMES, draw_noise(own(1, 0), 0, shape)), shared.astype(jnp.float32))
 
     def _show(self, params: Any, low: Array) -> Shown:
         grids = self.encoder.apply({"params": params["encoder"]}, low)  # Eq. 1
@@ -341,8 +367,8 @@ class Moediff:
         return drawn.x0
 
     def _mixed(self, z0s: Array, weights: Array) -> Array:
-        """Σ_i G_i ẑ_0(i) of `z0s` `[K, B, h, w, C]` [Eq. 9]."""
-        by_expert = jnp.moveaxis(weights, -1, 0)  # [K, B] or [K, B, h, w]
+        """Σ_i G_i ẑ_0(i) of `z0s` `[K, B, h, w, C]` [Eq. 9]: a mean, also where weights as printed sum to less than one."""
+        by_expert = jnp.moveaxis(weights / weights.sum(-1, keepdims=True), -1, 0)  # [K, B] or [K, B, h, w]
         return (by_expert.reshape(*by_expert.shape, *(1,) * (z0s.ndim - by_expert.ndim)) * z0s).sum(0)
 
     def _similarity(self, estimate: Array, z0: Array) -> Array:

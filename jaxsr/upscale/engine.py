@@ -174,7 +174,8 @@ class Engine:
         return total.astype(np.float32), {name: float(np.concatenate(values).mean()) for name, values in metrics.items()}
 
     def explain(self, low: np.ndarray, axis: str, note: Note = silent) -> Explanation:
-        """Why the slices of `low`, as `fuse` takes it, across `axis` are upscaled as they are: weights `[n, K]`, attention `[n, H, W, K]`.
+        """Why the slices of `low`, as `fuse` takes it, across `axis` are upscaled as they are: weights `[n, K]`, attention and
+        local weights `[n, H, W, K]`.
 
         Raises:
           ValueError: for a method that is no mixture.
@@ -183,12 +184,13 @@ class Engine:
             raise ValueError("only a mixture of experts says which of them made what")
         slice_map, cuts = map_of(self._method, low.shape, AXES[axis], self._slice_map), {"low": _cut("low", low, AXES[axis])}
         shape, experts = cuts["low"][0].shape, len(self._method.experts)
-        explanation = np.empty((shape[0], experts), np.float32), np.empty((*shape, experts), np.float32)
+        explanation = Explanation(*(np.empty(of, np.float32) for of in ((shape[0], experts), (*shape, experts), (*shape, experts))))  # type: ignore[arg-type]
         for indices, found in self._batches.run(Work("explain"), cuts, _all(cuts), slice_map, jax.random.key(0), note):
-            explanation[0][indices] = found.weights
+            explanation.weights[indices] = found.weights
             for expert in range(experts):
-                explanation[1][indices, ..., expert] = slice_map.inverse(found.attention[..., expert])
-        return Explanation(*explanation)  # type: ignore[arg-type]
+                for whole, part in ((explanation.attention, found.attention), (explanation.local, found.local)):
+                    whole[indices, ..., expert] = slice_map.inverse(part[..., expert])
+        return explanation
 
     def _upscaled(self, cuts: Cuts, slice_map: SliceMap, key: jax.Array, request: Request, note: Note) -> Iterator[tuple[np.ndarray, Any]]:
         """Yields indices of slices and their `UpscaleOutput`; slices that go to one expert each are grouped by it."""
@@ -207,10 +209,14 @@ def ways(method: Method, request: Request) -> list[Request]:
     return [request._replace(expert=expert) for expert in range(len(method.experts))]
 
 
-def programs_each(method: Method, request: Request) -> int:
-    """Programs that are compiled for slices of one shape, at most: where there are several ways, one says which."""
+def programs_each(method: Method, request: Request, explain: bool = False) -> int:
+    """Programs that are compiled for slices of one shape, at most: where there are several ways, one says which; explaining takes one, and
+    each expert alone."""
     count = len(ways(method, request))
-    return count + (count > 1)
+    several = count + (count > 1)
+    if not (explain and isinstance(method, Mixture)):
+        return several
+    return several + 1 + len(method.experts) * (count == 1)
 
 
 def _check_shapes(maps: Maps, shape: tuple[int, ...]) -> None:

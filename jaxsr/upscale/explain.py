@@ -1,9 +1,10 @@
 """Which expert of a mixture made what: gate weights by slice, where each one's query looks, and what each would have made alone.
 
     attention of E_i    N_s Att_n(i) at the patch of token n, summed over the scales [MoEDiff-SR, Eq. 2]: 1 where it looks evenly
+    weight of E_i       G_i of the slice, or of the pixel where the gate looks at tokens                [MoEDiff-SR, Eq. 4]
     error of E_i        |x̂_i − x|, x̂_i being the volume that E_i makes of every slice, x a reference             [MoEDiff-SR, Table IV]
 
-Both are averaged over slice axes, as the output is. What experts make alone costs as much as the mixture did.
+All are averaged over slice axes, as the output is. What experts make alone costs as much as the mixture did.
 """
 
 from collections.abc import Mapping
@@ -34,7 +35,7 @@ class Explained(NamedTuple):
     Attributes:
       experts: their names.
       weights: by axis, of its slices `[n, K]`.
-      attention: of each, on the output's grid.
+      attention, local: of each, and its weights, on the output's grid.
       alone: what each makes by itself, there.
       reference: the truth, there, `[X, Y, Z]`; None where none was named.
     """
@@ -42,6 +43,7 @@ class Explained(NamedTuple):
     experts: tuple[str, ...]
     weights: Mapping[str, np.ndarray]
     attention: tuple[Volume, ...]
+    local: tuple[Volume, ...]
     alone: tuple[Volume, ...]
     reference: np.ndarray | None
 
@@ -90,12 +92,14 @@ def explain(
     Raises: as `engine.fuse`.
     """
     window, low = engine.prepared(volume, plan)
-    attention, weights = np.zeros((len(method.experts), *low.shape), np.float32), {}
+    attention, local = (np.zeros((len(method.experts), *low.shape), np.float32) for _ in range(2))
+    weights = {}
     for axis in plan.axes:
         found = engine.explain(low, axis, note)
         weights[axis] = np.asarray(found.weights)
-        for total, of in zip(attention, np.moveaxis(np.asarray(found.attention), -1, 0), strict=True):
-            take_slices(total, axis)[...] += of / np.float32(len(plan.axes))
+        for totals, maps in ((attention, found.attention), (local, found.local)):
+            for total, of in zip(totals, np.moveaxis(np.asarray(maps), -1, 0), strict=True):
+                take_slices(total, axis)[...] += of / np.float32(len(plan.axes))
 
     def alone(expert: int) -> np.ndarray:
         requests = {axis: request and request._replace(expert=expert) for axis, request in zip(plan.axes, plan.requests, strict=True)}
@@ -106,6 +110,7 @@ def explain(
         method.experts,
         weights,
         tuple(replace(output, data=of) for of in attention),
+        tuple(replace(output, data=of) for of in local),
         tuple(replace(output, data=alone(expert)) for expert in range(len(method.experts))),
         reference,
     )

@@ -236,7 +236,7 @@ def _upscale_file(
     maps, more = _maps(volume, drawn, settings, lambda sentence: note(f"{shown(job.source.name)}: {sentence}"))
     if settings.explain:
         explained = _explained(engine, model, job, settings, volume, drawn.mean, truth, progress, note)
-        for kind, found in (("attention", explained.attention), ("error", explained.errors)):
+        for kind, found in (("attention", explained.attention), ("weight", explained.local), ("error", explained.errors)):
             maps |= {f"{kind}-{i + 1}": (of, {"Expert": name}) for i, (name, of) in enumerate(zip(explained.experts, found, strict=False))}
         more |= explained.facts
     facts = facts_of(drawn.mean, **more)
@@ -246,7 +246,8 @@ def _upscale_file(
         before[sidecar_path(path)] = json_writer(describe_map(job, facts, name, image, **own))
         before[path] = volume_writer(path, image, "jaxsr: map of a synthetic volume")
     before[sidecar_path(job.output)] = json_writer(facts)
-    for path in stale_maps(job.output, [*maps, *(sample_name(sample) for sample in range(len(kept)))]):
+    pictures = EXPLAINING if settings.explain and settings.picture else ()
+    for path in stale_maps(job.output, [*maps, *pictures, *(sample_name(sample) for sample in range(len(kept)))]):
         path.unlink(missing_ok=True)
     write_volume(job.output, drawn.mean.volume, description="jaxsr: synthetic", before=before)
     return Written(volume, drawn.mean.volume, facts, (*kept, *(map_path(job.output, name) for name in maps)))

@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from jaxsr.bench.count import operations, quantity
 from jaxsr.files import shown
-from jaxsr.methods.base import Condition, Method, Request
+from jaxsr.methods.base import Condition, Method, Mixture, Request
 from jaxsr.methods.precision import held_to_upscale
 from jaxsr.train.build import variables_to_upscale
 from jaxsr.upscale.batches import BatchSize, first_batch_size
@@ -58,7 +58,8 @@ def forecast(
     variables = _abstract_variables(recipe)
     traces = trace_batches(recipe.method, variables, plan, size)
     draws = settings.samples if settings.samples == 1 or recipe.method.most_steps > 1 else 1
-    work = volume_multiply_adds(traces, plan, size)
+    work = volume_multiply_adds(traces, plan, size, recipe.method, variables)
+    explained = explained_multiply_adds(plan, size, recipe.method, variables) if settings.explain else 0
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))
     return {
         "Input": str(job.source),
@@ -72,13 +73,13 @@ def forecast(
             axis: {"Slices": count, "Padded": list(sides)} for axis, count, sides in zip(plan.axes, plan.counts, plan.shapes, strict=True)
         },
         "Slices": plan.slices,
-        "Compilations": plan.compilations * programs_each(recipe.method, settings.request),
+        "Compilations": plan.compilations * programs_each(recipe.method, settings.request, settings.explain),
         "BatchSize": size,
         "BatchSizeMayShrink": batch_size == "auto",
         "Batches": plan.batches(size),
         "SamplingSteps": settings.request.steps,
         "Samples": draws,
-        "MultiplyAdds": work if work is None else draws * work,
+        "MultiplyAdds": None if work is None or explained is None else draws * work + explained,
         "HostBytes": memory_needed(volume, plan.work, **settings.memory),
         "DeviceBytes": weights + max(live_bytes(trace) for trace in traces.values()) // devices,
         "Devices": devices,
@@ -128,27 +129,60 @@ Traces = Mapping[tuple[tuple[int, int], Request], ClosedJaxpr]  # of a batch of 
 
 
 def trace_batches(method: Method, variables: Any, plan: Plan, batch_size: int) -> Traces:
-    """The traced programs of `plan`; `variables` may be abstract. Of slices that go to one expert each, the dearest one's: which it will be
-    is not known before."""
-
-    def of_batch(sides: tuple[int, int], request: Request) -> ClosedJaxpr:
-        return max((of_request(sides, alone) for alone in ways(method, request)), key=lambda trace: _work(trace, []))
-
-    def of_request(sides: tuple[int, int], request: Request) -> ClosedJaxpr:
-        low = jax.ShapeDtypeStruct((batch_size, *sides, 1), jnp.float32)
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
-        return jax.make_jaxpr(functools.partial(method.upscale, request=request))(variables, Condition(low), keys)  # type: ignore[arg-type]
-
-    return {(sides, request): of_batch(sides, request) for sides, request in plan.programs}
+    """The traced programs of `plan`; `variables` may be abstract."""
+    return {
+        (sides, request): _trace(method, variables, sides, batch_size, dearest(method, variables, sides, request))
+        for sides, request in plan.programs
+    }
 
 
-def volume_multiply_adds(traces: Traces, plan: Plan, batch_size: int) -> int | None:
-    """Of all batches of one volume, the last one of each axis filled up; None where shapes do not tell."""
+def dearest(method: Method, variables: Any, sides: tuple[int, int], request: Request) -> Request:
+    """What is asked for of slices of `sides`; of those that go to one expert each, the one with most to do: which it will be is not known
+    before."""
+    asked = ways(method, request)
+    return asked[0] if len(asked) == 1 else max(asked, key=lambda alone: _work(_trace(method, variables, sides, 1, alone), []))
+
+
+def volume_multiply_adds(traces: Traces, plan: Plan, batch_size: int, method: Method, variables: Any) -> int | None:
+    """Of all batches of one volume, the last one of each axis filled up; None where shapes do not tell.
+
+    Of slices that go to one expert each it is what that takes at most: what says which, the dearest expert for all, and the last batch of
+    each filled up.
+    """
     notes: list[str] = []
-    work = {program: _work(trace, notes) for program, trace in traces.items()}
-    each = zip(plan.shapes, plan.requests, plan.counts, strict=True)
-    total = sum(work[sides, request] * -(-count // batch_size) for sides, request, count in each if request)
+    total = 0
+    for sides, request, batches in _of_axes(plan, batch_size):
+        count = len(ways(method, request))
+        total += _work(traces[sides, request], notes) * (batches + count - 1)
+        if count > 1:
+            total += _work(_trace(method, variables, sides, batch_size, "route"), notes) * batches
     return None if notes else total
+
+
+def explained_multiply_adds(plan: Plan, batch_size: int, method: Method, variables: Any) -> int | None:
+    """What explaining takes beside it: attention, and each expert of a mixture alone; None where shapes do not tell."""
+    notes: list[str] = []
+    assert isinstance(method, Mixture)  # the command line has seen to it
+    total = 0
+    for sides, request, batches in _of_axes(plan, batch_size):
+        asked: list[Request | str] = ["explain", *(request._replace(expert=expert) for expert in range(len(method.experts)))]
+        total += batches * sum(_work(_trace(method, variables, sides, batch_size, what), notes) for what in asked)
+    return None if notes else total
+
+
+def _of_axes(plan: Plan, batch_size: int) -> list[tuple[tuple[int, int], Request, int]]:
+    """Sides, request and batches of each axis whose slices are upscaled."""
+    each = zip(plan.shapes, plan.requests, plan.counts, strict=True)
+    return [(sides, request, -(-count // batch_size)) for sides, request, count in each if request]
+
+
+def _trace(method: Method, variables: Any, sides: tuple[int, int], batch_size: int, what: Request | str) -> ClosedJaxpr:
+    """A batch of slices of `sides`, upscaled as asked, or given to the mixture's function of that name."""
+    condition = Condition(jax.ShapeDtypeStruct((batch_size, *sides, 1), jnp.float32))  # type: ignore[arg-type]
+    if isinstance(what, str):
+        return jax.make_jaxpr(getattr(method, what))(variables, condition)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
+    return jax.make_jaxpr(functools.partial(method.upscale, request=what))(variables, condition, keys)
 
 
 def _work(trace: ClosedJaxpr, notes: list[str]) -> int:

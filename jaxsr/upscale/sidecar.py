@@ -30,6 +30,8 @@ _DESCRIPTIONS = {
     "A small one is no proof of truth. For research only, not for diagnosis.",
     "sample": WARNING,
     "attention": "How strongly the query of one expert of a mixture looks at each place, 1 where evenly; the mean over slice axes.",
+    "weight": "Weight of one expert of a mixture at each place, of the slice or, where the gate looks at tokens, of the pixel; the mean "
+    "over slice axes.",
     "error": "Absolute difference between what one expert of a mixture makes alone and a reference; units of the scan.",
     "consistency": "How far an upscaled scan, degraded as the scan was acquired, lies from the scan, in units of its noise: "
     "(H x - y) / sigma. For research only, not for diagnosis.",
@@ -78,9 +80,8 @@ def map_names(
 ) -> tuple[str, ...]:
     """Of what is written beside an output, as `map_path` takes them."""
     kept = [sample_name(sample) for sample in range(samples)] if keep else []
-    experts = [
-        f"{kind}-{expert + 1}" for kind, wanted in (("attention", explain), ("error", errors)) if wanted for expert in range(len(EXPERTS))
-    ]
+    kinds = [*["attention", "weight"] * explain, *["error"] * errors]
+    experts = [f"{kind}-{expert + 1}" for kind in kinds for expert in range(len(EXPERTS))]
     return (*kept, *["std"] * (samples > 1), *["consistency"] * consistency, *experts)
 
 
@@ -99,12 +100,15 @@ def check_maps(jobs: Iterable[Job], names: Iterable[str]) -> None:
 
 
 def stale_maps(output: Path, names: Iterable[str]) -> list[Path]:
-    """Maps of an earlier output in the place of `output`, with their sidecars, that `names` do not replace."""
+    """Maps of an earlier output in the place of `output`, with their sidecars, and pictures of its experts, that `names` do not replace."""
+    names = list(names)
     beside = itertools.takewhile(lambda name: map_path(output, name).exists(), map(sample_name, itertools.count()))
     others = map_names(2, consistency=True, explain=True, errors=True)
     paths = [map_path(output, name) for name in (*others, *beside) if name not in names]
     ours = [path for path in paths if ((read_sidecar(path) or {}).get("JaxSR") or {}).get("Of") == output.name]
-    return [lies for path in ours for lies in (path, sidecar_path(path))]
+    drawn = "Gates" in ((read_sidecar(output) or {}).get("JaxSR") or {})
+    pictures = [picture_path(map_path(output, name)) for name in EXPLAINING if drawn and name not in names]
+    return [lies for path in ours for lies in (path, sidecar_path(path))] + pictures
 
 
 def check_sidecar(output: Path, *, picture: bool = False, explain: bool = False) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxsr.config import ConfigError, from_dict
+from jaxsr.diffusion.schedule import level_at
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Batch, Condition, Mixture, Request
 from jaxsr.methods.moediff import MoediffConfig
@@ -41,16 +42,22 @@ def random(*shape, seed=0):
 
 
 @functools.cache
-def made(**changes):
-    """The recipe, variables whose last layers answer, and a batch."""
-    method = config(**changes).build()
+def initial():
+    """Variables whose last layers answer, which no change below makes others of, and a batch."""
+    method = config().build()
     maps = {name: random(SIZE, SIDE, SIDE, 1, seed=seed) for seed, name in enumerate(("high", "low", "bias", "jacobian"))}
     batch = Batch(**maps)
     variables = nn.meta.unbox(jax.jit(method.init)(jax.random.key(0), batch))
     frozen = method.vqvae.init(jax.random.key(1), batch)
     variables = {**variables, "frozen": {"vqvae": nn.meta.unbox({**frozen["params"], **frozen["stats"]})}}
     variables["params"] = jax.tree.map(lambda x: x + 0.1 * random(*x.shape, seed=x.size), variables["params"])
-    return method, variables, batch
+    return variables, batch
+
+
+@functools.cache
+def made(**changes):
+    """The recipe, variables and a batch."""
+    return config(**changes).build(), *initial()
 
 
 def keys_of(count=SIZE):
@@ -125,13 +132,104 @@ def test_the_mixture_is_the_weighed_sum_of_what_experts_make_alone():
     np.testing.assert_allclose(mixed, sum(w * z for w, z in zip(weights, alone, strict=True)), rtol=1e-3, atol=1e-4)
 
 
+def hidden_of(gate, tokens):
+    """What queries are compared with [Eq. 2]."""
+    hidden = jax.nn.gelu(tokens @ gate["in"]["kernel"] + gate["in"]["bias"], approximate=False)
+    return hidden @ gate["out"]["kernel"] + gate["out"]["bias"]
+
+
 def test_the_best_expert_alone_is_what_top1_gives():
+    """Each slice its own: queries lie along what the gate makes of one slice each, so that they go to different experts."""
     method, variables, batch = made()
     assert isinstance(method, Mixture)
+    grids = method.encoder.apply({"params": variables["params"]["encoder"]}, batch.low)
+    tokens = jnp.concatenate([grid.reshape(SIZE, -1, grid.shape[-1]) for grid in grids], 1)
+    seen = hidden_of(variables["params"]["gate"], tokens).mean(1)
+    apart = {**variables["params"], "gate": {**variables["params"]["gate"], "queries": seen - seen.mean(0)}}
+    variables = {**variables, "params": apart}
     route = np.asarray(method.route(variables, Condition(batch.low)))
-    best = image_of(routing="top1").image
+    assert len(set(route)) > 1
+    upscale = jax.jit(method.upscale, static_argnums=3)
+    best = upscale(variables, Condition(batch.low), keys_of(), Request(2, routing="top1")).image
     for i, expert in enumerate(route):
-        np.testing.assert_allclose(best[i], image_of(expert=int(expert)).image[i], rtol=1e-3, atol=1e-4)
+        alone = upscale(variables, Condition(batch.low), keys_of(), Request(2, expert=int(expert))).image
+        np.testing.assert_allclose(best[i], alone[i], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"gate": "token"}, {"literal": True}], ids=["token", "literal"])
+def test_latents_are_mixed_by_weights_that_sum_to_one(changes):
+    """Eq. 9 of a gate of pixels too, pixel by pixel; and weights as printed, which sum to about a third, are brought to one for it."""
+    method, variables, batch = made(**changes)
+    shown = method._show(variables["params"], batch.low)
+    weights = method._weights(shown.gating, variables["stats"]["usage"], (SIDE // 2, SIDE // 2))
+    assert weights.shape == ((SIZE, SIDE // 2, SIDE // 2, 3) if "gate" in changes else (SIZE, 3))
+    drawn = random(3, SIZE, SIDE // 2, SIDE // 2, 8)
+    by_pixel = np.asarray(
+        jnp.broadcast_to(weights.reshape(SIZE, *weights.shape[1:-1], *(1,) * (4 - weights.ndim), 3), (SIZE, *drawn.shape[2:4], 3))
+    )
+    expected = np.einsum("kbhwc,bhwk->bhwc", drawn, by_pixel / by_pixel.sum(-1, keepdims=True))
+    np.testing.assert_allclose(method._mixed(drawn, weights), expected, rtol=1e-4, atol=1e-5)
+    constant = jnp.ones_like(drawn)
+    np.testing.assert_allclose(method._mixed(constant, weights), 1, rtol=1e-5)
+
+
+def test_a_gate_of_pixels_upscales_routes_and_explains():
+    method, variables, batch = made(gate="token")
+    condition = Condition(batch.low)
+    out = jax.jit(method.upscale, static_argnums=3)(variables, condition, keys_of(), Request(1))
+    assert np.isfinite(out.image).all()
+    found = method.explain(variables, condition)
+    np.testing.assert_allclose(found.weights.sum(-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(method.route(variables, condition), found.weights.argmax(-1))
+    assert found.local.shape == (SIZE, SIDE, SIDE, 3)
+    np.testing.assert_allclose(found.local.mean((1, 2)), found.weights, atol=2e-2)
+
+
+def test_the_weight_of_the_gating_loss_is_one_over_its_variance_below_the_ceiling():
+    """Eq. 17, of the statistics from before the batch."""
+    method, variables, batch = made(gating_ceiling=10.0)
+    stats = {**variables["stats"], "gating": {"mean": jnp.float32(0.5), "square": jnp.float32(0.75)}}
+    metrics = jax.jit(method.loss)({**variables, "stats": stats}, batch, keys_of(), LATE).metrics
+    np.testing.assert_allclose(metrics["gating_weight"], 2.0, rtol=1e-6)
+
+
+def test_experts_are_driven_apart_by_how_much_signal_the_loudest_has(monkeypatch):
+    """10-teacher: every loss on ẑ_0 has w' = min(1, SNR); the second term of Eq. 16, which compares experts, the least of theirs."""
+    found = []
+    for weighted in ("snr", "none"):
+        method, variables, batch = made(x0_loss_weight=weighted)
+        drawn = method._drawn(keys_of(), (SIDE // 2, SIDE // 2, 8))
+        loud = {
+            "cortex": level_at(method.schedules["cortex"], jnp.full(SIZE, 180)),
+            "smooth": level_at(method.schedules["smooth"], jnp.full(SIZE, 9)),
+        }
+        drawn = drawn._replace(levels={name: loud.get(name, loud["smooth"]) for name in drawn.levels})
+        monkeypatch.setattr(method, "_drawn", lambda keys, shape, drawn=drawn: drawn)
+        found.append(method.loss(variables, batch, keys_of(), LATE).metrics["diversity"])
+    snr = float(method.schedules["cortex"].snr[179])
+    assert snr < 0.5
+    np.testing.assert_allclose(found[0], snr * found[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("changes, said", [
+    ({"stft_windows": []}, "stft_windows are even"),
+    ({"stft_windows": [5]}, "stft_windows are even"),
+    ({"prediction": "eps", "vqvae": {"network": {**TINY["vqvae"]["network"], "embedding": 32}}}, "cannot answer the noise"),
+])  # fmt: skip
+def test_what_could_not_be_computed_is_refused_at_once(changes, said):
+    with pytest.raises(ValueError, match=said):
+        config(**changes)
+
+
+@pytest.mark.parametrize("changes, said", [
+    ({"data": {"crop": 16}, "method": {**TINY, "stft_windows": [16]}}, "data.crop must be at least 32"),
+    ({"mesh": {"expert": 2}}, "mesh.expert must be 1, or 3"),
+    ({"method": {"kind": "vqvae"}, "train": {"accumulate": 2, "batch_size": 2}}, "train.accumulate and method.restart"),
+])  # fmt: skip
+def test_what_does_not_go_together_is_refused_at_once(changes, said):
+    data = {"crop": 16, "maps": ["bias", "jacobian"]}
+    with pytest.raises(ConfigError, match=said):
+        from_dict({"method": TINY, **changes, "data": {**data, **changes.get("data", {})}}, Experiment)
 
 
 def test_a_slice_does_not_depend_on_its_batch():
@@ -185,6 +283,7 @@ def test_slices_whose_levels_no_schedule_shares_supervise_no_gate(monkeypatch):
     monkeypatch.setattr(method, "_drawn", lambda keys, shape: drawn._replace(comparable=jnp.zeros(SIZE)))
     metrics = jax.jit(method.loss)(variables, batch, keys_of(), LATE).metrics
     np.testing.assert_allclose(metrics["gating"], metrics["diversity"], rtol=1e-6)
+    assert metrics["supervised"] == 0
 
 
 def test_published_schedules_leave_what_their_lengths_say():

@@ -90,8 +90,14 @@ def test_an_expert_s_error_is_that_of_its_own_volume_alone(work, explained, tmp_
 
 
 def test_without_being_asked_maps_of_an_earlier_run_go(work, explained):
+    """Pictures too, so that none shows another output, and explaining once more is not refused."""
+    again = ("--explain", "--overwrite")
     assert upscale(work, explained / "sr.nii", "--overwrite") == 0
-    assert not [path.name for path in explained.glob("sr_*.nii")]
+    assert not list(explained.glob("sr_*"))
+    assert upscale(work, explained / "sr.nii", *again) == 0
+    assert upscale(work, explained / "sr.nii", *again, "--no-montage") == 0
+    assert not list(explained.glob("sr_*.png"))
+    assert list(explained.glob("sr_weight-3.nii"))
 
 
 @pytest.mark.parametrize(
@@ -123,11 +129,14 @@ def test_a_model_without_experts_has_nothing_to_explain(work, tmp_path, capsys):
     assert "is for a mixture" in capsys.readouterr().err
 
 
-def test_a_forecast_of_top1_is_of_one_expert_and_the_programs_that_choose(work, tmp_path, capsys):
+def test_a_forecast_counts_the_experts_that_run_those_that_are_filled_up_and_what_explaining_takes(work, tmp_path):
+    """20 slices, two at a time: at most 10 + 2 batches of the dearest expert, and 10 that say which."""
     found = {}
-    for experts in ("all", "top1"):
-        record = tmp_path / f"{experts}.json"
-        assert upscale(work, tmp_path / "sr.nii", "--dry-run", "--experts", experts, "--run-json", record) == 0
-        found[experts] = json.loads(record.read_text())["Volumes"][0]
-    assert found["top1"]["MultiplyAdds"] < found["all"]["MultiplyAdds"]
-    assert (found["all"]["Compilations"], found["top1"]["Compilations"]) == (1, 1 + len(EXPERTS))
+    for name, words in {"all": [], "top1": ["--experts", "top1"], "smooth": ["--experts", "smooth"], "explain": ["--explain"]}.items():
+        record = tmp_path / f"{name}.json"
+        assert upscale(work, tmp_path / "sr.nii", "--dry-run", "--batch-size", 2, *words, "--run-json", record) == 0
+        found[name] = json.loads(record.read_text())["Volumes"][0]
+    works, programs = ({name: of[key] for name, of in found.items()} for key in ("MultiplyAdds", "Compilations"))
+    assert works["smooth"] < works["top1"] < works["all"]
+    assert works["explain"] > works["all"] + 3 * works["smooth"] / 2
+    assert programs == {"all": 1, "top1": 1 + len(EXPERTS), "smooth": 1, "explain": 2 + len(EXPERTS)}

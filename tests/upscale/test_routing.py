@@ -29,7 +29,11 @@ class Two:
         return (condition.low.max((1, 2, 3)) > BRIGHT).astype(jnp.int32)
 
     def explain(self, variables, condition):
-        return Explanation(jax.nn.one_hot(self.route(variables, condition), 2), jnp.concatenate([condition.low, 2 * condition.low], -1))
+        return Explanation(
+            jax.nn.one_hot(self.route(variables, condition), 2),
+            jnp.concatenate([condition.low, 2 * condition.low], -1),
+            jnp.concatenate([3 * condition.low, 0 * condition.low], -1),
+        )
 
     def upscale(self, variables, condition, keys, request):
         self.asked.append(request.expert)
@@ -88,6 +92,7 @@ def test_explanations_lie_where_their_slices_do(low):
     np.testing.assert_array_equal(found.weights[:, 1], take_slices(low, 1).max((1, 2)) > BRIGHT)
     np.testing.assert_array_equal(found.attention[..., 0], take_slices(low, 1))
     np.testing.assert_array_equal(found.attention[..., 1], 2 * take_slices(low, 1))
+    np.testing.assert_array_equal(found.local[..., 0], 3 * take_slices(low, 1))
 
 
 def test_a_method_without_experts_explains_nothing(identity_method, low):
