@@ -4,13 +4,13 @@
 # Parts, all if none is named, each of which goes on where it was stopped and is quick where it was done:
 #   vqvae      vqvae-tiny.yaml, and sr3 (demo.yaml) to stand beside it
 #   mixtures   moediff-tiny.yaml with levels of noise drawn for each expert (own), and one for all (matched)
-#   maps       VQ-VAEs that are shown b and g, one of them, or none, with a mixture each; shorter
+#   maps       targets that show b and g, VQ-VAEs that are told of both, one of them or none, and a mixture with each; shorter
 #   heads      heads with label maps, degraded to 2 mm, and masks of white matter, cortex and junction
-#   upscale    the heads by VQ-VAE (of the truth: no mixture can be better), mixtures, each of their experts alone, top1, and sr3
+#   upscale    the heads by VQ-VAE (of the truth: what its codes can show), mixtures, each of their experts alone, top1, and sr3
 #   regions    tables of those over the whole head and in each region
 #   table1     experts-maps.yaml
 #   curves     how gates learnt: pictures and tables
-# Settings: HEADS=2 in a table, SHORT=600 steps of each training of maps, PYTHON=python3.
+# Settings: HEADS=2 in a table, SHORT=400 steps of each mixture of maps, and half as many more of each VQ-VAE, PYTHON=python3.
 set -euo pipefail
 known="vqvae mixtures maps heads upscale regions table1 curves"
 usage() { sed -n '2,14s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
@@ -20,7 +20,7 @@ shift
 read -ra parts <<<"${*:-$known}"
 for part in "${parts[@]}"; do [[ " $known " == *" $part "* ]] || usage; done
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-configs=$root/configs heads=${HEADS:-2} short=${SHORT:-600}
+configs=$root/configs heads=${HEADS:-2} short=${SHORT:-400}
 mkdir -p "$out"
 python() { "${PYTHON:-python3}" "$@"; }
 jaxsr() { echo "+ jaxsr $*" >&2; python -m jaxsr "$@"; }
@@ -44,10 +44,12 @@ run() {
       mixture matched vqvae method.levels=matched
       ;;
     maps)
+      local shown
       for pair in "both [bias,jacobian]" "bias [bias]" "gradient [jacobian]" "none []"; do
         read -r name maps <<<"$pair"
-        jaxsr train "$configs/vqvae-tiny.yaml" method.maps="$maps" data.maps="$maps" train.steps="$short" --run-dir "$out/vqvae-$name"
-        mixture "maps-$name" "vqvae-$name" method.vqvae.maps="$maps" data.maps="$maps" train.steps="$short"
+        shown=(data.maps="$maps" "data.carries=[bias,gradient]")
+        jaxsr train "$configs/vqvae-tiny.yaml" method.maps="$maps" "${shown[@]}" train.steps=$((short * 3 / 2)) --run-dir "$out/vqvae-$name"
+        mixture "maps-$name" "vqvae-$name" method.vqvae.maps="$maps" "${shown[@]}" train.steps="$short"
       done
       ;;
     heads)
@@ -66,7 +68,7 @@ run() {
       jaxsr upscale -i "$out/low/$first" -o "$out/explained/$first" --model "$out/matched" --axes axial --explain --reference "$out/heads/high/$first"
       ;;
     regions)
-      local methods=()
+      local methods=() mask
       for path in "$out"/upscaled/*/; do methods+=(-i "$(basename "$path")=$path"); done
       for region in head white cortex junction; do
         mask=()

@@ -26,7 +26,7 @@ MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 TEMPERATURE_FLOOR = 1e-3  # T of Eq. 14 is 0 wherever two of three experts agree; at the floor an expert must be 0.001 better for e : 1
 GATE_FLOOR = 1e-20  # of G in its logarithm; scores are cosines, so a gate's own are above e⁻²/K
 DIVERSITY_FLOOR = 1e-3  # of the logarithm's argument; of K > 2 vectors it is never below 1 − 1/(K − 1), of two that are opposite it is 0
-CEILING = 100.0  # of w: a gating loss whose deviation between slices is below 0.1 weighs no more
+CEILING = 10.0  # of w: a gating loss whose deviation between slices is below 0.3 weighs no more
 
 Stats = dict[str, Array]  # a dictionary, as exported files hold it
 

@@ -34,6 +34,7 @@ from jaxsr.diffusion.schedule import Level, level_at, log_alpha_bar_at, nearest_
 from jaxsr.losses import Form, cosine, fourier_errors, sobel_errors, squared_errors, stft_errors
 from jaxsr.methods.base import Batch, Condition, Explanation, LossOutput, Part, Request, UpscaleOutput, Variables, check_sampling
 from jaxsr.methods.mixture import (
+    CEILING,
     diversity,
     entropy,
     expert_errors,
@@ -76,8 +77,7 @@ class MoediffConfig(Strict):
       stft_windows: of Eq. 12, in pixels of the latents.
       temperature_floor: below it T of Eq. 14 does not fall.
       diversity: the weight of Eq. 16's second term, which drives experts apart; 1 as published.
-      gating_ceiling: above it w_g of Eq. 17 does not rise; the paper names none. Left to itself w_g is some units, and Eq. 16 then drives
-        experts apart faster than Eq. 13 brings them to z_0 (docs/moediff.md).
+      gating_ceiling: above it w_g of Eq. 17 does not rise; the paper names none.
       warmup: share of the run in which the gate is uniform.
       routing: of `upscale`: 'all' experts, weighed by the gate, or 'top1', of each slice the one of highest weight.
       sampling_steps, eta: the default of `upscale`.
@@ -102,7 +102,7 @@ class MoediffConfig(Strict):
     stft_windows: tuple[int, ...] = (8, 16, 32)
     temperature_floor: float = Field(1e-3, gt=0)
     diversity: float = Field(1.0, ge=0)
-    gating_ceiling: float = Field(0.1, gt=0)
+    gating_ceiling: float = Field(CEILING, gt=0)
     warmup: float = Field(0.2, ge=0, le=1)
     routing: Literal["all", "top1"] = "all"
     sampling_steps: int = 50
