@@ -87,7 +87,11 @@ def upscale(
         ),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="For a mixture: write gate weights, attention maps and what each expert makes alone.")
+        bool,
+        typer.Option(
+            "--explain",
+            help="For a mixture: write gate weights, attention maps and, with --reference, each expert's error; draw what each makes alone.",
+        ),
     ] = False,
     reference: Annotated[Path | None, bare(help="With --explain: the truth of one scan; each expert's error map is written too.")] = None,
     axes: Annotated[str, typer.Option(help="all, or some of sagittal,coronal,axial: results are averaged.")] = "all",

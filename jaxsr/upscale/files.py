@@ -21,7 +21,7 @@ from jaxsr.runtime.mesh import MeshError, make_mesh
 from jaxsr.upscale.batches import BatchSize
 from jaxsr.upscale.consistency import Consistency, consistency_map
 from jaxsr.upscale.engine import Engine, Progress, Upscaled
-from jaxsr.upscale.explain import Explained, draw_attention, draw_experts, explain, read_reference
+from jaxsr.upscale.explain import Explained, draw_attention, draw_experts, explain, other_units, read_reference
 from jaxsr.upscale.guide_maps import guidance_facts, read_guides
 from jaxsr.upscale.guides import Guides, check_guides
 from jaxsr.upscale.inputs import Job, check_target, read_input, scale_notes
@@ -292,6 +292,8 @@ def _explained(
     """What experts did, and pictures of it beside the output."""
     assert isinstance(model.method, Mixture)  # the command line has seen to it
     how: dict[str, Any] = {"seed": settings.seed, "reference": truth, "progress": progress, "note": note}
+    if truth is not None and (said := other_units(truth, result.volume.data)):
+        note(said)
     explained = explain(engine, model.method, volume, result.volume, result.plan, **how)
     if settings.picture:
         title = f"{shown(job.source.name)} by expert (synthetic)"

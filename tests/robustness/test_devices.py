@@ -27,6 +27,8 @@ from jaxsr.train.state import abstract_state, make_optimizer, state_shardings
 PROGRAM = Path(__file__).with_name("many_devices.py")
 CONFIG = Path(__file__).with_name("many_devices.yaml")
 MIXTURE = Path(__file__).with_name("many_devices_mixture.yaml")
+VQVAE = Path(__file__).with_name("many_devices_vqvae.yaml")
+LONGER = "train.steps=4"
 ROUNDING = 1e-5
 LAST = 4
 
@@ -177,17 +179,20 @@ def mixtures(tmp_path_factory):
     """A mixture's four steps on one device; and what it had after two brought to the end by others, experts side by side among them."""
     folder = tmp_path_factory.mktemp("mixtures")
     write_heads(folder / "heads")
-    mixture = {"config": MIXTURE.name}
+    mixture, vqvae = {"config": MIXTURE.name}, {"config": VQVAE.name}
     one = [
-        {"run": "vqvae", "config": "many_devices_vqvae.yaml"},
+        {"run": "vqvae", "copy_to": ["vqvae on fsdp"], **vqvae},
         {"run": "one", "set": ["train.steps=2"], "copy_to": ["again", "on fsdp", "on experts"], **mixture},
         {"run": "one", **mixture},
         {"run": "again", **mixture},
         {"run": "straight", **mixture},
+        {"run": "vqvae straight", "set": [LONGER], **vqvae},
     ]
     statuses = finish(folder, start(one, 1, 1, folder))
+    split = ["mesh.data=2", "mesh.fsdp=2"]
+    on_four = [{"run": "on fsdp", "set": split, **mixture}, {"run": "vqvae on fsdp", "set": [LONGER, *split], **vqvae}]
     others = [
-        start([{"run": "on fsdp", "set": ["mesh.data=2", "mesh.fsdp=2"], **mixture}], 1, 4, folder),
+        start(on_four, 1, 4, folder),
         start([{"run": "on experts", "set": ["mesh.data=2", "mesh.expert=3"], **mixture}], 1, 6, folder),
     ]
     statuses += finish(folder, *others)
@@ -203,7 +208,43 @@ def test_a_mixture_that_was_stopped_goes_on_bit_for_bit_with_its_statistics(mixt
         np.testing.assert_array_equal(ours, theirs)
 
 
+UPSCALED = """
+import jax, jax.numpy as jnp, numpy as np
+from jaxsr.methods.base import Condition, Request
+from jaxsr.runtime.mesh import make_mesh
+from jaxsr.upscale.model import load_model
+
+model = load_model("straight")
+method = model.method
+method.vqvae.decode = lambda vqvae, z0: z0  # codes would hide small differences
+low = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, 16, 24, 1)), jnp.float32)
+operands = model.variables, Condition(low), jax.random.split(jax.random.key(0), 4)
+program = lambda: jax.jit(lambda *operands: method.upscale(*operands, Request(3)).image).lower(*operands).compile()
+expected = program()(*operands)
+assert expected.std() > 0.01
+for data in (1, 2):
+    with jax.set_mesh(make_mesh(data, expert=3, devices=jax.devices()[: 3 * data])):
+        compiled = program()
+        assert "conditional" in compiled.as_text(), "every device would run every expert"
+        np.testing.assert_allclose(compiled(*operands), expected, rtol=1e-4, atol=1e-5)
+print("ok")
+"""
+
+
+def test_experts_side_by_side_make_what_they_make_one_after_another(mixtures):
+    """`upscale --experts parallel`: Eq. 9's latents, sampled by each expert on devices of its own."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=6"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    done = subprocess.run([sys.executable, "-c", UPSCALED], env=environment, cwd=mixtures, capture_output=True, text=True, check=False)
+    assert done.stdout == "ok\n", done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("arrangement", ["on fsdp", "on experts"])
 def test_a_mixture_goes_on_on_other_devices_as_if_never_moved(mixtures, arrangement):
     """Parameters, moments and running statistics; each expert on devices of its own changes nothing."""
     assert_same_run(mixtures / arrangement, mixtures / "one", MIXTURE)
+
+
+def test_a_codebook_goes_on_on_other_devices_as_if_never_moved(mixtures):
+    """What two steps on one device left, brought to step 4 by four."""
+    assert_same_run(mixtures / "vqvae on fsdp", mixtures / "vqvae straight", VQVAE)

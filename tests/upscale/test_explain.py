@@ -9,6 +9,7 @@ import pytest
 from jaxsr.cli import app
 from jaxsr.cli.status import run
 from jaxsr.methods.moediff_networks import NAMES
+from jaxsr.upscale.explain import other_units
 from jaxsr.upscale.sidecar import EXPERTS, EXPLAINING, map_names
 from jaxsr.volume.io import read_volume
 
@@ -115,6 +116,13 @@ def test_what_cannot_be_is_said_and_nothing_is_written(work, words, said, tmp_pa
     assert upscale(work, tmp_path / "sr.nii", *given) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_truth_in_other_units_is_told():
+    data = np.random.default_rng(0).normal(100, 20, (8, 8, 8))
+    assert other_units(data, 1.5 * data) is None
+    assert "bring both to one scale first" in other_units(data, 5 * data)
+    assert other_units(data, np.zeros_like(data))
 
 
 def test_a_picture_of_somebody_else_s_is_not_replaced(work, tmp_path, capsys):
