@@ -80,7 +80,7 @@ def other_units(reference: np.ndarray, output: np.ndarray) -> str | None:
     spans = [float(np.subtract(*np.percentile(data, (99.5, 0.5)))) for data in (reference, output)]
     if spans[1] > 0 and 0.5 <= spans[0] / spans[1] <= 2:
         return None
-    return f"--reference spans {spans[0]:.4g}, the output {spans[1]:.4g}: errors are differences of these numbers, bring both to one scale first"
+    return f"--reference spans {spans[0]:.4g}, the output {spans[1]:.4g}: errors are of these numbers, bring both to one scale first"
 
 
 def explain(
