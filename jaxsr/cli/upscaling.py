@@ -90,7 +90,7 @@ def upscale(
         bool,
         typer.Option(
             "--explain",
-            help="For a mixture: write gate weights, attention maps and, with --reference, each expert's error; draw what each makes alone.",
+            help="For a mixture: write gate weights, attention maps and, with --reference, errors; draw what each expert makes alone.",
         ),
     ] = False,
     reference: Annotated[Path | None, bare(help="With --explain: the truth of one scan; each expert's error map is written too.")] = None,

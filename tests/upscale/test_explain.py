@@ -1,17 +1,25 @@
-"""What `upscale --explain` writes of a mixture, by the command line, from a model of a few steps."""
+"""What `upscale --explain` writes of a mixture, by the command line, from a model of random weights."""
 
 import json
 
+import jax
 import nibabel as nib
 import numpy as np
 import pytest
 
+from jaxsr.bench.synthetic import synthetic_variables
 from jaxsr.cli import app
 from jaxsr.cli.status import run
+from jaxsr.experiment import load_experiment
+from jaxsr.methods.base import Batch
 from jaxsr.methods.moediff_networks import NAMES
+from jaxsr.train.build import build_method
 from jaxsr.upscale.explain import other_units
+from jaxsr.upscale.export import export_model
+from jaxsr.upscale.model import Model
 from jaxsr.upscale.sidecar import EXPERTS, EXPLAINING, map_names
 from jaxsr.volume.io import read_volume
+from jaxsr.weights.file import digest
 
 VQVAE = "method: {kind: vqvae, network: {width: 8, multipliers: [1, 2], blocks: 1, embedding: 8, codes: 16, groups: 4}}\n"
 EXPERT = "{width: 8, groups: 4, schedule: {steps: 20, beta_start: 1.0e-4, beta_end: 2.0e-2, rescale: false}}"
@@ -36,12 +44,16 @@ def cli(*words):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Two runs, one frozen in the other, and a head of two halves."""
+    """Two models of random weights, and a head of two halves."""
     folder = tmp_path_factory.mktemp("explain")
+    image = jax.ShapeDtypeStruct((1, 16, 16, 1), np.float32)
     for name, text in (("vqvae", VQVAE), ("mixture", MIXTURE)):
         (folder / f"{name}.yaml").write_text(text + DATA)
-    assert cli("train", folder / "vqvae.yaml", "--run-dir", folder / "vqvae") == 0
-    assert cli("train", folder / "mixture.yaml", f"method.weights.vqvae={folder / 'vqvae'}", "--run-dir", folder / "run") == 0
+        experiment = load_experiment(folder / f"{name}.yaml")
+        method = build_method(experiment)
+        variables = synthetic_variables(method, Batch(image, image), 0)
+        variables = jax.tree_util.tree_map_with_path(lambda path, x: np.abs(x) if "usage" in jax.tree_util.keystr(path) else x, variables)
+        export_model(Model(name, 0, experiment, method, variables, digest(variables["params"])), folder / f"{name}.safetensors")
     data = np.random.default_rng(0).normal(100, 20, (24, 28, 20)).astype(np.float32)
     data[:4] = data[-4:] = 0
     nib.save(nib.Nifti1Image(data, np.diag([6.0, 6, 6, 1])), folder / "scan.nii")
@@ -52,8 +64,8 @@ def work(tmp_path_factory):
     return folder
 
 
-def upscale(work, out, *words, scan="scan.nii", model="run"):
-    return cli("upscale", "-i", work / scan, "-o", out, "-m", work / model, "--axes", "axial", *words)
+def upscale(work, out, *words, scan="scan.nii", model="mixture"):
+    return cli("upscale", "-i", work / scan, "-o", out, "-m", work / f"{model}.safetensors", "--axes", "axial", *words)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +154,7 @@ def test_a_forecast_counts_the_experts_that_run_those_that_are_filled_up_and_wha
     found = {}
     for name, words in {"all": [], "top1": ["--experts", "top1"], "smooth": ["--experts", "smooth"], "explain": ["--explain"]}.items():
         record = tmp_path / f"{name}.json"
-        assert upscale(work, tmp_path / "sr.nii", "--dry-run", "--batch-size", 2, *words, "--run-json", record) == 0
+        assert upscale(work, tmp_path / "sr.nii", "--dry-run", "--batch-size", 2, "--steps", 8, *words, "--run-json", record) == 0
         found[name] = json.loads(record.read_text())["Volumes"][0]
     works, programs = ({name: of[key] for name, of in found.items()} for key in ("MultiplyAdds", "Compilations"))
     assert works["smooth"] < works["top1"] < works["all"]
