@@ -22,7 +22,7 @@ for part in "${parts[@]}"; do [[ " $known " == *" $part "* ]] || usage; done
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 configs=$root/configs heads=${HEADS:-2} short=${SHORT:-400}
 mkdir -p "$out"
-python() { "${PYTHON:-python3}" "$@"; }
+python() { command "${PYTHON:-python3}" "$@"; } # also where that is called python
 jaxsr() { echo "+ jaxsr $*" >&2; python -m jaxsr "$@"; }
 # mixture NAME VQVAE [KEY=VALUE …]: trains one, its latents scaled to a deviation of one, as the VQ-VAE's last tenth of the run measured it.
 mixture() {
