@@ -1,10 +1,11 @@
-"""Writes where each expert of a mixture should be at its best, from label maps: `python docs/make_regions.py LABELS OUT`.
+"""Cuts the middle out of synthetic heads, and says where which expert of a mixture should be best: `python docs/make_regions.py HEADS OUT`.
 
-LABELS is a folder of those that `jaxsr generate --with labels` wrote. OUT/REGION/NAME.nii.gz are masks:
+HEADS is what `jaxsr generate` wrote. OUT/high and, where there are such, OUT/plain have the middle of the heads, BOX voxels: a CPU is long
+about whole ones. With labels there are masks on that grid, OUT/REGION/NAME.nii.gz:
 
     junction    grey or white matter within a voxel of the other
     white       the rest of the white matter
-    cortex      the rest of the grey matter
+    cortex      the rest of the grey matter: of the cerebellum and the deep nuclei too
 """
 
 import sys
@@ -16,6 +17,7 @@ from scipy.ndimage import binary_dilation, generate_binary_structure
 from jaxsr.data.anatomy import TISSUES
 from jaxsr.volume.io import Volume, read_volume, write_volume
 
+BOX = (160, 192, 32)
 GREY, WHITE = (TISSUES.index(tissue) for tissue in ("grey matter", "white matter"))
 
 
@@ -27,14 +29,28 @@ def regions(labels: np.ndarray) -> dict[str, np.ndarray]:
     return {"white": white & ~junction, "cortex": grey & ~junction, "junction": junction}
 
 
-def main(folder: Path, out: Path) -> None:
-    for path in sorted(folder.glob("*.nii.gz")):
-        volume = read_volume(path)
-        for name, mask in regions(np.rint(volume.data)).items():
-            write_volume(out / name / path.name, Volume(mask.astype(np.float32), volume.affine), description=f"jaxsr: {name}")
+def middle(volume: Volume) -> Volume:
+    """The middle of `volume`, at most BOX voxels, where it is in the scanner."""
+    sides = np.minimum(BOX, volume.data.shape)
+    first = (np.array(volume.data.shape) - sides) // 2
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ first
+    return Volume(volume.data[tuple(slice(f, f + n) for f, n in zip(first, sides, strict=True))], affine)
+
+
+def main(heads: Path, out: Path) -> None:
+    for path in sorted(heads.glob("*/*.nii.gz")):
+        if path.parent.name not in ("high", "plain", "labels"):
+            continue
+        cut = middle(read_volume(path))
+        if path.parent.name != "labels":
+            write_volume(out / path.parent.name / path.name, cut, description="jaxsr: synthetic")
+            continue
+        for name, mask in regions(np.rint(cut.data)).items():
+            write_volume(out / name / path.name, Volume(mask.astype(np.float32), cut.affine), description=f"jaxsr: {name}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or not list(Path(sys.argv[1]).glob("*.nii.gz")):
-        sys.exit(f"{__doc__}\nname a folder of label maps, and another")
+    if len(sys.argv) != 3 or not list(Path(sys.argv[1]).glob("high/*.nii.gz")):
+        sys.exit(f"{__doc__}\nname a folder of heads, and another")
     main(Path(sys.argv[1]), Path(sys.argv[2]))

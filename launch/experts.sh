@@ -5,10 +5,10 @@
 #   vqvae      vqvae-tiny.yaml, and sr3 (demo.yaml) to stand beside it
 #   mixtures   moediff-tiny.yaml with levels of noise drawn for each expert (own), and one for all (matched)
 #   maps       targets that show b and g, VQ-VAEs that are told of both, one of them or none, and a mixture with each; shorter
-#   heads      heads with label maps, degraded to 2 mm, and masks of white matter, cortex and junction
-#   upscale    the heads by VQ-VAE (of the truth: what its codes can show), mixtures, each of their experts alone, top1, and sr3
+#   heads      the middles of heads, degraded to 2 mm, masks of white matter, cortex and junction, and others that show b and g
+#   upscale    the first by VQ-VAE (of the truth: what its codes can show), mixtures, each of their experts alone, top1, and sr3
 #   regions    tables of those over the whole head and in each region
-#   table1     experts-maps.yaml
+#   table1     the others by the mixtures of maps [MoEDiff-SR, Table I]
 #   curves     how gates learnt: pictures and tables
 # Settings: HEADS=2 in a table, SHORT=400 steps of each mixture of maps, and half as many more of each VQ-VAE, PYTHON=python3.
 set -euo pipefail
@@ -54,33 +54,37 @@ run() {
       ;;
     heads)
       jaxsr generate -o "$out/heads" -n "$heads" --contrast T1w --with labels
-      jaxsr simulate -i "$out/heads/high" -o "$out/low" --acquisition 1.5T
-      python "$root/docs/make_regions.py" "$out/heads/labels" "$out/regions"
+      jaxsr generate -o "$out/heads-maps" -n "$heads" --contrast T1w --with plain,bias,gradient --carry bias,gradient --seed 1
+      for set in heads heads-maps; do python "$root/docs/make_regions.py" "$out/$set" "$out/$set/middle"; done
+      jaxsr simulate -i "$out/heads/middle/high" -o "$out/low" --acquisition 1.5T
+      jaxsr simulate -i "$out/heads-maps/middle/plain" -o "$out/low-maps" --acquisition 1.5T
       ;;
     upscale)
-      made vqvae vqvae heads/high
+      made vqvae vqvae heads/middle/high
       made sr3 sr3 low
       for model in own matched; do
         made "$model" "$model" low
         for expert in smooth cortex junction top1; do made "$model-$expert" "$model" low --experts "$expert"; done
       done
-      first=$(basename "$(ls "$out"/heads/high/*.nii.gz | head -n 1)")
-      jaxsr upscale -i "$out/low/$first" -o "$out/explained/$first" --model "$out/matched" --axes axial --explain --reference "$out/heads/high/$first"
+      first=$(basename "$(ls "$out"/heads/middle/high/*.nii.gz | head -n 1)")
+      jaxsr upscale -i "$out/low/$first" -o "$out/explained/$first" --model "$out/matched" --axes axial --explain --reference "$out/heads/middle/high/$first"
       ;;
     regions)
       local methods=() mask
       for path in "$out"/upscaled/*/; do methods+=(-i "$(basename "$path")=$path"); done
       for region in head white cortex junction; do
         mask=()
-        [[ $region == head ]] || mask=(--mask "$out/regions/$region")
-        jaxsr evaluate "${methods[@]}" -r "$out/heads/high" -l "$out/low" -o "$out/table-$region" "${mask[@]}"
+        [[ $region == head ]] || mask=(--mask "$out/heads/middle/$region")
+        jaxsr evaluate "${methods[@]}" -r "$out/heads/middle/high" -l "$out/low" -o "$out/table-$region" "${mask[@]}"
       done
       ;;
     table1)
-      sed "s/count: 9/count: $heads/" "$configs/ablations/experts-maps.yaml" >"$out/table1.yaml"
-      local models=()
-      for name in both gradient bias none; do models+=(--models "$name=$out/maps-$name"); done
-      jaxsr evaluate --protocol "$out/table1.yaml" "${models[@]}" -o "$out/table1"
+      local methods=()
+      for name in both gradient bias none; do
+        made "../upscaled-maps/$name" "maps-$name" low-maps
+        methods+=(-i "$name=$out/upscaled-maps/$name")
+      done
+      jaxsr evaluate "${methods[@]}" -r "$out/heads-maps/middle/high" -l "$out/low-maps" -o "$out/table1"
       ;;
     curves)
       python "$root/docs/make_gate_figure.py" "$out/gates.png" own="$out/own" matched="$out/matched"

@@ -180,7 +180,13 @@ def generate(
     labels: Annotated[Path | None, bare(help="A folder of label maps. [default: the embedded tissue maps]")] = None,
     voxel_size: Annotated[float, typer.Option("--voxel-size", min=0.3, max=10, help="Millimetres.")] = 1.0,
     contrast: Annotated[str, typer.Option(help="random, T1w, T2w or PDw; with --labels FLAIR too.")] = "random",
-    extra: Annotated[str | None, bare("--with", help="Maps to write too: some of reference,bias,gradient,labels,mask, or all.")] = None,
+    extra: Annotated[
+        str | None,
+        bare(
+            "--with",
+            help="Maps to write too: some of reference,bias,gradient,labels,mask, or all of these; or plain, the head without what it carries.",
+        ),
+    ] = None,
     carry: Annotated[
         str | None, bare("--carry", help="What of the target scanner shows in the heads: bias,gradient. [default: bias, if it is written]")
     ] = None,
@@ -197,7 +203,8 @@ def generate(
         jaxsr generate -o heads --labels label_maps/ --with labels,reference && jaxsr prepare heads set --layout folder --with labels
     """
     choice("--contrast", contrast, ("random", "T1w", "T2w", "PDw", *(["FLAIR"] if labels else [])))
-    maps = choices("--with", extra, ("reference", "bias", "gradient", "labels", "mask")) if extra else ()
+    usual = ("reference", "bias", "gradient", "labels", "mask")
+    maps = () if not extra else usual if extra == "all" else choices("--with", extra, (*usual, "plain"))
     carries = None if carry is None else choices("--carry", carry, ("bias", "gradient"))
     select_device(device)
     from jaxsr.files import shown
