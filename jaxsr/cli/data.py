@@ -184,7 +184,7 @@ def generate(
         str | None,
         bare(
             "--with",
-            help="Maps to write too: some of reference,bias,gradient,labels,mask, or all of these; or plain, the head without what it carries.",
+            help="Maps to write too: some of reference,bias,gradient,labels,mask, or all of these; or plain: without what is carried.",
         ),
     ] = None,
     carry: Annotated[
