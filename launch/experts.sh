@@ -67,7 +67,7 @@ run() {
         for expert in smooth cortex junction top1; do made "$model-$expert" "$model" low --experts "$expert"; done
       done
       first=$(basename "$(ls "$out"/heads/middle/high/*.nii.gz | head -n 1)")
-      jaxsr upscale -i "$out/low/$first" -o "$out/explained/$first" --model "$out/matched" --axes axial --explain --reference "$out/heads/middle/high/$first"
+      jaxsr upscale -i "$out/low/$first" -o "$out/explained/$first" --model "$out/own" --axes axial --explain --reference "$out/heads/middle/high/$first"
       ;;
     regions)
       local methods=() mask
