@@ -3,7 +3,8 @@
 #   launch/experts.sh OUT [PART …]
 # Parts, all if none is named, each of which goes on where it was stopped and is quick where it was done:
 #   vqvae      vqvae-tiny.yaml, and sr3 (demo.yaml) to stand beside it
-#   mixtures   moediff-tiny.yaml with levels of noise drawn for each expert (own), and one for all (matched)
+#   mixtures   moediff-tiny.yaml with levels of noise drawn for each expert (own), one for all
+#              (matched), and that without the diversity of Eq. 16 (free)
 #   maps       targets that show b and g, VQ-VAEs that are told of both, one of them or none, and a mixture with each; shorter
 #   heads      the middles of heads, degraded to 2 mm, masks of white matter, cortex and junction, and others that show b and g
 #   upscale    the first by VQ-VAE (of the truth: what its codes can show), mixtures, each of their experts alone, top1, and sr3
@@ -13,7 +14,7 @@
 # Settings: HEADS=2 in a table, SHORT=400 steps of each mixture of maps, and half as many more of each VQ-VAE, PYTHON=python3.
 set -euo pipefail
 known="vqvae mixtures maps heads upscale regions table1 curves"
-usage() { sed -n '2,14s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+usage() { sed -n '2,15s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 [[ $# -ge 1 && $1 != -* ]] || usage
 out=$1
 shift
@@ -42,6 +43,7 @@ run() {
     mixtures)
       mixture own vqvae
       mixture matched vqvae method.levels=matched
+      mixture free vqvae method.levels=matched method.diversity=0
       ;;
     maps)
       local shown
@@ -62,7 +64,7 @@ run() {
     upscale)
       made vqvae vqvae heads/middle/high
       made sr3 sr3 low
-      for model in own matched; do
+      for model in own matched free; do
         made "$model" "$model" low
         for expert in smooth cortex junction top1; do made "$model-$expert" "$model" low --experts "$expert"; done
       done
@@ -87,7 +89,7 @@ run() {
       jaxsr evaluate "${methods[@]}" -r "$out/heads-maps/middle/high" -l "$out/low-maps" -o "$out/table1"
       ;;
     curves)
-      python "$root/docs/make_gate_figure.py" "$out/gates.png" own="$out/own" matched="$out/matched"
+      python "$root/docs/make_gate_figure.py" "$out/gates.png" own="$out/own" matched="$out/matched" free="$out/free"
       python "$root/docs/make_gate_figure.py" "$out/gates-maps.png" both="$out/maps-both" g="$out/maps-gradient" b="$out/maps-bias" none="$out/maps-none"
       ;;
   esac

@@ -154,9 +154,9 @@ if [[ $3 == upscale ]]; then mkdir -p "$7"; fi"""
             vqvae = trained[named["method.weights.vqvae"]].method
             own = experiment.method.vqvae
             assert (vqvae.network, vqvae.maps, own.latent_scale) == (own.network, own.maps, 2.0)
-    assert len(trained) == 2 + 2 + 8
+    assert len(trained) == 2 + 3 + 8
     upscaled = [words for words in commands if words[2] == "upscale"]
-    assert len(upscaled) == 2 + 2 * 5 + 1 + 4
+    assert len(upscaled) == 2 + 3 * 5 + 1 + 4
     assert {words[words.index("--model") + 1] for words in upscaled} <= trained.keys()
     evaluated = [words for words in commands if words[2] == "evaluate"]
     assert [words[words.index("-o") + 1].rpartition("/")[2] for words in evaluated] == [
