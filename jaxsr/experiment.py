@@ -147,20 +147,11 @@ class Experiment(Strict):
         multiple = self.method.multiple
         if self.data.crop % multiple:
             raise ValueError(f"data.crop must be a multiple of {multiple} for this network, got {self.data.crop}")
-        least = getattr(self.method, "least_crop", 0)
-        if self.data.crop < least:
-            raise ValueError(f"data.crop must be at least {least} for the largest of method.stft_windows, got {self.data.crop}")
-        experts = getattr(self.method, "count", None)
-        if experts and self.mesh.expert not in (-1, 1, experts):
-            raise ValueError(f"mesh.expert must be 1, or {experts} for a device to each expert, got {self.mesh.expert}")
-        if self.train.accumulate > 1 and getattr(self.method, "restart", False):
-            raise ValueError(
-                "train.accumulate and method.restart: each pass would give a dead code a new place of its own, and it would get their "
-                "middle; set accumulate to 1, and spread large batches over devices, or restart to 0"
-            )
         missing = [name for name in getattr(self.method, "maps", ()) if name not in self.data.maps]
         if missing:
             raise ValueError(f"data.maps must have {' and '.join(missing)}, by which the method is guided, got {list(self.data.maps)}")
+        if check := getattr(self.method, "check", None):
+            check(self)
         return self
 
 

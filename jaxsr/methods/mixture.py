@@ -31,6 +31,13 @@ CEILING = 10.0  # of w: a gating loss whose deviation between slices is below 0.
 Stats = dict[str, Array]  # a dictionary, as exported files hold it
 
 
+def mixed(x0s: Array, weights: Array) -> Array:
+    """Σ_i G_i ẑ_0(i) [Eq. 9] of `x0s` `[K, B, h, w, C]` by `weights` `[B, K]` or `[B, h, w, K]` → `[B, h, w, C]`: a mean, also where
+    weights as printed sum to less than one."""
+    by_expert = jnp.moveaxis(weights / weights.sum(-1, keepdims=True), -1, 0)
+    return (by_expert.reshape(*by_expert.shape, *(1,) * (x0s.ndim - by_expert.ndim)) * x0s).sum(0)
+
+
 def mixed_errors(weights: Array, errors: Array) -> Array:
     """Σ_i G_i L_E(i) [Eq. 13]: `[…, K]` both → `[…]`. The gate too is moved by it, towards experts that err less."""
     return (weights.astype(jnp.float32) * errors.astype(jnp.float32)).sum(-1)

@@ -29,8 +29,8 @@ from pydantic import Field, model_validator
 
 from jaxsr.config import Strict
 from jaxsr.diffusion.process import Prediction, Weighting, add_noise, snr_weight, target, to_x0, x0_loss_weight
-from jaxsr.diffusion.sampling import draw_noise, sample
-from jaxsr.diffusion.schedule import Level, level_at, log_alpha_bar_at, nearest_step
+from jaxsr.diffusion.sampling import sample
+from jaxsr.diffusion.schedule import Level
 from jaxsr.losses import Form, cosine, fourier_errors, sobel_errors, squared_errors, stft_errors
 from jaxsr.methods.base import Batch, Condition, Explanation, LossOutput, Part, Request, UpscaleOutput, Variables, check_sampling
 from jaxsr.methods.mixture import (
@@ -41,12 +41,14 @@ from jaxsr.methods.mixture import (
     gate_target,
     gating_errors,
     initial_variance,
+    mixed,
     of_slices,
     uncertainty_weight,
     updated_variance,
     variance,
     warmed,
 )
+from jaxsr.methods.moediff_levels import draw_levels
 from jaxsr.methods.moediff_networks import NAMES, NETWORKS, ExpertsConfig, MoediffWeights, TokenEncoderConfig
 from jaxsr.methods.vqvae import QuantisedConfig, as_frozen, of_frozen
 from jaxsr.models.gate import Gate, Gating, TokenEncoder, gate_weights, token_weights, updated_usage
@@ -130,16 +132,6 @@ class MoediffConfig(Strict):
         return math.lcm(self.encoder.patches[0], 4 * self.vqvae.multiple)
 
     @property
-    def least_crop(self) -> int:
-        """Training slices have at least these sides: the largest window of Eq. 12 is in latents."""
-        return max(self.stft_windows) * self.vqvae.multiple
-
-    @property
-    def count(self) -> int:
-        """Of experts, each of which may have devices of its own."""
-        return COUNT
-
-    @property
     def maps(self) -> tuple[str, ...]:
         """What training slices must have beside high and low."""
         return self.vqvae.maps
@@ -154,6 +146,14 @@ class MoediffConfig(Strict):
         """Whether training depends on how long it is to last."""
         return self.warmup > 0
 
+    def check(self, experiment: Any) -> None:
+        """ValueError of the `Experiment` around it, where training slices are smaller than Eq. 12's windows, or experts cannot lie on the mesh."""
+        least = max(self.stft_windows) * self.vqvae.multiple
+        if experiment.data.crop < least:
+            raise ValueError(f"data.crop must be at least {least} for the largest of method.stft_windows, got {experiment.data.crop}")
+        if experiment.mesh.expert not in (-1, 1, COUNT):
+            raise ValueError(f"mesh.expert must be 1, or {COUNT} for a device to each expert, got {experiment.mesh.expert}")
+
     def build(self, dtype: jnp.dtype = jnp.float32) -> "Moediff":
         return Moediff(self, dtype)
 
@@ -163,18 +163,6 @@ class Shown(NamedTuple):
 
     gating: Gating
     condition: Array  # [B, h, w, D]
-
-
-class Drawn(NamedTuple):
-    """What is drawn for a training step, by expert.
-
-    Attributes:
-      comparable: 1 where Eq. 14 may compare the experts, else 0, `[B]`.
-    """
-
-    levels: dict[str, Level]
-    noises: dict[str, Array]
-    comparable: Array
 
 
 class Moediff:
@@ -215,7 +203,7 @@ class Moediff:
         shown = self._show(params, batch.low)
         weights = warmed(self._weights(shown.gating, stats["usage"], z0.shape[1:3]), progress, config.warmup)
 
-        drawn = self._drawn(keys, z0.shape[1:])
+        drawn = draw_levels(self.schedules, keys, z0.shape[1:], self.config.levels)
         levels, noises = drawn.levels, drawn.noises
         noised = {name: add_noise(z0, noises[name], levels[name]) for name in NAMES}  # Eq. 5
         outputs = each([functools.partial(self._denoise_of, name) for name in NAMES], params["experts"], shown.condition, noised, levels)
@@ -267,7 +255,7 @@ class Moediff:
             z0 = chain(NAMES[request.expert], params, shown.condition, keys)
         else:
             drawn = each([functools.partial(chain, name) for name in NAMES], params, shown.condition, keys)  # [K, B, h, w, C]
-            z0 = self._mixed(drawn, weights if request.routing == "all" else jax.nn.one_hot(of_slices(weights).argmax(-1), COUNT))  # Eq. 9
+            z0 = mixed(drawn, weights if request.routing == "all" else jax.nn.one_hot(of_slices(weights).argmax(-1), COUNT))  # Eq. 9
         metrics = {f"Gate{name.capitalize()}": of_slices(weights)[:, i] for i, name in enumerate(NAMES)}
         return UpscaleOutput(self.vqvae.decode(of_frozen(variables["frozen"]["vqvae"]), z0), metrics)
 
@@ -319,28 +307,6 @@ class Moediff:
         parts["tokens to condition"] = Part(to_map, {"params": params["map"]}, tuple(grids))
         return parts | {f"VQ-VAE {name}": part for name, part in self.vqvae.parts(size).items()}
 
-    def _drawn(self, keys: Array, shape: tuple[int, ...]) -> Drawn:
-        """Levels and noise of latents of `shape`, one of each a slice and expert."""
-
-        def own(purpose: int, i: int) -> Array:
-            return jax.vmap(jax.random.fold_in, (0, None))(keys, COUNT * purpose + i)
-
-        def steps(keys: Array, last: int) -> Array:
-            return jax.vmap(lambda key: jax.random.randint(key, (), 1, last + 1))(keys)
-
-        schedules = list(self.schedules.values())
-        ts = jnp.stack([steps(own(0, i), schedule.steps) for i, schedule in enumerate(schedules)])  # [K, B]
-        if self.config.levels == "own":
-            levels = {name: level_at(schedule, t) for (name, schedule), t in zip(self.schedules.items(), ts, strict=True)}
-            return Drawn(levels, {name: draw_noise(own(1, i), 0, shape) for i, name in enumerate(NAMES)}, jnp.ones(len(keys)))
-        leader = jax.vmap(lambda key: jax.random.randint(key, (), 0, COUNT))(own(2, 0))
-        of_leader = jnp.stack([log_alpha_bar_at(schedule, t) for schedule, t in zip(schedules, ts, strict=True)])
-        wanted = jnp.take_along_axis(of_leader, leader[None], axis=0)[0]
-        shared = wanted >= jnp.stack([schedule.log_alpha_bar[-1] for schedule in schedules]).max()
-        ts = jnp.stack([jnp.where(shared, nearest_step(schedule, wanted), t) for schedule, t in zip(schedules, ts, strict=True)])
-        levels = {name: level_at(schedule, t) for (name, schedule), t in zip(self.schedules.items(), ts, strict=True)}
-        return Drawn(levels, dict.fromkeys(NAMES, draw_noise(own(1, 0), 0, shape)), shared.astype(jnp.float32))
-
     def _show(self, params: Any, low: Array) -> Shown:
         grids = self.encoder.apply({"params": params["encoder"]}, low)  # Eq. 1
         gating = self.gate.apply({"params": params["gate"]}, grids)  # Eqs. 2–3
@@ -365,11 +331,6 @@ class Moediff:
         denoise = functools.partial(self._denoise, name, params, condition)
         drawn = sample(self.schedules[name], denoise, own, shape, steps=request.steps, prediction=self.config.prediction, eta=request.eta)
         return drawn.x0
-
-    def _mixed(self, z0s: Array, weights: Array) -> Array:
-        """Σ_i G_i ẑ_0(i) of `z0s` `[K, B, h, w, C]` [Eq. 9]: a mean, also where weights as printed sum to less than one."""
-        by_expert = jnp.moveaxis(weights / weights.sum(-1, keepdims=True), -1, 0)  # [K, B] or [K, B, h, w]
-        return (by_expert.reshape(*by_expert.shape, *(1,) * (z0s.ndim - by_expert.ndim)) * z0s).sum(0)
 
     def _similarity(self, estimate: Array, z0: Array) -> Array:
         """cos θ(ẑ_0(i), z_0) of slices `[B]`, or of pixels `[B, h, w]` [Eq. 14]."""

@@ -108,6 +108,14 @@ class VqvaeConfig(QuantisedConfig):
 
     weights: VqvaeWeights = VqvaeWeights()
 
+    def check(self, experiment: Any) -> None:
+        """ValueError of the `Experiment` around it, where codes would start anew in passes whose means are taken."""
+        if experiment.train.accumulate > 1 and self.restart:
+            raise ValueError(
+                "train.accumulate and method.restart: each pass would give a dead code a new place of its own, and it would get their "
+                "middle; set accumulate to 1, and spread large batches over devices, or restart to 0"
+            )
+
 
 class Vqvae:
     """The recipe of the equations above; a frozen config in, pure functions out.

@@ -11,8 +11,11 @@ import pytest
 from jaxsr.config import ConfigError, from_dict
 from jaxsr.diffusion.schedule import level_at
 from jaxsr.experiment import Experiment
+from jaxsr.methods import moediff
 from jaxsr.methods.base import Batch, Condition, Mixture, Request
+from jaxsr.methods.mixture import mixed
 from jaxsr.methods.moediff import MoediffConfig
+from jaxsr.methods.moediff_levels import draw_levels
 from jaxsr.models.perceptual_loss import vgg_shapes
 
 TINY = {
@@ -168,9 +171,9 @@ def test_latents_are_mixed_by_weights_that_sum_to_one(changes):
         jnp.broadcast_to(weights.reshape(SIZE, *weights.shape[1:-1], *(1,) * (4 - weights.ndim), 3), (SIZE, *drawn.shape[2:4], 3))
     )
     expected = np.einsum("kbhwc,bhwk->bhwc", drawn, by_pixel / by_pixel.sum(-1, keepdims=True))
-    np.testing.assert_allclose(method._mixed(drawn, weights), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(mixed(drawn, weights), expected, rtol=1e-4, atol=1e-5)
     constant = jnp.ones_like(drawn)
-    np.testing.assert_allclose(method._mixed(constant, weights), 1, rtol=1e-5)
+    np.testing.assert_allclose(mixed(constant, weights), 1, rtol=1e-5)
 
 
 def test_a_gate_of_pixels_upscales_routes_and_explains():
@@ -198,13 +201,13 @@ def test_experts_are_driven_apart_by_how_much_signal_the_loudest_has(monkeypatch
     found = []
     for weighted in ("snr", "none"):
         method, variables, batch = made(x0_loss_weight=weighted)
-        drawn = method._drawn(keys_of(), (SIDE // 2, SIDE // 2, 8))
+        drawn = draw_levels(method.schedules, keys_of(), (SIDE // 2, SIDE // 2, 8), method.config.levels)
         loud = {
             "cortex": level_at(method.schedules["cortex"], jnp.full(SIZE, 180)),
             "smooth": level_at(method.schedules["smooth"], jnp.full(SIZE, 9)),
         }
         drawn = drawn._replace(levels={name: loud.get(name, loud["smooth"]) for name in drawn.levels})
-        monkeypatch.setattr(method, "_drawn", lambda keys, shape, drawn=drawn: drawn)
+        monkeypatch.setattr(moediff, "draw_levels", lambda *operands, drawn=drawn: drawn)
         found.append(method.loss(variables, batch, keys_of(), LATE).metrics["diversity"])
     snr = float(method.schedules["cortex"].snr[179])
     assert snr < 0.5
@@ -249,7 +252,7 @@ def test_explanations_are_weights_that_sum_to_one_and_attention_of_mean_one():
 
 def test_each_expert_draws_its_own_noise_and_steps_as_published():
     method = config().build()
-    drawn = method._drawn(keys_of(64), (4, 4, 2))
+    drawn = draw_levels(method.schedules, keys_of(64), (4, 4, 2), method.config.levels)
     assert len({np.asarray(noise).tobytes() for noise in drawn.noises.values()}) == 3
     assert len({np.asarray(level.time / level.time.max()).tobytes() for level in drawn.levels.values()}) == 3
     np.testing.assert_array_equal(drawn.comparable, 1)
@@ -259,7 +262,7 @@ def test_matched_levels_are_one_level_and_one_noise_and_still_all_of_every_sched
     """Eq. 14 compares experts then, not noise: steps of a schedule lie within one of its own steps of what the others have."""
     method = config(levels="matched").build()
     count = 4096
-    drawn = method._drawn(keys_of(count), (1, 1, 1))
+    drawn = draw_levels(method.schedules, keys_of(count), (1, 1, 1), method.config.levels)
     same = np.asarray(drawn.comparable) == 1
     assert 0.5 < same.mean() < 1
     logs = {name: np.asarray(2 * jnp.log(level.signal)) for name, level in drawn.levels.items()}
@@ -279,8 +282,8 @@ def test_matched_levels_are_one_level_and_one_noise_and_still_all_of_every_sched
 def test_slices_whose_levels_no_schedule_shares_supervise_no_gate(monkeypatch):
     """What is left of Eq. 16 of such is its second term."""
     method, variables, batch = made(levels="matched")
-    drawn = method._drawn(keys_of(), (SIDE // 2, SIDE // 2, 8))
-    monkeypatch.setattr(method, "_drawn", lambda keys, shape: drawn._replace(comparable=jnp.zeros(SIZE)))
+    drawn = draw_levels(method.schedules, keys_of(), (SIDE // 2, SIDE // 2, 8), method.config.levels)
+    monkeypatch.setattr(moediff, "draw_levels", lambda *operands: drawn._replace(comparable=jnp.zeros(SIZE)))
     metrics = jax.jit(method.loss)(variables, batch, keys_of(), LATE).metrics
     np.testing.assert_allclose(metrics["gating"], metrics["diversity"], rtol=1e-6)
     assert metrics["supervised"] == 0
