@@ -147,7 +147,7 @@ class MoediffConfig(Strict):
         return self.warmup > 0
 
     def check(self, experiment: Any) -> None:
-        """ValueError of the `Experiment` around it, where training slices are smaller than Eq. 12's windows, or experts cannot lie on the mesh."""
+        """ValueError of the `Experiment` around it, where slices are smaller than Eq. 12's windows, or experts cannot lie on the mesh."""
         least = max(self.stft_windows) * self.vqvae.multiple
         if experiment.data.crop < least:
             raise ValueError(f"data.crop must be at least {least} for the largest of method.stft_windows, got {experiment.data.crop}")
