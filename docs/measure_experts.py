@@ -20,7 +20,7 @@ import numpy as np
 from jaxsr.diffusion import sampling
 from jaxsr.diffusion.process import add_noise
 from jaxsr.diffusion.schedule import Level, level_at
-from jaxsr.losses import cosine
+from jaxsr.losses.pixels import cosine
 from jaxsr.methods.moediff import Moediff
 from jaxsr.methods.vqvae import of_frozen
 from jaxsr.upscale.model import load_model

@@ -36,6 +36,8 @@ class DataConfig(Strict):
       carries: what of the target scanner a rendered head shows: bias, gradient. What is acquired has neither, so that only who is given the
         maps can know them.
       augment: true: flip slices at random; or a mapping of flip, rotation, scale, elastic, gamma.
+      paired: share of the subjects whose pairs count as such. Below 1, half of every batch is of the others: the method is shown their
+        acquired and their high-resolution slices, and not told which belong together.
       threads: that prepare batches.
     """
 
@@ -54,6 +56,7 @@ class DataConfig(Strict):
     maps: tuple[MapName, ...] = ()
     carries: tuple[Literal["bias", "gradient"], ...] = ()
     augment: bool | AugmentConfig = True
+    paired: float = pydantic.Field(1.0, gt=0, le=1)
     threads: int = pydantic.Field(2, ge=0)
 
     @pydantic.model_validator(mode="after")
@@ -79,7 +82,7 @@ class DataConfig(Strict):
 Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
-class OptimizerConfig(Strict):
+class OptimizerSettings(Strict):
     """AdamW with linear warm-up, then constant or falling as half a cosine to `final` times the rate."""
 
     learning_rate: float = pydantic.Field(1e-4, gt=0)
@@ -90,6 +93,14 @@ class OptimizerConfig(Strict):
     epsilon: float = pydantic.Field(1e-8, gt=0)
     weight_decay: float = pydantic.Field(0.0, ge=0)
     clip_norm: float | None = pydantic.Field(1.0, gt=0)
+
+
+class OptimizerConfig(OptimizerSettings):
+    """Attributes:
+    discriminator: the settings of that player, in a method that has one; null: those of the others.
+    """
+
+    discriminator: OptimizerSettings | None = None
 
 
 class TrainConfig(Strict):
@@ -150,6 +161,10 @@ class Experiment(Strict):
         missing = [name for name in getattr(self.method, "maps", ()) if name not in self.data.maps]
         if missing:
             raise ValueError(f"data.maps must have {' and '.join(missing)}, by which the method is guided, got {list(self.data.maps)}")
+        if self.optimizer.discriminator and not getattr(self.method, "players", None):
+            raise ValueError("optimizer.discriminator: this method trains none; leave it out, or make it null")
+        if self.data.paired < 1 and not getattr(self.method, "unpaired", False):
+            raise ValueError("data.paired below 1 leaves slices without a pair, from which a method of this kind cannot learn: set it to 1")
         if check := getattr(self.method, "check", None):
             check(self)
         return self

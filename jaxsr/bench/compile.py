@@ -22,7 +22,7 @@ from jaxsr.methods.precision import held_to_train, held_to_upscale
 from jaxsr.precompute.teacher_cache import check_teacher, distill_slices, maps_seen
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
 from jaxsr.train.build import abstract_batch, build_method, variables_to_upscale
-from jaxsr.train.state import abstract_state, abstract_variables, frozen_shardings, make_optimizer, state_shardings
+from jaxsr.train.state import abstract_state, abstract_variables, frozen_shardings, make_optimizer, players_of, state_shardings
 from jaxsr.train.step import make_step
 from jaxsr.upscale.forecast import dearest
 from jaxsr.upscale.guides import maps_to_upscale
@@ -38,7 +38,7 @@ def compile_train(experiment: Experiment) -> dict[str, Any]:
     experiment, estimated = _compilable(experiment)
     mesh, method = make_mesh(**dict(experiment.mesh)), build_method(experiment)
     share_of_batch(mesh, experiment.train.batch_size)
-    optimizer, batch = make_optimizer(experiment.optimizer, experiment.train.steps), abstract_batch(experiment)
+    optimizer, batch = make_optimizer(experiment.optimizer, experiment.train.steps, players_of(method)), abstract_batch(experiment)
     shardings = state_shardings(method, optimizer, batch, mesh)
     state = abstract_state(method, optimizer, batch, shardings)
     shapes, laid = abstract_variables(method, batch)["frozen"], frozen_shardings(method, mesh, batch)

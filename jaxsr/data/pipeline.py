@@ -11,7 +11,7 @@ stays a function of (config, position, files) whatever is damaged, and one bad f
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, NotRequired, Protocol, TypedDict, TypeVar, cast
 
@@ -39,6 +39,7 @@ class Sample(TypedDict):
     Attributes:
       high, low, reference, bias, jacobian: `[H, W, 1]` float32; of a set that networks made high and low only where they are needed.
       latents, low_latents, pooled, tokens: of an encoded set, float32; see `jaxsr.data.records`.
+      paired: a number, where some slices have no pair: what this one's counts, 0 or 2.
       output, mean_map: `[H, W, 1]` float32, and spread, a number: of a distilled set.
       gradient: `[H, W, 3]` float32.
       labels: `[H, W]` uint8.
@@ -48,6 +49,7 @@ class Sample(TypedDict):
 
     high: NotRequired[np.ndarray]
     low: NotRequired[np.ndarray]
+    paired: NotRequired[np.float32]
     output: NotRequired[np.ndarray]
     mean_map: NotRequired[np.ndarray]
     spread: NotRequired[np.float32]
@@ -82,6 +84,7 @@ class SliceStream:
       window: subjects that are mixed at a time.
       augment: how slices are varied; True: flipped at random.
       maps: names of the optional maps that samples have.
+      chosen: which of the subjects; None: all.
       note: told of the first subject, and of those that cannot be loaded, from another thread.
 
     As a context, it waits for no more subjects once left than for the one that is being loaded.
@@ -96,6 +99,7 @@ class SliceStream:
         window: int = 4,
         augment: bool | AugmentConfig = True,
         maps: tuple[str, ...] = (),
+        chosen: Sequence[int] | None = None,
         seed: int = 0,
         note: Callable[[str], None] = lambda text: None,
     ):
@@ -103,6 +107,7 @@ class SliceStream:
             raise ValueError(f"draws must be a multiple of window, got {draws} and {window}")
         self._subjects, self._crop, self._draws, self._window = subjects, crop, draws, window
         self._augment, self._maps, self._seed = augmentation_of(augment), maps, seed
+        self._chosen = range(len(subjects.ids)) if chosen is None else chosen
         self._cache = _Cache(self._load, window + 2)
         self._note, self._told, self._began = note, set[int](), False
 
@@ -127,16 +132,18 @@ class SliceStream:
 
     def subject(self, visit: int) -> int:
         """Whose turn it is at the `visit`-th place of the stream: a new random order each time all have been seen."""
-        epoch, place = divmod(visit, len(self._subjects.ids))
-        return int(np.random.default_rng((self._seed, 0, epoch)).permutation(len(self._subjects.ids))[place])
+        epoch, place = divmod(visit, len(self._chosen))
+        return self._chosen[np.random.default_rng((self._seed, 0, epoch)).permutation(len(self._chosen))[place]]
 
     def _load(self, visit: int) -> tuple[int, Pair]:
         """Who came to the `visit`-th place, and their pair."""
-        first, count = self.subject(visit), len(self._subjects.ids)
+        first, count = self._chosen.index(self.subject(visit)), len(self._chosen)
         if not self._began:  # rendering and compiling may take a minute, in which nothing else is heard
             self._began = True
-            self._note(f"preparing {self._subjects.ids[first]}, the first of {count} subjects; later ones are prepared meanwhile")
-        for subject in ((first + i) % count for i in range(count)):
+            self._note(
+                f"preparing {self._subjects.ids[self._chosen[first]]}, the first of {count} subjects; later ones are prepared meanwhile"
+            )
+        for subject in (self._chosen[(first + i) % count] for i in range(count)):
             try:
                 pair = self._subjects.load(subject, visit)
                 check_maps(self._maps, tuple(pair.maps()), self._subjects.ids[subject])

@@ -63,6 +63,10 @@ class PreparedSet:
         """The first record of a shard."""
         return int(self._ends[shard]) - self.shards[shard].records
 
+    def records_of(self, shards: Sequence[int]) -> np.ndarray:
+        """All records of those shards, `[n]`."""
+        return np.concatenate([np.arange(self.first(shard), self._ends[shard]) for shard in shards])
+
     def origin(self, record: int) -> np.ndarray:
         """`[4]`: visit, shard, axis, record of the shard."""
         shard, number = self.place(record)

@@ -24,6 +24,7 @@ class RecordStream:
       crop: height and width of every slice in pixels; smaller slices are padded with background.
       names: of the maps that samples have.
       augment: how slices are varied; True: flipped at random.
+      chosen: which of the records; None: all.
       note: told, once a shard, of records that cannot be read, from another thread.
 
     Raises:
@@ -37,6 +38,7 @@ class RecordStream:
         names: tuple[str, ...] = ("high", "low"),
         *,
         augment: bool | AugmentConfig = True,
+        chosen: np.ndarray | None = None,
         seed: int = 0,
         note: Callable[[str], None] = lambda text: None,
     ):
@@ -44,7 +46,8 @@ class RecordStream:
         self._records, self._crop, self._names, self._seed = records, crop, names, seed
         self._augment = augmentation_of(augment)
         shuffle_seed = int(np.random.SeedSequence((seed, 0)).generate_state(1)[0])
-        self._order = grain.MapDataset.range(len(records)).shuffle(seed=shuffle_seed)
+        self._chosen = np.arange(len(records)) if chosen is None else chosen
+        self._order = grain.MapDataset.range(len(self._chosen)).shuffle(seed=shuffle_seed)
         self._note, self._told, self._lock = note, set[int](), threading.Lock()
 
     def __enter__(self) -> "RecordStream":
@@ -57,8 +60,8 @@ class RecordStream:
         return ENDLESS
 
     def record(self, position: int) -> int:
-        """Whose place it is: each record has one in every epoch of `len(records)` positions."""
-        return int(self._order[position])
+        """Whose place it is: each record has one in every epoch, of as many positions as there are records."""
+        return int(self._chosen[self._order[position]])
 
     def __getitem__(self, position: int) -> Sample:
         record, maps = self._read(int(position))
@@ -70,8 +73,8 @@ class RecordStream:
         return cast(Sample, {**make_sample(maps, corner, self._crop, drawn, self._records.origin(record)), **numbers})
 
     def _read(self, position: int) -> tuple[int, dict[str, np.ndarray]]:
-        first, count = self.record(position), len(self._records)
-        for record in ((first + i) % count for i in range(count)):
+        first, count = int(self._order[position]), len(self._chosen)
+        for record in (int(self._chosen[(first + i) % count]) for i in range(count)):
             try:
                 return record, self._records.read(record)
             except VolumeError as error:

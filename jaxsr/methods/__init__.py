@@ -4,15 +4,25 @@ from typing import Annotated
 
 from pydantic import Field
 
+from jaxsr.methods.anatomy import AnatomyConfig
 from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.consistency import ConsistencyConfig
 from jaxsr.methods.moediff import MoediffConfig
+from jaxsr.methods.spcdd_config import SpcddConfig
 from jaxsr.methods.sr3 import Sr3Config
 from jaxsr.methods.student import StudentConfig
 from jaxsr.methods.teacher import TeacherConfig
 from jaxsr.methods.vqvae import VqvaeConfig
 
 MethodConfig = Annotated[
-    AutoencoderConfig | ConsistencyConfig | MoediffConfig | Sr3Config | StudentConfig | TeacherConfig | VqvaeConfig,
+    AnatomyConfig
+    | AutoencoderConfig
+    | ConsistencyConfig
+    | MoediffConfig
+    | SpcddConfig
+    | Sr3Config
+    | StudentConfig
+    | TeacherConfig
+    | VqvaeConfig,
     Field(discriminator="kind"),
 ]

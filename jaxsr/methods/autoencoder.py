@@ -21,7 +21,7 @@ from jax import Array
 from pydantic import Field, model_validator
 
 from jaxsr.config import Strict
-from jaxsr.losses import mean_squared_error, squared_errors
+from jaxsr.losses.pixels import mean_squared_error, squared_errors
 from jaxsr.methods.base import Batch, Condition, LossOutput, Part, Request, UpscaleOutput, Variables
 from jaxsr.models.autoencoder import Decoder, Encoder, Gaussian
 
@@ -122,8 +122,8 @@ class Autoencoder:
     def loss(self, variables: Variables, batch: Batch, keys: Array, progress: Array) -> LossOutput:
         image = batch.high
         if self.config.images == "both":
-            image = _interleave(batch.high, batch.low)
-            keys = _interleave(keys, jax.vmap(jax.random.fold_in, (0, None))(keys, LOW))
+            image = interleave(batch.high, batch.low)
+            keys = interleave(keys, jax.vmap(jax.random.fold_in, (0, None))(keys, LOW))
         image = self._to_channels(image)
 
         posterior = self._encoded(variables, image)
@@ -195,6 +195,6 @@ def psnr(output: Array, target: Array) -> Array:
     return 10 * jnp.log10(WINDOW**2 / jnp.maximum(mean_squared_error(output, target), 1e-12))
 
 
-def _interleave(a: Array, b: Array) -> Array:
+def interleave(a: Array, b: Array) -> Array:
     """a_0, b_0, a_1, b_1, …: on a mesh every device keeps what it has."""
     return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])

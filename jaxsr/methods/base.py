@@ -59,6 +59,7 @@ class Batch(NamedTuple):
       spread: the mean squared distance of those from it, `[B]`.
       labels: tissue of each pixel, `[B, H, W]` uint8.
       mask: pixels that count, `[B, H, W, 1]` bool.
+      paired: what each slice counts in losses that compare it with its pair, `[B]`, of mean one: 0 for those without. None: all are pairs.
     """
 
     high: Array
@@ -76,6 +77,7 @@ class Batch(NamedTuple):
     output: Array | None = None
     mean_map: Array | None = None
     spread: Array | None = None
+    paired: Array | None = None
 
     @property
     def size(self) -> int:
@@ -227,6 +229,32 @@ class Method(Protocol):
     def upscale(self, variables: Variables, condition: Condition, keys: Array, request: Request) -> UpscaleOutput: ...
 
     def parts(self, size: int) -> dict[str, Part]: ...
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """A method that sees in a slice what is where, before it makes anything of it."""
+
+    tissues: tuple[str, ...]
+    """Names of the classes, the first of all that is none; () where it has no extractor."""
+
+    def segment(self, variables: Variables, condition: Condition) -> Array:
+        """How likely each pixel is each of them, `[B, H, W, K]`, of sum one."""
+        ...
+
+
+MAIN = "main"  # the player whose parameters are nobody else's
+
+
+@runtime_checkable
+class Adversarial(Protocol):
+    """A method of several players, each with an optimiser of its own, all in one step.
+
+    Its loss is the sum of theirs, made so that none has a gradient by another's parameters: `stop_gradient` is what stands between them.
+    """
+
+    players: Mapping[str, str]
+    """Network → player, of those that are not the main player's."""
 
 
 class Explanation(NamedTuple):

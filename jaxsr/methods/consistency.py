@@ -25,7 +25,7 @@ from jaxsr.config import Strict
 from jaxsr.diffusion.process import Prediction, add_noise, eps_from_x0, to_x0
 from jaxsr.diffusion.sampling import Samples, draw_noise, sampling_times
 from jaxsr.diffusion.schedule import Level, level_at
-from jaxsr.losses import squared_errors
+from jaxsr.losses.pixels import squared_errors
 from jaxsr.methods.base import Batch, LossOutput, Request, Variables
 from jaxsr.methods.student import StagedConfig, Student, Task, purposes
 

@@ -1,6 +1,6 @@
 """How experts and their gate learn together [MoEDiff-SR, Eqs. 13–18].
 
-    c_i = cos θ(ẑ_0(i), z_0)                                    how near expert i came: `jaxsr.losses.cosine`
+    c_i = cos θ(ẑ_0(i), z_0)                                    how near expert i came: `jaxsr.losses.pixels.cosine`
     T   = 1.4826 · median_i |c_i − median c|                    [Eq. 14]
     G*  = softmax(c / T)                                        [Eq. 15]
     L_gating = − 1/K Σ_i G*_i log G_i  +  log(1 + 1/K Σ_i max_{j≠i} cos θ(ẑ_0(i), ẑ_0(j)))      [Eq. 16]
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsr.losses import cosine
+from jaxsr.losses.pixels import cosine
 
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 TEMPERATURE_FLOOR = 1e-3  # T of Eq. 14 is 0 wherever two of three experts agree; at the floor an expert must be 0.001 better for e : 1

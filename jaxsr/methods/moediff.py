@@ -31,7 +31,9 @@ from jaxsr.config import Strict
 from jaxsr.diffusion.process import Prediction, Weighting, add_noise, snr_weight, target, to_x0, x0_loss_weight
 from jaxsr.diffusion.sampling import sample
 from jaxsr.diffusion.schedule import Level
-from jaxsr.losses import Form, cosine, fourier_errors, sobel_errors, squared_errors, stft_errors
+from jaxsr.losses.edges import sobel_errors
+from jaxsr.losses.pixels import cosine, squared_errors
+from jaxsr.losses.spectra import Form, fourier_errors, stft_errors
 from jaxsr.methods.base import Batch, Condition, Explanation, LossOutput, Part, Request, UpscaleOutput, Variables, check_sampling
 from jaxsr.methods.mixture import (
     CEILING,

@@ -20,7 +20,7 @@ from jaxsr.config import Strict
 from jaxsr.diffusion.process import Prediction, add_noise, target
 from jaxsr.diffusion.sampling import draw_noise
 from jaxsr.diffusion.schedule import Level, continuous_level
-from jaxsr.losses import mean_absolute_error, mean_squared_error
+from jaxsr.losses.pixels import mean_absolute_error, mean_squared_error
 from jaxsr.methods.base import (
     Batch,
     Condition,

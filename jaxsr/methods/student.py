@@ -29,7 +29,7 @@ from jaxsr.config import Strict
 from jaxsr.diffusion.process import Prediction, add_noise, target, to_x0, x0_loss_weight
 from jaxsr.diffusion.sampling import Samples, draw_noise
 from jaxsr.diffusion.schedule import Level, continuous_level
-from jaxsr.losses import squared_errors
+from jaxsr.losses.pixels import squared_errors
 from jaxsr.methods.base import (
     Batch,
     Condition,

@@ -28,7 +28,7 @@ from jaxsr.config import Strict
 from jaxsr.diffusion.process import Prediction, Weighting, add_noise, snr_weight, target, to_x0, x0_loss_weight
 from jaxsr.diffusion.sampling import draw_noise
 from jaxsr.diffusion.schedule import Level, level_at
-from jaxsr.losses import squared_errors
+from jaxsr.losses.pixels import squared_errors
 from jaxsr.methods.autoencoder import LatentsConfig
 from jaxsr.methods.base import (
     MAP_CHANNELS,

@@ -26,7 +26,7 @@ from jax import Array
 from pydantic import Field, model_validator
 
 from jaxsr.config import Strict
-from jaxsr.losses import mean_squared_error
+from jaxsr.losses.pixels import mean_squared_error
 from jaxsr.methods.autoencoder import check_sizes, psnr, to_grey
 from jaxsr.methods.base import UNIT, Batch, Condition, LossOutput, Part, Request, UpscaleOutput, Variables
 from jaxsr.models.autoencoder import Decoder

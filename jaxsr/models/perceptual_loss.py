@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxsr.losses import squared_errors
+from jaxsr.losses.pixels import squared_errors
 from jaxsr.models.perceptual import SCALE, SHIFT, Vgg16
 
 LEVELS = 3  # resolutions of VGG-16, of which Φ is the end

@@ -8,7 +8,8 @@ twin on the way down. The time enters every residual block, the context every tr
 context of 768 features it has 859,532,484 parameters.
 
 Guidance is added to the features after the first residual block of each level, before its transformer: b's on the way down, g's on the way
-up. So what is left of the level works on it, and on the way down every skip from there on holds it: all but the stem's.
+up. So what is left of the level works on it, and on the way down every skip from there on holds it: all but the stem's. SPCDD's intensity
+modulation scales and shifts the features at the places of g.
 """
 
 from typing import Any
@@ -17,6 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from jaxsr.models.modulation import modulated
 from jaxsr.nn.convolution import conv, dense, group_norm
 from jaxsr.nn.embedding import sinusoids
 from jaxsr.nn.resnet import Downsample, ResnetBlock, Upsample
@@ -26,11 +28,12 @@ Residuals = tuple[Array, ...]
 
 
 class LatentUNet(nn.Module):
-    """`x` `[B, H, W, C]`, `time` `[B]`, `context` `[B, N, D]`, guidance `down` and `up` → `[B, H, W, channels]` float32.
+    """`x` `[B, H, W, C]`, `time` `[B]`, `context` `[B, N, D]`, guidance `down` and `up`, `modulation` → `[B, H, W, channels]` float32.
 
     H and W must be multiples of `2 ** (len(multipliers) - 1)`. `time` is real-valued, in the steps that the weights were made with, as
     `Schedule.time`. No context is one token of zeros, of which attention makes nothing but its bias: what Zero-1-to-3 was trained to take
-    for none. `down` and `up` hold one map a level, `[B, H / 2ˡ, W / 2ˡ, width * multipliers[l]]` from the highest resolution on.
+    for none. `down` and `up` hold one map a level, `[B, H / 2ˡ, W / 2ˡ, width * multipliers[l]]` from the highest resolution on;
+    `modulation` likewise, of twice the features: scale, then shift. What the middle makes is sown as `middle` in `features`.
 
     Attributes:
       channels: of the output.
@@ -60,7 +63,13 @@ class LatentUNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, time: Array, context: Array | None = None, down: Residuals | None = None, up: Residuals | None = None
+        self,
+        x: Array,
+        time: Array,
+        context: Array | None = None,
+        down: Residuals | None = None,
+        up: Residuals | None = None,
+        modulation: Residuals | None = None,
     ) -> Array:
         levels = len(self.multipliers)
         factor = 2 ** (levels - 1)
@@ -84,10 +93,12 @@ class LatentUNet(nn.Module):
             kind = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
             return jnp.asarray(kind(self.heads, self.depth, self.groups, self.dtype, name=f"{name}_attention")(x, tokens))
 
-        def block(x: Array, level: int, name: str, guidance: Residuals | None) -> Array:
+        def block(x: Array, level: int, name: str, guidance: Residuals | None, modulation: Residuals | None = None) -> Array:
             x = resnet(x, self.width * self.multipliers[level], name)
             if guidance is not None:
                 x += guidance[level].astype(x.dtype)
+            if modulation is not None:
+                x = modulated(x, modulation[level])
             return transformer(x, name) if 2**level in self.attention_at else x
 
         x = conv(self.width, dtype=self.dtype, name="stem")(x.astype(self.dtype))
@@ -103,10 +114,11 @@ class LatentUNet(nn.Module):
         x = resnet(x, x.shape[-1], "middle_0")
         x = transformer(x, "middle_0")
         x = resnet(x, x.shape[-1], "middle_1")
+        self.sow("features", "middle", x)
 
         for level in reversed(range(levels)):
             for i in range(self.blocks + 1):
-                x = block(jnp.concatenate([x, skips.pop()], axis=-1), level, f"up{level}_{i}", None if i else up)
+                x = block(jnp.concatenate([x, skips.pop()], axis=-1), level, f"up{level}_{i}", *((None, None) if i else (up, modulation)))
             if level:
                 x = Upsample(self.dtype, name=f"up{level}_double")(x)
 

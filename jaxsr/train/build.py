@@ -2,8 +2,8 @@
 
 import json
 import statistics
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 import flax.linen as nn
@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxsr.config import ConfigError
+from jaxsr.data.people import person_of
 from jaxsr.data.pipeline import SliceStream, Stream, check_maps
 from jaxsr.data.prepared import PreparedSet
 from jaxsr.data.record_stream import EncodedStream, RecordStream
 from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, Split, Subjects, find_volumes, split_by_subject
 from jaxsr.data.synthetic import LabelSubjects, find_label_maps
+from jaxsr.data.unpaired import HalfPaired, split_paired
 from jaxsr.experiment import DataConfig, Experiment
 from jaxsr.methods.base import MAP_CHANNELS, Batch, Method, Variables
 from jaxsr.train.precomputed import check_precomputed, no_set
@@ -85,6 +87,19 @@ def fitted(experiment: Experiment, records: PreparedSet | None) -> Experiment:
 
 
 def build_stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note = lambda text: None) -> Stream:
+    if experiment.data.paired == 1:
+        return _stream(experiment, subjects, note)
+    if isinstance(subjects, PreparedSet):
+        people = [shard.person for shard in subjects.shards]
+    else:
+        people = [person_of(PurePath(name.split("#")[0])) for name in subjects.ids]
+    both = split_paired(people, experiment.data.paired, experiment.seed)
+    note(f"pairs of {len(both[0])} of {len(people)} scans; of the others it is not known what belongs together")
+    return HalfPaired(*(_stream(experiment, subjects, note, chosen) for chosen in both))
+
+
+def _stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note, chosen: Sequence[int] | None = None) -> Stream:
+    """Of the subjects, or shards, `chosen`; None: of all."""
     data, crop = experiment.data, (experiment.data.crop, experiment.data.crop)
     if isinstance(subjects, PreparedSet):
         precomputed = build_method(experiment).precomputed(data.crop)
@@ -92,10 +107,10 @@ def build_stream(experiment: Experiment, subjects: Subjects | PreparedSet, note:
         names = (*taken, *(name for name in data.maps if name not in taken))
         if subjects.manifest.encoding:
             return EncodedStream(subjects, names, seed=experiment.seed, note=note)
-        return RecordStream(subjects, crop, names, augment=data.augment, seed=experiment.seed, note=note)
-    return SliceStream(
-        subjects, crop, draws=data.draws, window=data.window, augment=data.augment, maps=data.maps, seed=experiment.seed, note=note
-    )
+        records = None if chosen is None else subjects.records_of(chosen)
+        return RecordStream(subjects, crop, names, augment=data.augment, chosen=records, seed=experiment.seed, note=note)
+    how: dict[str, Any] = {"draws": data.draws, "window": data.window, "augment": data.augment, "maps": data.maps, "chosen": chosen}
+    return SliceStream(subjects, crop, **how, seed=experiment.seed, note=note)
 
 
 def variables_to_upscale(experiment: Experiment, method: Method) -> Variables:
@@ -122,4 +137,6 @@ def abstract_batch(experiment: Experiment, records: PreparedSet | None = None) -
     if precomputed and (precomputed.required or (records and records.manifest.precomputed)):
         taken = {name: jax.ShapeDtypeStruct((size, *shape), jnp.float32) for name, shape in precomputed.shapes.items()}
         shapes = {"high": None, "low": None} | taken
+    if experiment.data.paired < 1:
+        shapes["paired"] = jax.ShapeDtypeStruct((size,), jnp.float32)
     return Batch(**shapes, **{name: optional[name] for name in experiment.data.maps})  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_b
 from jaxsr.train.build import abstract_batch, build_method, build_stream, build_subjects, fitted, prepared_set
 from jaxsr.train.frozen import load_needed
 from jaxsr.train.metrics import Clock, NotFinite, Recent, record, require_tensorboard
-from jaxsr.train.state import State, abstract_state, frozen_shardings, init_state, make_optimizer, started, state_shardings
+from jaxsr.train.state import State, abstract_state, frozen_shardings, init_state, make_optimizer, players_of, started, state_shardings
 from jaxsr.train.step import make_step
 from jaxsr.train.stop import StopSignals
 from jaxsr.upscale.model import check_frozen, load_start
@@ -70,7 +70,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
     mesh = make_mesh(**dict(experiment.mesh))
     rows = share_of_batch(mesh, config.batch_size)
     method = build_method(experiment)
-    optimizer = make_optimizer(experiment.optimizer, config.steps)
+    optimizer = make_optimizer(experiment.optimizer, config.steps, players_of(method))
     encoding = records.manifest.encoding if records else None
     shape = abstract_batch(experiment, records)
     frozen, sums = load_needed(experiment, method, shape, encoding)

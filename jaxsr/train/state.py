@@ -1,6 +1,7 @@
 """What training carries from step to step, and how it is laid over devices."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,8 +11,8 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxsr.experiment import OptimizerConfig
-from jaxsr.methods.base import Batch, Method, Variables
+from jaxsr.experiment import OptimizerConfig, OptimizerSettings
+from jaxsr.methods.base import MAIN, Adversarial, Batch, Method, Variables
 from jaxsr.runtime.mesh import replicated, variable_shardings
 
 
@@ -33,8 +34,21 @@ class State(NamedTuple):
     stats: Any
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW with warm-up; see `OptimizerConfig`."""
+def make_optimizer(config: OptimizerConfig, steps: int, players: Mapping[str, str] = MappingProxyType({})) -> optax.GradientTransformation:
+    """AdamW with warm-up; see `OptimizerConfig`. Of a method with `players` (`Adversarial`), one each, which clips by its own norm."""
+    if not players:
+        return _adamw(config, steps)
+    return _by_player(
+        {name: _adamw(getattr(config, name, None) or config, steps) for name in (MAIN, *dict.fromkeys(players.values()))}, players
+    )
+
+
+def players_of(method: Method) -> Mapping[str, str]:
+    """Network → player, of a method that has several; {} for most."""
+    return method.players if isinstance(method, Adversarial) else {}
+
+
+def _adamw(config: OptimizerSettings, steps: int) -> optax.GradientTransformation:
     after = max(steps - config.warmup_steps, 1)
     rate = (
         optax.cosine_decay_schedule(config.learning_rate, after, config.final)
@@ -46,6 +60,26 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         rate = optax.join_schedules([warmup, rate], [config.warmup_steps])
     adamw = optax.adamw(rate, *config.betas, eps=config.epsilon, weight_decay=config.weight_decay)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+
+
+def _by_player(optimizers: Mapping[str, optax.GradientTransformation], players: Mapping[str, str]) -> optax.GradientTransformation:
+    """Each player's parameters, whole networks by their names, by its own optimiser, side by side."""
+
+    def shares(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        return {player: {name: of for name, of in tree.items() if players.get(name, MAIN) == player} for player in optimizers}
+
+    def init(params: Any) -> dict[str, Any]:
+        return {player: optimizers[player].init(share) for player, share in shares(params).items()}
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        of_params = shares(params)
+        updates, after = dict[str, Any](), dict[str, Any]()
+        for player, share in shares(gradients).items():
+            made, after[player] = optimizers[player].update(share, state[player], of_params[player])
+            updates |= made
+        return {name: updates[name] for name in gradients}, after
+
+    return optax.GradientTransformation(init, update)
 
 
 def init_state(method: Method, optimizer: optax.GradientTransformation, batch: Batch, key: Array, mesh: Mesh) -> tuple[State, State]:
@@ -81,8 +115,13 @@ def state_shardings(method: Method, optimizer: optax.GradientTransformation, bat
     boxed = jax.eval_shape(lambda key: method.init(key, _zeros(batch)), jax.random.key(0))
     params = variable_shardings(mesh, boxed["params"])
     everywhere = replicated(mesh)
-    opt = jax.eval_shape(optimizer.init, nn.meta.unbox(boxed["params"]))
-    opt = optax.tree_utils.tree_map_params(optimizer, lambda _, sharding: sharding, opt, params, transform_non_params=lambda _: everywhere)
+    by_path = dict(jax.tree_util.tree_leaves_with_path(params))
+
+    def placed(path: tuple[Any, ...], leaf: Any) -> Any:
+        """A moment's path ends in that of its parameter."""
+        return next((by_path[path[i:]] for i in range(len(path)) if path[i:] in by_path), everywhere)
+
+    opt = jax.tree_util.tree_map_with_path(placed, jax.eval_shape(optimizer.init, nn.meta.unbox(boxed["params"])))
     stats = jax.tree.map(lambda _: everywhere, nn.meta.unbox(boxed["stats"]))
     return State(everywhere, params, params, opt, stats)  # type: ignore[arg-type]
 

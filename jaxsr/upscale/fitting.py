@@ -13,15 +13,28 @@ import numpy as np
 
 from jaxsr.config import ConfigError, Strict, to_dict
 from jaxsr.methods import MethodConfig
+from jaxsr.methods.anatomy import AnatomyConfig
 from jaxsr.methods.autoencoder import AutoencoderConfig
+from jaxsr.methods.spcdd_config import SpcddConfig
+from jaxsr.methods.spcdd_networks import SpcddNetworks
 from jaxsr.methods.student import StagedConfig
 from jaxsr.methods.teacher import TeacherConfig
 from jaxsr.methods.vqvae import VqvaeConfig
 
 # Network → of what kind the models are that it is taken of.
-HOLDERS = {"autoencoder": "autoencoder", "image_encoder": "teacher", "unet": "teacher", "student": "student", "vqvae": "vqvae"}
+HOLDERS = {
+    "autoencoder": "autoencoder",
+    "anatomy": "anatomy",
+    "image_encoder": "teacher",
+    "student": "student",
+    "teacher": "spcdd",
+    "unet": "teacher",
+    "vqvae": "vqvae",
+}
 BESIDE = {"context": "layer to the context", "spatial": "layer to the spatial condition", "guidance": "guidance"}  # a denoiser
 
+_OF_STAGES = ("stages", "schedule", "prediction", "stage_conditioning", "residual_std", "bound")
+_OF_TEACHERS = ("autoencoder", "schedule", "prediction", "residual_std")
 _TRAINING = ("remat", "train", "context", "dropout")  # settings that say nothing of a network's parameters
 
 
@@ -29,9 +42,22 @@ def network_of(method: MethodConfig, name: str) -> tuple[Strict | None, str]:
     """The config of the network `name` of a method that has it, and the key that it stands under."""
     if name == "student" or is_all_of(method, name):
         return method.network, "method.network"  # type: ignore[union-attr]
+    if name == "teacher":
+        return method.distill.teacher, "method.distill.teacher"  # type: ignore[union-attr]
+    if name == "anatomy":
+        prior = method.prior  # type: ignore[union-attr]
+        return (prior.network, "method.prior.network") if prior else (None, "method.prior")
     if name in ("autoencoder", "vqvae"):
         return getattr(method, name).network, f"method.{name}.network"
     return getattr(method, name), f"method.{name}"
+
+
+def network_in(trained: MethodConfig, name: str) -> Strict | None:
+    """The config of the network `name` that others take of a method that was trained: as a teacher, all of it."""
+    if name != "teacher":
+        return network_of(trained, name)[0]
+    assert isinstance(trained, SpcddConfig)
+    return SpcddNetworks(**{key: getattr(trained, key) for key in SpcddNetworks.model_fields})
 
 
 def check_network(source: object, found: Mapping[str, Any], wanted: Strict, key: str) -> None:
@@ -46,7 +72,7 @@ def check_network(source: object, found: Mapping[str, Any], wanted: Strict, key:
 
 def is_all_of(method: MethodConfig, name: str) -> bool:
     """Whether the network `name` is all that the method trains: its parameters and statistics are those of the method."""
-    alone = {"autoencoder": AutoencoderConfig, "student": StagedConfig, "vqvae": VqvaeConfig}
+    alone = {"anatomy": AnatomyConfig, "autoencoder": AutoencoderConfig, "student": StagedConfig, "vqvae": VqvaeConfig}
     return name in alone and isinstance(method, alone[name])
 
 
@@ -63,12 +89,13 @@ def check_maps_seen(source: object, found: VqvaeConfig, wanted: Any) -> None:
 
 
 def check_process(source: object, found: MethodConfig, wanted: MethodConfig) -> None:
-    """Raises ConfigError where a student in `source` goes another way, from noise to images or through resolutions, than `wanted`."""
-    keys = ("stages", "schedule", "prediction", "stage_conditioning", "residual_std", "bound")
+    """Raises ConfigError where a student or teacher in `source` goes another way, from noise to images or through resolutions, than
+    `wanted`."""
+    keys = _OF_STAGES if isinstance(wanted, StagedConfig) else _OF_TEACHERS
     theirs, ours = to_dict(found), to_dict(wanted)
     for settings in (theirs, ours):
-        if settings["stages"]["blur"] == "matched":
-            del settings["stages"]["k"]  # which is of the other
+        if (stages := settings.get("stages")) and stages["blur"] == "matched":
+            del stages["k"]  # which is of the other
     if wrong := [f"method.{key}: {theirs[key]} → {ours[key]}" for key in keys if theirs[key] != ours[key]]:
         listed = "\n  ".join(wrong)
         raise ConfigError(f"{source} was trained in another way: set here what it has (its → yours)\n  {listed}")
@@ -129,7 +156,11 @@ def _alike(name: str, trained: TeacherConfig | None, method: TeacherConfig) -> b
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Those that make the network, in one order."""
-    return {name: sorted(value, key=str) if name == "attention_at" else value for name, value in config.items() if name not in _TRAINING}
+
+    def ordered(name: str, value: Any) -> Any:
+        return _settings(value) if isinstance(value, Mapping) else sorted(value, key=str) if name == "attention_at" else value
+
+    return {name: ordered(name, value) for name, value in config.items() if name not in _TRAINING}
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

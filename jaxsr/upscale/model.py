@@ -17,6 +17,8 @@ import jax
 from jaxsr.config import ConfigError, from_dict, to_dict
 from jaxsr.experiment import Experiment, load_experiment
 from jaxsr.methods.base import Batch, Method, Variables
+from jaxsr.methods.spcdd_config import SpcddConfig
+from jaxsr.methods.spcdd_networks import NETWORKS
 from jaxsr.methods.student import StagedConfig
 from jaxsr.methods.vqvae import VqvaeConfig
 from jaxsr.runtime.checkpoint import NoCheckpoint, newest_checkpoint, read_checkpoint, read_checkpoint_about
@@ -30,6 +32,7 @@ from jaxsr.upscale.fitting import (
     check_process,
     check_shapes,
     is_all_of,
+    network_in,
     network_of,
     with_condition,
 )
@@ -40,6 +43,7 @@ Note = Callable[[str], None]
 
 _IMPORTED = {"autoencoder": "autoencoder", "image_encoder": "clip", "unet": "unet"}  # kinds of imported files
 _OTHER_WAYS = {
+    "anatomy": "; `jaxsr train configs/anatomy.yaml` trains one",
     "autoencoder": "; `jaxsr train configs/autoencoder.yaml` trains one",
     "vqvae": "; `jaxsr train configs/vqvae.yaml` trains one",
     "image_encoder": "; or train it, method.image_encoder.train=true, or leave it out, method.image_encoder=null",
@@ -153,7 +157,11 @@ def load_frozen(experiment: Experiment, method: Method, names: Collection[str] |
     """
     shapes = nn.meta.unbox(method.frozen(batch))
     found = {name: _read_part(experiment, name, shapes)[name] for name in shapes if names is None or name in names}
-    return Frozen(found, {name: digest(tree) for name, tree in found.items()})
+    sums = {name: digest(tree) for name, tree in found.items()}
+    if {"autoencoder", "teacher"} <= found.keys():
+        path: Path = experiment.method.weights.teacher  # type: ignore[union-attr, assignment]
+        check_frozen(experiment, {"autoencoder": sums["autoencoder"]}, load_model(path, frozen=("autoencoder",)).frozen, path)
+    return Frozen(found, sums)
 
 
 def load_start(experiment: Experiment, method: Method, note: Note = lambda text: None) -> dict[str, Any]:
@@ -220,16 +228,18 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], not
         trained = read_experiment(path).method
         if trained.kind != HOLDERS[name]:
             raise ConfigError(f"method.weights.{name}: {path} holds a model of kind {trained.kind}, expected {HOLDERS[name]}: name another")
-        theirs, _ = network_of(trained, name)
+        theirs = network_in(trained, name)
         if theirs is None:
             raise ConfigError(f"method.weights.{name}: {path} holds a {trained.kind} without {title}: name another")
         check_network(path, to_dict(theirs), wanted, key)
-        if isinstance(trained, StagedConfig):
+        if isinstance(trained, StagedConfig | SpcddConfig):
             check_process(path, trained, method)
         if isinstance(trained, VqvaeConfig):
             check_maps_seen(path, trained, method)
-        variables = load_model(path, frozen=(name,)).variables
+        variables = load_model(path, frozen=("anatomy",) if name == "teacher" else (name,)).variables
         found = variables["params"]
+        if name == "teacher":
+            found = {name: {of: part for of, part in (variables["frozen"] | found).items() if of in NETWORKS}}
         tree = found | variables["stats"] if is_all_of(trained, name) else (found if name in found else variables["frozen"])[name]
     elif name not in _IMPORTED:
         raise ConfigError(f"method.weights.{name}: {path} holds imported weights, expected a trained {title}: name its run directory")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxsr.losses import mean_squared_error
+from jaxsr.losses.pixels import mean_squared_error
 from jaxsr.models.autoencoder import Decoder
 from jaxsr.models.vqvae import SMOOTHING, Codebook, VqEncoder, codes, perplexity, quantise, straight_through, updated
 from jaxsr.weights.autoencoder import diffusers_names

@@ -91,7 +91,7 @@ def compiled_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "build_method", lambda experiment: methods(experiment.method, jnp.float32))
-        patch.setattr(loop, "make_optimizer", lambda config, count: optimizers(config, count if config.decay == "cosine" else 0))
+        patch.setattr(loop, "make_optimizer", lambda config, count, players: optimizers(config, count if config.decay == "cosine" else 0))
         patch.setattr(loop, "make_step", steps)
         patch.setattr(loop, "init_state", init_state)
         yield

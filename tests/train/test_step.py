@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsr.experiment import OptimizerConfig
+from jaxsr.experiment import OptimizerConfig, OptimizerSettings
 from jaxsr.methods.base import Batch, LossOutput
 from jaxsr.methods.sr3 import Sr3, Sr3Config
 from jaxsr.runtime.mesh import make_mesh
@@ -138,3 +138,20 @@ def test_the_rate_warms_up_linearly_and_ends_where_it_should(decay, last):
     np.testing.assert_allclose(moves[:4], np.array([0.25, 0.5, 0.75, 1.0]) * 1e-3, rtol=1e-4)
     assert moves[-1] == pytest.approx(last, rel=1e-3)
     assert (np.diff(moves[4:]) <= 1e-8).all()
+
+
+def test_each_player_has_an_optimiser_of_its_own():
+    """Adam's first step is the rate itself: each network's, by the settings of its player; each clips by its own norm."""
+    config = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, discriminator=OptimizerSettings(learning_rate=1e-1, warmup_steps=0))
+    optimizer = make_optimizer(config, 10, {"judge": "discriminator"})
+    params = {"judge": {"w": jnp.ones(3)}, "network": {"w": jnp.ones(2)}, "other": {"w": jnp.ones(2)}}
+    found = jax.tree.map(jnp.ones_like, params) | {"judge": {"w": 1e6 * jnp.ones(3)}}
+    state = optimizer.init(params)
+    updates, state = optimizer.update(found, state, params)
+    moved = {name: float(jnp.abs(of["w"]).max()) for name, of in updates.items()}
+    assert list(updates) == list(found)
+    np.testing.assert_allclose([moved[name] for name in ("judge", "network", "other")], [1e-1, 1e-3, 1e-3], rtol=1e-4)
+    same = make_optimizer(config, 10)
+    alone = {"network": params["network"], "other": params["other"]}
+    expected, _ = same.update({name: found[name] for name in alone}, same.init(alone), alone)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), {name: updates[name] for name in alone}, expected)

@@ -1,6 +1,6 @@
 """Endless synthetic heads: from the tissue maps that ship with nilearn (`render`), or from label maps in a folder (`render_labels`)."""
 
-from jaxsr.data.anatomy.contrasts import CONTRASTS, KINDS, STRUCTURES, TISSUES, Contrast
+from jaxsr.data.anatomy.contrasts import CONTRASTS, KINDS, STRUCTURES, TISSUES, Contrast, shares
 from jaxsr.data.anatomy.deformation import Variation
 from jaxsr.data.anatomy.head import MAPS, Head
 from jaxsr.data.anatomy.heads import render
@@ -22,6 +22,7 @@ __all__ = [
     "read_label_map",
     "render",
     "render_labels",
+    "shares",
     "template_t1",
     "tissue_maps",
 ]

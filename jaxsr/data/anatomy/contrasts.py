@@ -74,6 +74,24 @@ BRAIN = tuple(
 )
 MIXTURE = np.array([[mix.get(t, 0.0) for t in _TISSUES] for mix in _MIXTURES.values()], np.float32)  # [structures, tissues]
 
+
+def shares(tissues: Sequence[str]) -> np.ndarray:
+    """How much of each of `STRUCTURES` is none of `tissues` (csf, grey, white, …), and how much is each: `[structures, 1 + tissues]`.
+
+    A lesion counts as the white matter that it lies in.
+
+    Raises:
+      ValueError: for a tissue that there is not.
+    """
+    known = [name for name in _TISSUES if name not in ("background", "lesion")]
+    if unknown := [name for name in tissues if name not in known]:
+        raise ValueError(f"unknown tissue {', '.join(unknown)}; known: {', '.join(known)}")
+    of = {name: MIXTURE[:, i] for i, name in enumerate(_TISSUES)}
+    of["white"] = of["white"] + of["lesion"]
+    named = np.stack([of[name] for name in tissues], axis=-1)
+    return np.concatenate([1 - named.sum(-1, keepdims=True), named], axis=-1)
+
+
 # How much more a structure's signal varies within it than the brain's does: what is fibres, lobules and layers is not one tissue.
 UNEVENNESS = np.array(
     [{"scalp": 4, "marrow": 6, "muscle": 2.5, "mucosa": 6, "skin": 3, "vessel": 3}.get(s, 1) for s in STRUCTURES], np.float32

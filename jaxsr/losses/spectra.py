@@ -1,14 +1,9 @@
-"""Losses that several recipes share, computed in float32 whatever comes in: scalars, or one value a slice.
+"""Errors of spectra, as MoEDiff-SR compares latents x, y `[B, h, w, C]`, of any C:
 
-Every norm is a mean over all entries (ruling of the specification), so values do not depend on batch or image size.
-
-Those of MoEDiff-SR compare latents x, y `[B, h, w, C]`, of any C:
-
-    edges         mean (S(x) − S(y))²                     S: both components of Sobel's operator               [Eq. 11, first term]
     frequencies   mean |F(x) − F(y)|²                     F: orthonormal Fourier transform of a slice          [Eq. 11, second term]
     windows       Σ_s mean |STFT_s(x) − STFT_s(y)|²       the mean of Eq. 12's Ω_s and of all frequencies      [Eq. 12]
 
-As printed, the last two weigh nothing but the squared error of a pixel: F does not change a norm (Parseval), so they are
+As printed, they weigh nothing but the squared error of a pixel: F does not change a norm (Parseval), so they are
 
     mean (x − y)²    and    Σ_s mean_windows mean v_s² (x − y)²,       v_s: the window, of mean square 1.
 
@@ -26,50 +21,13 @@ from jax import Array
 
 Form = Literal["printed", "magnitude"]
 
-LEAST_SQUARE = 1e-8  # mean square of a vector, of entries about 1, below which it has no direction
-
-
-def mean_absolute_error(output: Array, target: Array) -> Array:
-    """mean |output − target| [SR3, Eq. 6 with p = 1]; arrays of one shape."""
-    return jnp.abs(output.astype(jnp.float32) - target.astype(jnp.float32)).mean()
-
-
-def squared_errors(output: Array, target: Array) -> Array:
-    """`mean_squared_error` of each slice, `[B]`; arrays `[B, H, W, C]`."""
-    return jnp.square(output.astype(jnp.float32) - target.astype(jnp.float32)).mean((1, 2, 3))
-
-
-def mean_squared_error(output: Array, target: Array) -> Array:
-    """mean (output − target)² [teacher, Eqs. 1 and 5]; arrays of one shape."""
-    return jnp.square(output.astype(jnp.float32) - target.astype(jnp.float32)).mean()
-
-
-def sobel_errors(x: Array, y: Array) -> Array:
-    """mean (S(x) − S(y))² over pixels, channels and both components [MoEDiff-SR, Eq. 11, first term]: `[B]` of `[B, h, w, C]`."""
-    return jnp.square(sobel(x.astype(jnp.float32) - y.astype(jnp.float32))).mean((1, 2, 3, 4))
-
-
-def sobel(x: Array) -> Array:
-    """Sobel's derivatives down the rows and along the columns: `[B, h, w, C]` → `[B, h, w, C, 2]`, float32.
-
-    −1 0 1 along the derivative and 1 2 1 across it, so eight times the slope a pixel. Beyond the border its pixels are repeated: of three
-    taps that is the default of `scipy.ndimage.sobel`, 'reflect'.
-    """
-    x = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    down = x[:, 2:] - x[:, :-2]  # [B, h, w + 2, C]
-    along = x[:, :, 2:] - x[:, :, :-2]  # [B, h + 2, w, C]
-    return jnp.stack(
-        [down[:, :, :-2] + 2 * down[:, :, 1:-1] + down[:, :, 2:], along[:, :-2] + 2 * along[:, 1:-1] + along[:, 2:]],
-        axis=-1,
-    )
-
 
 def fourier_errors(x: Array, y: Array, form: Form = "printed") -> Array:
     """Error of the spectrum, a mean over frequencies and channels [MoEDiff-SR, Eq. 11, second term]: `[B]` of `[B, h, w, C]`.
 
     Args:
-      form: 'printed', |F(x) − F(y)|², which by Parseval is exactly `squared_errors`; or 'magnitude', (|F(x)| − |F(y)|)², which does not
-        change as a slice is shifted. Its gradient is finite where a magnitude is zero.
+      form: 'printed', |F(x) − F(y)|², which by Parseval is exactly `jaxsr.losses.pixels.squared_errors`; or 'magnitude',
+        (|F(x)| − |F(y)|)², which does not change as a slice is shifted. Its gradient is finite where a magnitude is zero.
 
     Raises:
       ValueError: for another `form`.
@@ -117,17 +75,6 @@ def stft(x: Array, window: int, hop: int) -> Array:
     weight = (weight / np.sqrt((weight**2).mean())).astype(np.float32)
     parts = parts * weight[:, None, None, None] * weight[:, None]
     return jnp.fft.rfft2(parts.swapaxes(2, 3), axes=(3, 4), norm="ortho")
-
-
-def cosine(x: Array, y: Array, per: Literal["slice", "pixel"] = "slice") -> Array:
-    """cos θ(x, y) of MoEDiff-SR's Eqs. 14–16, for `[B, h, w, C]`: of all entries of a slice, `[B]`, or of a pixel's channels, `[B, h, w]`.
-
-    Vectors whose mean square is below `LEAST_SQUARE` have a cosine that goes to zero with them, and the gradient is finite there.
-    """
-    axes = (1, 2, 3) if per == "slice" else (3,)
-    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-    of_x, of_y = (jnp.maximum(jnp.square(z).mean(axes), LEAST_SQUARE) for z in (x, y))
-    return (x * y).mean(axes) / jnp.sqrt(of_x * of_y)
 
 
 def _spectral_errors(transform: Callable[[Array], Array], columns: int, x: Array, y: Array, form: Form) -> Array:

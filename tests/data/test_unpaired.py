@@ -1,0 +1,91 @@
+"""Streams of which half the slices have no pair [SPCDD §3.5; 30-spcdd, unpaired adaptation]."""
+
+import numpy as np
+import pytest
+
+from jaxsr.config import ConfigError, from_dict
+from jaxsr.data.pipeline import batches
+from jaxsr.data.unpaired import HalfPaired, split_paired
+from jaxsr.experiment import Experiment
+from jaxsr.train.build import abstract_batch, build_stream, build_subjects
+
+METHOD = {"kind": "spcdd", "plain": {"width": 8}, "prior": None, "intensity": None}
+GAME = {"losses": {"adversarial": 1.0}, "discriminator": {"width": 4, "layers": 1}}
+
+
+class Numbers:
+    """A stream whose samples say their position and the stream's name."""
+
+    def __init__(self, name):
+        self.name, self.open = name, 0
+
+    def __enter__(self):
+        self.open += 1
+        return self
+
+    def __exit__(self, *_):
+        self.open -= 1
+
+    def __getitem__(self, position):
+        return {"name": self.name, "position": position}
+
+
+def test_slices_with_and_without_a_pair_take_turns():
+    streams = Numbers("paired"), Numbers("others")
+    with HalfPaired(*streams) as half:
+        found = [half[i] for i in range(6)]
+        assert [s.open for s in streams] == [1, 1]
+    assert [s.open for s in streams] == [0, 0]
+    assert [(f["name"], f["position"], float(f["paired"])) for f in found[:4]] == [
+        ("paired", 0, 2.0), ("others", 0, 0.0), ("paired", 1, 2.0), ("others", 1, 0.0)
+    ]  # fmt: skip
+    assert np.mean([f["paired"] for f in found]) == 1
+
+
+@pytest.mark.parametrize("share, count", [(0.25, 5), (0.05, 1), (0.001, 1), (0.95, 19)])
+def test_a_share_of_the_people_has_pairs_and_nobody_is_in_both(share, count):
+    people = [f"p{i // 2}" for i in range(40)]  # two scans each
+    paired, others = split_paired(people, share, seed=3)
+    assert sorted(paired + others) == list(range(40))
+    assert len(paired) == 2 * count
+    assert not {people[i] for i in paired} & {people[i] for i in others}
+    assert (paired, others) == split_paired(people, share, seed=3)
+    assert share > 0.9 or split_paired(people, share, seed=4)[0] != paired
+
+
+def test_somebody_must_be_left_without():
+    with pytest.raises(ConfigError, match=r"data\.paired: 0\.9 of 2 people"):
+        split_paired(["a", "b"], 0.9, 0)
+
+
+def experiment(**data):
+    data = {"voxel_size": 6.0, "crop": 16, "subjects": 4, "draws": 8, "window": 2, "threads": 1} | data
+    return from_dict({"method": METHOD | GAME, "data": data, "train": {"batch_size": 4}}, Experiment)
+
+
+def test_an_experiment_has_batches_of_both_kinds():
+    """Half of each batch, from subjects of which none is in both halves; the flag is in the batch's shapes."""
+    wanted = experiment(paired=0.5)
+    assert abstract_batch(wanted).paired.shape == (4,)
+    assert abstract_batch(experiment()).paired is None
+    told = []
+    with build_stream(wanted, build_subjects(wanted.data, "train", 0), told.append) as stream:
+        iterator = batches(stream, 4)
+        seen = [next(iterator) for _ in range(6)]
+    assert all(batch["paired"].tolist() == [2, 0, 2, 0] for batch in seen)
+    subjects = [{int(s) for batch in seen for s in batch["origin"][first::2, 1]} for first in (0, 1)]
+    assert not subjects[0] & subjects[1] and all(subjects)  # noqa: PT018
+    assert any("pairs of 2 of 4 scans" in sentence for sentence in told)
+
+
+@pytest.mark.parametrize("method, message", [
+    (METHOD, r"data\.paired below 1"), ({"kind": "autoencoder"}, r"data\.paired below 1"),
+])  # fmt: skip
+def test_who_learns_nothing_without_pairs_refuses_them(method, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict({"method": method, "data": {"paired": 0.5}}, Experiment)
+
+
+def test_a_discriminator_that_is_not_there_has_no_optimiser():
+    with pytest.raises(ConfigError, match=r"optimizer\.discriminator"):
+        from_dict({"method": METHOD, "optimizer": {"discriminator": {"learning_rate": 1e-3}}}, Experiment)
