@@ -1,7 +1,7 @@
 """Cuts the middle out of synthetic heads, and says where which expert of a mixture should be best: `python docs/make_regions.py HEADS OUT`.
 
-HEADS is what `jaxsr generate` wrote. OUT/high and, where there are such, OUT/plain have the middle of the heads, BOX voxels: a CPU is long
-about whole ones. With labels there are masks on that grid, OUT/REGION/NAME.nii.gz:
+HEADS is what `jaxsr generate` wrote. OUT/high and, where there are such, OUT/plain and OUT/labels have the middle of the heads, BOX voxels: a
+CPU is long about whole ones. With labels there are masks on that grid, too, OUT/REGION/NAME.nii.gz:
 
     junction    grey or white matter within a voxel of the other
     white       the rest of the white matter
@@ -43,10 +43,8 @@ def main(heads: Path, out: Path) -> None:
         if path.parent.name not in ("high", "plain", "labels"):
             continue
         cut = middle(read_volume(path))
-        if path.parent.name != "labels":
-            write_volume(out / path.parent.name / path.name, cut, description="jaxsr: synthetic")
-            continue
-        for name, mask in regions(np.rint(cut.data)).items():
+        write_volume(out / path.parent.name / path.name, cut, description="jaxsr: synthetic")
+        for name, mask in (regions(np.rint(cut.data)) if path.parent.name == "labels" else {}).items():
             write_volume(out / name / path.name, Volume(mask.astype(np.float32), cut.affine), description=f"jaxsr: {name}")
 
 

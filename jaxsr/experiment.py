@@ -36,8 +36,8 @@ class DataConfig(Strict):
       carries: what of the target scanner a rendered head shows: bias, gradient. What is acquired has neither, so that only who is given the
         maps can know them.
       augment: true: flip slices at random; or a mapping of flip, rotation, scale, elastic, gamma.
-      paired: share of the subjects whose pairs count as such. Below 1, half of every batch is of the others: the method is shown their
-        acquired and their high-resolution slices, and not told which belong together.
+      paired: share of the people whose pairs count as such. The others are left out; but a method with a discriminator has half of every
+        batch of them, and is not told which of their acquired and high-resolution slices belong together.
       threads: that prepare batches.
     """
 
@@ -163,8 +163,6 @@ class Experiment(Strict):
             raise ValueError(f"data.maps must have {' and '.join(missing)}, by which the method is guided, got {list(self.data.maps)}")
         if self.optimizer.discriminator and not getattr(self.method, "players", None):
             raise ValueError("optimizer.discriminator: this method trains none; leave it out, or make it null")
-        if self.data.paired < 1 and not getattr(self.method, "unpaired", False):
-            raise ValueError("data.paired below 1 leaves slices without a pair, from which a method of this kind cannot learn: set it to 1")
         if check := getattr(self.method, "check", None):
             check(self)
         return self

@@ -94,8 +94,16 @@ def build_stream(experiment: Experiment, subjects: Subjects | PreparedSet, note:
     else:
         people = [person_of(PurePath(name.split("#")[0])) for name in subjects.ids]
     both = split_paired(people, experiment.data.paired, experiment.seed)
+    if not takes_unpaired(experiment):
+        note(f"pairs of {len(both[0])} of {len(people)} scans; the others are left out")
+        return _stream(experiment, subjects, note, both[0])
     note(f"pairs of {len(both[0])} of {len(people)} scans; of the others it is not known what belongs together")
     return HalfPaired(*(_stream(experiment, subjects, note, chosen) for chosen in both))
+
+
+def takes_unpaired(experiment: Experiment) -> bool:
+    """Whether batches hold slices without a pair: there are such, and the method learns from them."""
+    return experiment.data.paired < 1 and getattr(experiment.method, "unpaired", False)
 
 
 def _stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note, chosen: Sequence[int] | None = None) -> Stream:
@@ -137,6 +145,6 @@ def abstract_batch(experiment: Experiment, records: PreparedSet | None = None) -
     if precomputed and (precomputed.required or (records and records.manifest.precomputed)):
         taken = {name: jax.ShapeDtypeStruct((size, *shape), jnp.float32) for name, shape in precomputed.shapes.items()}
         shapes = {"high": None, "low": None} | taken
-    if experiment.data.paired < 1:
+    if takes_unpaired(experiment):
         shapes["paired"] = jax.ShapeDtypeStruct((size,), jnp.float32)
     return Batch(**shapes, **{name: optional[name] for name in experiment.data.maps})  # type: ignore[arg-type]

@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# SPCDD's toy study from nothing, on a CPU: the anatomy extractor, every ablation of the paper in three seeds, students, training with few pairs,
+# and tables on heads that nobody was trained on.
+#   launch/spcdd.sh OUT [PART …]
+# Parts, all if none is named, each of which goes on where it was stopped and is quick where it was done:
+#   heads      25 synthetic T1w heads, prepared as axial slices, 20 of them to train on; and the middles of HEADS others, degraded to 2 mm
+#   anatomy    anatomy.yaml, by labels, and anatomy-self.yaml, without
+#   paper      spcdd-paper.yaml: neither, prior, intensity, both, and both with the losses of intensities; for each of SEEDS
+#   small      spcdd-small.yaml, which diffuses: the same but for those losses
+#   students   [1, 32, 32, 1], taught by the first of paper's both, and by itself
+#   unpaired   pairs of all, a quarter and a twentieth of the people, with a discriminator and the others' scans, and without
+#   upscale    the heads by all of these, and what the extractor sees in what they made (jaxsr segment)
+#   tables     of images, and of Dice against the heads' own labels; means and deviations over seeds (docs/make_spcdd_tables.py)
+#   cost       parameters, multiply-adds, time and memory of teacher and student (OUT/cost.jsonl)
+# Settings: SEEDS="42 43 44", HEADS=2, STEPS=1000 of each training, PYTHON=python3.
+set -euo pipefail
+known="heads anatomy paper small students unpaired upscale tables cost"
+usage() { sed -n '2,17s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+[[ $# -ge 1 && $1 != -* ]] || usage
+out=$1
+shift
+read -ra seeds <<<"${SEEDS:-42 43 44}"
+read -ra parts <<<"${*:-$known}"
+for part in "${parts[@]}"; do [[ " $known " == *" $part "* ]] || usage; done
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+configs=$root/configs heads=${HEADS:-2} steps=${STEPS:-1000}
+mkdir -p "$out/runs"
+python() { command "${PYTHON:-python3}" "$@"; } # also where that is called python
+jaxsr() { echo "+ jaxsr $*" >&2; python -m jaxsr "$@"; }
+# trained NAME CONFIG [KEY=VALUE …]: one run for each seed, NAME-SEED.
+trained() {
+  local seed
+  for seed in "${seeds[@]}"; do
+    jaxsr train "$configs/$2.yaml" data.manifest="$out/set" train.steps="$steps" seed="$seed" --run-dir "$out/runs/$1-$seed" "${@:3}"
+  done
+}
+extractor=method.weights.anatomy=$out/anatomy
+
+run() {
+  case $1 in
+    heads)
+      jaxsr generate -o "$out/heads" -n 25 --contrast T1w
+      jaxsr prepare "$out/heads" "$out/set" --layout folder --axes axial --bias off --split exact
+      jaxsr generate -o "$out/others" -n "$heads" --contrast T1w --with labels --seed 1
+      python "$root/docs/make_regions.py" "$out/others" "$out/middle"
+      jaxsr simulate -i "$out/middle/high" -o "$out/low" --acquisition 1.5T
+      ;;
+    anatomy)
+      jaxsr train "$configs/anatomy.yaml" --run-dir "$out/anatomy"
+      jaxsr train "$configs/anatomy-self.yaml" --run-dir "$out/anatomy-self"
+      ;;
+    paper)
+      trained neither ablations/spcdd-baseline
+      trained prior ablations/spcdd-prior "$extractor"
+      trained intensity ablations/spcdd-intensity
+      trained both spcdd-paper "$extractor"
+      trained losses ablations/spcdd-intensity-losses "$extractor"
+      ;;
+    small)
+      trained small-neither spcdd-small method.prior=null method.intensity=null
+      trained small-prior spcdd-small method.intensity=null "$extractor"
+      trained small-intensity spcdd-small method.prior=null
+      trained small-both spcdd-small "$extractor"
+      ;;
+    students)
+      trained student spcdd-paper-student method.weights.teacher="$out/runs/both-${seeds[0]}"
+      trained alone spcdd-paper method.plain.width=32 method.prior=null method.intensity=null
+      ;;
+    unpaired)
+      trained all-game ablations/spcdd-unpaired data.paired=1 train.batch_size=8 "$extractor" # without it is `both`
+      for share in 0.25 0.05; do
+        trained "$share" spcdd-paper data.paired="$share" "$extractor"
+        trained "$share-game" ablations/spcdd-unpaired data.paired="$share" "$extractor"
+      done
+      ;;
+    upscale)
+      local path name
+      jaxsr segment -i "$out/middle/high" -o "$out/seen/truth" --model "$out/anatomy" --axes axial --no-montage
+      for path in "$out"/runs/*/; do
+        name=$(basename "$path")
+        jaxsr upscale -i "$out/low" -o "$out/upscaled/$name" --model "$path" --axes axial --no-montage
+        jaxsr segment -i "$out/upscaled/$name" -o "$out/seen/$name" --model "$out/anatomy" --axes axial --no-montage
+      done
+      ;;
+    tables)
+      local images=() labels=() path name
+      for path in "$out"/upscaled/*/; do
+        name=$(basename "$path")
+        images+=(-i "$name=$path") labels+=(-i "$name=$out/seen/$name")
+      done
+      jaxsr evaluate "${images[@]}" -r "$out/middle/high" -l "$out/low" -o "$out/images" --no-montage \
+        --metrics psnr,ssim,histogram_match,local_contrast_error,gradient_error
+      jaxsr evaluate "${labels[@]}" -i truth="$out/seen/truth" -r "$out/middle/labels" --labels 1,2,3 -o "$out/labels"
+      python "$root/docs/make_spcdd_tables.py" "$out" >"$out/tables.md"
+      ;;
+    cost)
+      : >"$out/cost.jsonl"
+      for config in spcdd-paper spcdd-paper-student; do
+        for what in count upscale; do jaxsr bench "$what" "$configs/$config.yaml" --json >>"$out/cost.jsonl"; done
+      done
+      ;;
+  esac
+}
+for part in "${parts[@]}"; do run "$part"; done
