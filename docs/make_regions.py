@@ -1,7 +1,7 @@
 """Cuts the middle out of synthetic heads, and says where which expert of a mixture should be best: `python docs/make_regions.py HEADS OUT`.
 
-HEADS is what `jaxsr generate` wrote. OUT/high and, where there are such, OUT/plain and OUT/labels have the middle of the heads, BOX voxels: a
-CPU is long about whole ones. With labels there are masks on that grid, too, OUT/REGION/NAME.nii.gz:
+HEADS is what `jaxsr generate` wrote. OUT/high and, where there are such, OUT/plain and OUT/labels have the middle of the heads, BOX voxels:
+a CPU is long about whole ones. With labels there are masks on that grid, too, OUT/REGION/NAME.nii.gz:
 
     junction    grey or white matter within a voxel of the other
     white       the rest of the white matter
