@@ -22,11 +22,12 @@ from jaxsr.experiment import load_experiment
 from jaxsr.runtime.checkpoint import Checkpoints
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train import loop
-from jaxsr.train.state import abstract_state, make_optimizer, state_shardings
+from jaxsr.train.state import abstract_state, make_optimizer, players_of, state_shardings
 
 PROGRAM = Path(__file__).with_name("many_devices.py")
 CONFIG = Path(__file__).with_name("many_devices.yaml")
 MIXTURE = Path(__file__).with_name("many_devices_mixture.yaml")
+SPCDD = Path(__file__).with_name("many_devices_spcdd.yaml")
 VQVAE = Path(__file__).with_name("many_devices_vqvae.yaml")
 LONGER = "train.steps=4"
 ROUNDING = 1e-5
@@ -107,7 +108,8 @@ def resumed(runs):
 def state_of(folder, config):
     """The state after the last step, brought to the one device of this process."""
     experiment = load_experiment(config)
-    method, optimizer, shape = loop.build_method(experiment), make_optimizer(experiment.optimizer, LAST), loop.abstract_batch(experiment)
+    method, shape = loop.build_method(experiment), loop.abstract_batch(experiment)
+    optimizer = make_optimizer(experiment.optimizer, LAST, players_of(method))
     shardings = state_shardings(method, optimizer, shape, make_mesh())
     with Checkpoints(folder / "checkpoints") as checkpoints:
         return checkpoints.restore(LAST, abstract_state(method, optimizer, shape, shardings))
@@ -135,8 +137,12 @@ def pairs(ours, theirs):
 
 
 def _moments(opt):
-    [adam] = [part for part in jax.tree.leaves(opt, is_leaf=lambda part: hasattr(part, "mu")) if hasattr(part, "mu")]
-    return {"count": adam.count, "first moments": adam.mu, "second moments": adam.nu}
+    adams = [part for part in jax.tree.leaves(opt, is_leaf=lambda part: hasattr(part, "mu")) if hasattr(part, "mu")]  # one a player
+    return {
+        f"{name} {i}": moment
+        for i, adam in enumerate(adams)
+        for name, moment in (("count", adam.count), ("first moments", adam.mu), ("second moments", adam.nu))
+    }
 
 
 ARRANGEMENTS = ["1x4", "1x4 fsdp", "1x4 tensor", "2x2", "2x2 tensor", "2x2 fsdp"]
@@ -176,20 +182,23 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step_with_a_checkpoint(r
 
 @pytest.fixture(scope="module")
 def mixtures(tmp_path_factory):
-    """A mixture's four steps on one device; and what it had after two brought to the end by others, experts side by side among them."""
+    """A mixture's four steps on one device; and what it had after two brought to the end by others, experts side by side among them. And
+    the same of its VQ-VAE, and of two players."""
     folder = tmp_path_factory.mktemp("mixtures")
     write_heads(folder / "heads")
-    mixture, vqvae = {"config": MIXTURE.name}, {"config": VQVAE.name}
+    mixture, vqvae, players = {"config": MIXTURE.name}, {"config": VQVAE.name}, {"config": SPCDD.name}
     one = [
         {"run": "vqvae", "copy_to": ["vqvae on fsdp"], **vqvae},
         {"run": "one", "set": ["train.steps=2"], "copy_to": ["on experts"], **mixture},
         {"run": "one", **mixture},
         {"run": "straight", **mixture},
         {"run": "vqvae straight", "set": [LONGER], **vqvae},
+        {"run": "players", "set": ["train.steps=2"], "copy_to": ["players on fsdp"], **players},
+        {"run": "players straight", **players},
     ]
     statuses = finish(folder, start(one, 1, 1, folder))
     split = ["mesh.data=2", "mesh.fsdp=2"]
-    on_four = [{"run": "vqvae on fsdp", "set": [LONGER, *split], **vqvae}]
+    on_four = [{"run": "vqvae on fsdp", "set": [LONGER, *split], **vqvae}, {"run": "players on fsdp", "set": split, **players}]
     others = [
         start(on_four, 1, 4, folder),
         start([{"run": "on experts", "set": ["mesh.data=2", "mesh.expert=3"], **mixture}], 1, 6, folder),
@@ -247,3 +256,9 @@ def test_a_mixture_goes_on_on_other_devices_as_if_never_moved(mixtures):
 def test_a_codebook_goes_on_on_other_devices_as_if_never_moved(mixtures):
     """What two steps on one device left, brought to step 4 by four."""
     assert_same_run(mixtures / "vqvae on fsdp", mixtures / "vqvae straight", VQVAE)
+
+
+def test_two_players_go_on_on_other_devices_as_if_never_moved(mixtures):
+    """30-spcdd: discriminator, its optimiser and spectral normalisation with the rest; half the slices have no pair."""
+    assert state_of(mixtures / "players straight", SPCDD).stats.keys() == {"spectral"}
+    assert_same_run(mixtures / "players on fsdp", mixtures / "players straight", SPCDD)
