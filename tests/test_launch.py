@@ -1,5 +1,6 @@
 """Launch scripts: what they set is accepted, and what fails is told."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -164,9 +165,45 @@ if [[ $3 == upscale ]]; then mkdir -p "$7"; fi"""
     ]  # fmt: skip
 
 
+def test_spcdd_s_study_trains_what_its_tables_name(stub, tmp_path):
+    """Every ablation in every seed, on one set; what is told by an extractor or a teacher comes after it; all that is trained is scored."""
+    body = f"""echo "$@" >>{tmp_path}/said
+previous=
+for word; do
+  if [[ $previous == --run-dir || $previous == -o && $3 == upscale ]]; then mkdir -p "$word"; fi
+  previous=$word
+done"""
+    out = tmp_path / "out"
+    settings = {"HEADS": "1", "SEEDS": "7 8"}
+    done = subprocess.run([LAUNCH / "spcdd.sh", out], capture_output=True, text=True, env={**stub(body), **settings}, timeout=120)
+    assert done.returncode == 0, done.stderr
+    commands = [line.split() for line in (tmp_path / "said").read_text().splitlines() if line.startswith("-m jaxsr")]
+    trained = {}
+    for words in (words for words in commands if words[2] == "train"):
+        named = dict(word.split("=", 1) for word in words if "=" in word)
+        overrides = [f"{key}={value}" for key, value in named.items() if ".weights." not in key and key != "data.manifest"]
+        experiment = load_experiment(Path(words[3]), overrides)
+        if experiment.method.kind == "spcdd":
+            frozen = experiment.method.build().frozen(None) | ({"teacher": None} if experiment.method.distill else {})
+            assert frozen.keys() == {key.rpartition(".")[2] for key in named if ".weights." in key}
+        assert {Path(value) for key, value in named.items() if ".weights." in key} <= {*trained}
+        trained[Path(words[words.index("--run-dir") + 1])] = experiment
+    names = {path.name.rpartition("-")[0] for path in trained if path.parent.name == "runs"}
+    assert len([path for path in trained if path.parent.name == "runs"]) == 2 * len(names) == 2 * (5 + 4 + 2 + 5)
+    spec = importlib.util.spec_from_file_location("make_spcdd_tables", LAUNCH.parent / "docs" / "make_spcdd_tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert {name for rows in tables.TABLES.values() for name in rows} - names == {"tricubic", "kspace"}
+    for command in ("upscale", "segment"):
+        made = {words[words.index("-o") + 1].rpartition("/")[2] for words in commands if words[2] == command}
+        assert made - {"truth"} == {path.name for path in trained if path.parent.name == "runs"}
+    assert [words[2] for words in commands].count("evaluate") == 2
+
+
+@pytest.mark.parametrize("script", ["experts.sh", "spcdd.sh"])
 @pytest.mark.parametrize("words", [["out", "nothing"], []])
-def test_the_mixture_s_experiments_know_their_parts(words, stub, tmp_path):
-    done = subprocess.run([LAUNCH / "experts.sh", *words], capture_output=True, text=True, env=stub("exit 1"), cwd=tmp_path)
+def test_experiments_know_their_parts(script, words, stub, tmp_path):
+    done = subprocess.run([LAUNCH / script, *words], capture_output=True, text=True, env=stub("exit 1"), cwd=tmp_path)
     assert (done.returncode, "PART" in done.stderr, (tmp_path / "out").exists()) == (2, True, False)
 
 
