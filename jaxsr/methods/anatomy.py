@@ -26,7 +26,7 @@ from jax import Array
 from pydantic import Field, model_validator
 
 from jaxsr.config import Strict
-from jaxsr.data.anatomy import shares
+from jaxsr.data.anatomy import STRUCTURES, shares, structure_names
 from jaxsr.losses.overlap import cross_entropies, dice_errors
 from jaxsr.methods.autoencoder import interleave
 from jaxsr.methods.base import Batch, Condition, LossOutput, Part, Request, UpscaleOutput, Variables
@@ -101,6 +101,8 @@ class AnatomyConfig(Strict):
 
     Attributes:
       supervision: 'weak', by labels, or 'self'.
+      numbering: of the labels: 'jaxsr', of heads that are rendered, or 'freesurfer', of a prepared set whose label maps have FreeSurfer's
+        numbers (aseg), below 256; a number that is not known is no tissue.
       dice: weight of the second term of 'weak'.
       clustering: of 'self'.
     """
@@ -108,6 +110,7 @@ class AnatomyConfig(Strict):
     kind: Literal["anatomy"] = "anatomy"
     network: AnatomyNetworkConfig = AnatomyNetworkConfig()
     supervision: Literal["weak", "self"] = "weak"
+    numbering: Literal["jaxsr", "freesurfer"] = "jaxsr"
     dice: float = Field(1.0, ge=0)
     clustering: ClusteringConfig = ClusteringConfig()
     weights: AnatomyWeights = AnatomyWeights()
@@ -143,7 +146,7 @@ class Anatomy:
         y = interleave(batch.low, batch.high)
         logits = self._logits(variables, y)
         masks, metrics = masks_of(logits), dict[str, Array]()
-        known = None if batch.labels is None else probabilities(batch.labels, self.config.network.tissues)
+        known = None if batch.labels is None else probabilities(batch.labels, self.config.network.tissues, self.config.numbering)
         if known is not None:
             known = interleave(known, known)
             overlap = hard_dice(masks, known)
@@ -201,12 +204,15 @@ class Anatomy:
         return pixels * flipped @ turn.T + centre, config.gamma ** jax.random.uniform(keys[3], minval=-1)
 
 
-def probabilities(labels: Array, tissues: tuple[str, ...]) -> Array:
-    """p `[B, H, W, 1 + tissues]` of `labels` `[B, H, W]`, indices of `jaxsr.data.anatomy.STRUCTURES`: a thalamus is half of each matter."""
+def probabilities(labels: Array, tissues: tuple[str, ...], numbering: Literal["jaxsr", "freesurfer"] = "jaxsr") -> Array:
+    """p `[B, H, W, 1 + tissues]` of `labels` `[B, H, W]`: a thalamus is half of each matter. `numbering`: see `AnatomyConfig`."""
+    names = dict(enumerate(STRUCTURES)) if numbering == "jaxsr" else structure_names()
+    known = shares(tissues)
     table = np.zeros((PLACES, 1 + len(tissues)), np.float32)
     table[:, 0] = 1
-    known = shares(tissues)
-    table[: len(known)] = known
+    for number, name in names.items():
+        if number < PLACES:
+            table[number] = known[STRUCTURES.index(name)]
     return jnp.asarray(table)[labels]
 
 

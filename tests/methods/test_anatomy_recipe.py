@@ -48,6 +48,9 @@ def test_labels_are_shares_of_tissues():
     np.testing.assert_allclose([of("skull"), of("scalp"), of("background")], [[1, 0, 0, 0]] * 3)
     labels = jnp.array([[[TISSUES.index("csf"), 255]]], jnp.uint8)
     np.testing.assert_allclose(probabilities(labels, NAMES), [[[[0, 1, 0, 0], [1, 0, 0, 0]]]])
+    aseg = jnp.array([[[2, 3, 4, 10, 200]]], jnp.uint8)  # white matter, cortex, ventricle, thalamus; and a number of nobody's
+    expected = [[0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0.5, 0.5], [1, 0, 0, 0]]
+    np.testing.assert_allclose(probabilities(aseg, NAMES, "freesurfer")[0, 0], expected)
 
 
 def test_the_template_is_piecewise_constant_at_the_means_of_the_slice():

@@ -5,7 +5,7 @@ from jaxsr.data.anatomy.deformation import Variation
 from jaxsr.data.anatomy.head import MAPS, Head
 from jaxsr.data.anatomy.heads import render
 from jaxsr.data.anatomy.label_heads import render_labels
-from jaxsr.data.anatomy.labels import LabelMap, read_label_map
+from jaxsr.data.anatomy.labels import LabelMap, read_label_map, structure_names
 from jaxsr.data.anatomy.template import TissueMaps, template_t1, tissue_maps
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "render",
     "render_labels",
     "shares",
+    "structure_names",
     "template_t1",
     "tissue_maps",
 ]

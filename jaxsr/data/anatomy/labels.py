@@ -99,7 +99,7 @@ def structures_of(labels: np.ndarray, path: Path) -> np.ndarray:
     lowest = int(labels.min())
     counts = np.bincount(labels.ravel() - lowest)
     found = np.flatnonzero(counts) + lowest
-    table = {number: name for name, numbers in _NUMBERS.items() for n in numbers for number in (n if isinstance(n, range) else (n,))}
+    table = structure_names()
     unknown = [int(n) for n in found if int(n) not in table]
     if unknown:
         raise VolumeError(
@@ -110,6 +110,11 @@ def structures_of(labels: np.ndarray, path: Path) -> np.ndarray:
     index = np.zeros(len(counts), np.uint8)
     index[found - lowest] = [STRUCTURES.index(table[int(n)]) for n in found]
     return index[labels - lowest]
+
+
+def structure_names() -> dict[int, str]:
+    """FreeSurfer's number → structure."""
+    return {number: name for name, numbers in _NUMBERS.items() for n in numbers for number in (n if isinstance(n, range) else (n,))}
 
 
 def prepare(structures: np.ndarray, spacing: tuple[float, float, float], path: Path, *, mixed: np.ndarray | None = None) -> LabelMap:
