@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from jaxsr import __version__
-from jaxsr.cli import data, distilling, inspect, models, report, simulation, upscaling, volumes, weights
+from jaxsr.cli import data, distilling, inspect, models, report, segmenting, simulation, upscaling, volumes, weights
 from jaxsr.cli.status import run, terminate
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ for command in (
     distilling.distill,
     models.export,
     upscaling.upscale,
+    segmenting.segment,
     simulation.simulate,
     volumes.evaluate,
     report.report,

@@ -25,10 +25,10 @@ class Work(NamedTuple):
     """What is done with slices: a program for each, and each shape of slices.
 
     Attributes:
-      task: 'upscale'; of a mixture also 'route' and 'explain'.
+      task: 'upscale'; of a mixture also 'route' and 'explain', of what sees tissues 'segment'.
     """
 
-    task: Literal["upscale", "route", "explain"]
+    task: Literal["upscale", "route", "explain", "segment"]
     request: Request | None = None
 
 

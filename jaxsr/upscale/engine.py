@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxsr.data.pairs import slice_frame
-from jaxsr.methods.base import MAP_CHANNELS, Condition, Explanation, Method, Mixture, Request, Variables
+from jaxsr.methods.base import MAP_CHANNELS, Condition, Explanation, Method, Mixture, Request, Segmenter, Variables
 from jaxsr.upscale.batches import Batches, BatchSize, Cuts, Note, Work
 from jaxsr.upscale.plan import Plan, Sizes, make_plan, map_of
 from jaxsr.volume.geometry import Grid, Kind, resample
@@ -192,6 +192,30 @@ class Engine:
                     whole[indices, ..., expert] = slice_map.inverse(part[..., expert])
         return explanation
 
+    def segment(
+        self, low: np.ndarray, axes: Sequence[str], progress: Callable[[int], None] = lambda done: None, note: Note = silent
+    ) -> np.ndarray:
+        """How likely each voxel of `low`, as `fuse` takes it, is each of `tissues_of` the method: the mean over `axes` of what it sees in
+        their slices, float32 `[K, X, Y, Z]`.
+
+        Raises:
+          ValueError: for a method that sees none.
+        """
+        tissues = tissues_of(self._method)
+        if not tissues:
+            raise ValueError("only a method with an anatomy extractor says what tissue is where")
+        total, done = np.zeros((len(tissues), *low.shape), np.float32), 0
+        for axis in axes:
+            slice_map, cuts = map_of(self._method, low.shape, AXES[axis], self._slice_map), {"low": _cut("low", low, AXES[axis])}
+            sums = [take_slices(mask, axis) for mask in total]
+            for indices, masks in self._batches.run(Work("segment"), cuts, _all(cuts), slice_map, jax.random.key(0), note):
+                for tissue, of in enumerate(sums):
+                    of[indices] += slice_map.inverse(masks[..., tissue])
+                done += len(indices)
+                progress(done)
+        total /= len(axes)
+        return total
+
     def _upscaled(self, cuts: Cuts, slice_map: SliceMap, key: jax.Array, request: Request, note: Note) -> Iterator[tuple[np.ndarray, Any]]:
         """Yields indices of slices and their `UpscaleOutput`; slices that go to one expert each are grouped by it."""
         if len(ways(self._method, request)) == 1:
@@ -200,6 +224,11 @@ class Engine:
         routes = np.concatenate([expert for _, expert in self._batches.run(Work("route"), cuts, _all(cuts), slice_map, key, note)])
         for expert, alone in enumerate(ways(self._method, request)):
             yield from self._batches.run(Work("upscale", alone), cuts, np.flatnonzero(routes == expert), slice_map, key, note)
+
+
+def tissues_of(method: Method) -> tuple[str, ...]:
+    """Names of what it tells apart in a slice, the first of all that is none; () where it does not."""
+    return method.tissues if isinstance(method, Segmenter) else ()
 
 
 def ways(method: Method, request: Request) -> list[Request]:

@@ -113,6 +113,15 @@ def read_input(
     Raises:
       VolumeError: as `read_volume`, and as `check_target`; where there is no contrast, or no axis of `axes` serves.
     """
+    read = read_scan(path, axes, volume, nan, note)
+    check_target(read, to_mm, picture=picture, samples=samples, consistency=consistency, explain=explain)
+    return read
+
+
+def read_scan(
+    path: Path, axes: Sequence[str], volume: int | None, nan: Literal["refuse", "zero"], note: Callable[[str], None] = lambda text: None
+) -> Volume:
+    """What `read_input` does whatever the volume is for, and with which target: all but `check_target`."""
     read = straighten(read_volume(path, volume=volume, nan=nan))
     for sentence in read.notes:
         note(f"{shown(path.name)}: {sentence}")
@@ -121,7 +130,6 @@ def read_input(
         _, left_out = serving_axes(read.data.shape, axes)
     except VolumeError as error:
         raise VolumeError(f"{shown(path)}: {error}") from None
-    check_target(read, to_mm, picture=picture, samples=samples, consistency=consistency, explain=explain)
     for sentence in left_out:
         note(f"{shown(path.name)}: {sentence}, so that axis is left out")
     return read
@@ -185,7 +193,7 @@ def serving_axes(shape: Sequence[int], axes: Sequence[str]) -> tuple[tuple[str, 
         f"{name} slices would be only {min(shape[a] for a in thin - {AXES[name]})} voxels wide" for name in axes if name not in serving
     )
     if not serving:
-        raise VolumeError(f"no axis of {', '.join(axes)} can be upscaled: {'; '.join(left_out)}")
+        raise VolumeError(f"no axis of {', '.join(axes)} serves: {'; '.join(left_out)}")
     return serving, left_out
 
 

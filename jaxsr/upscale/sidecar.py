@@ -32,6 +32,7 @@ _DESCRIPTIONS = {
     "attention": "How strongly the query of one expert of a mixture looks at each place, 1 where evenly; the mean over slice axes.",
     "weight": "Weight of one expert of a mixture at each place, of the slice or, where the gate looks at tokens, of the pixel; the mean "
     "over slice axes.",
+    "mask": "How likely a network takes each voxel for one tissue, from 0 to 1. For research only, not for diagnosis.",
     "error": "Absolute difference between what one expert of a mixture makes alone and a reference; units of the scan.",
     "consistency": "How far an upscaled scan, degraded as the scan was acquired, lies from the scan, in units of its noise: "
     "(H x - y) / sigma. For research only, not for diagnosis.",
@@ -75,6 +76,11 @@ def sample_name(sample: int) -> str:
     return f"sample-{sample}"
 
 
+def mask_names(tissues: Iterable[str]) -> list[str]:
+    """What `map_path` calls the masks that lie beside a label map; none of the first class, which is all else."""
+    return [f"mask-{name}" for name in list(tissues)[1:]]
+
+
 def map_names(
     samples: int, *, keep: bool = False, consistency: bool = False, explain: bool = False, errors: bool = False
 ) -> tuple[str, ...]:
@@ -101,13 +107,12 @@ def check_maps(jobs: Iterable[Job], names: Iterable[str]) -> None:
 
 def stale_maps(output: Path, names: Iterable[str]) -> list[Path]:
     """Maps of an earlier output in the place of `output`, with their sidecars, and pictures of its experts, that `names` do not replace."""
-    names = list(names)
+    names, before = list(names), (read_sidecar(output) or {}).get("JaxSR") or {}
     beside = itertools.takewhile(lambda name: map_path(output, name).exists(), map(sample_name, itertools.count()))
-    others = map_names(2, consistency=True, explain=True, errors=True)
+    others = [*map_names(2, consistency=True, explain=True, errors=True), *mask_names(before.get("Labels", {}).values())]
     paths = [map_path(output, name) for name in (*others, *beside) if name not in names]
     ours = [path for path in paths if ((read_sidecar(path) or {}).get("JaxSR") or {}).get("Of") == output.name]
-    drawn = "Gates" in ((read_sidecar(output) or {}).get("JaxSR") or {})
-    pictures = [picture_path(map_path(output, name)) for name in EXPLAINING if drawn and name not in names]
+    pictures = [picture_path(map_path(output, name)) for name in EXPLAINING if "Gates" in before and name not in names]
     return [lies for path in ours for lies in (path, sidecar_path(path))] + pictures
 
 

@@ -109,8 +109,12 @@ def write_volume(path: str | Path, volume: Volume, *, description: str = "", bef
     write_together({**(before or {}), path: volume_writer(path, volume, description)})
 
 
-def volume_writer(path: Path, volume: Volume, description: str = "") -> Writer:
-    """What writes `volume` as `write_volume` does, to be written together with others. Raises as that does."""
+def volume_writer(path: Path, volume: Volume, description: str = "", *, labels: bool = False) -> Writer:
+    """What writes `volume` as `write_volume` does, to be written together with others. Raises as that does.
+
+    Args:
+      labels: it is a label map, of numbers below 256: written as uint8 and, in NIfTI, with the intent by which viewers know one.
+    """
     suffix = _suffix(path)
     try:
         if volume.data.ndim != 3:
@@ -121,7 +125,7 @@ def volume_writer(path: Path, volume: Volume, description: str = "") -> Writer:
     except VolumeError as error:
         raise VolumeError(f"{shown(path)}: {error}") from None
 
-    data, affine = from_ras(np.asarray(volume.data, np.float32), volume.affine, turn_from(volume.orientation))
+    data, affine = from_ras(np.asarray(volume.data, np.uint8 if labels else np.float32), volume.affine, turn_from(volume.orientation))
     image = nib.MGHImage(data, affine) if suffix in (".mgh", ".mgz") else _nifti(data, affine, volume.codes, description)
     return functools.partial(nib.save, image)
 
@@ -171,7 +175,9 @@ def _check_values(data: np.ndarray, nan: str, constant: str) -> tuple[np.ndarray
 def _nifti(data: np.ndarray, affine: np.ndarray, codes: tuple[int, int], description: str) -> nib.Nifti1Pair:
     kind = nib.Nifti2Image if max(data.shape) > _NIFTI1_SIDE else nib.Nifti1Image
     image = kind(data, affine)
-    image.header.set_data_dtype(np.float32)
+    image.header.set_data_dtype(data.dtype)
+    if data.dtype == np.uint8:
+        image.header.set_intent("label")
     image.set_sform(affine, code=codes[0])
     image.set_qform(affine, code=codes[1])
     image.header.set_xyzt_units("mm")
