@@ -32,8 +32,8 @@ METRICS = {
 TISSUES = {"1": "CSF", "2": "grey matter", "3": "white matter"}
 TABLES = {
     "One evaluation [Table 1, §5.2, §5.3]": ("tricubic", "kspace", "neither", "prior", "intensity", "both", "losses"),
-    "Sampled": ("small-neither", "small-prior", "small-intensity", "small-both"),
-    "Distilled [§5.4]": ("both", "student", "alone"),
+    "Sampled, ten steps": ("small-neither", "small-prior", "small-intensity", "small-both"),
+    "Distilled [§5.4]": ("both", "student", "alone", "small-both", "small-student", "small-alone"),
     "Few pairs [§3.5]": ("both", "all-game", "0.25", "0.25-game", "0.05", "0.05-game"),
 }
 CURVES = ("neither", "prior", "intensity", "both")
@@ -75,6 +75,16 @@ def table(rows: Sequence[str], images: Values, labels: Values) -> str:
     return "\n".join(lines)
 
 
+def costs(path: Path) -> str:
+    """Latency and memory of teachers and students [§5.4]."""
+    lines = ["| | parameters | multiply-adds of 64 × 64 | seconds a volume of 96³ | memory of 8 slices |", "| --- " * 5 + "|"]
+    for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        count, time, memory = line["count"], line["upscale"]["seconds_per_volume"], line["compile"]["device_bytes"]
+        work = f"{count['parameters']:,} | {count['multiply_adds'] / 1e6:.0f} M"
+        lines.append(f"| {line['config']} | {work} | {time:.2f} | {memory / 2**20:.0f} MiB |")
+    return "\n".join(lines)
+
+
 def draw_curves(out: Path) -> None:
     """Fig. 1: L1 over training, every seed a line."""
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
@@ -83,7 +93,7 @@ def draw_curves(out: Path) -> None:
             lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
             steps, losses = zip(*((line["step"], line["reconstruction"]) for line in lines if "reconstruction" in line), strict=True)
             axis.semilogy(steps, losses, color=f"C{i}", alpha=0.8, label=None if j else name)
-    axis.set(xlabel="step", ylabel="mean absolute error of a batch", title="Training loss (SPCDD, Fig. 1), three seeds")
+    axis.set(xlabel="step", ylabel="mean absolute error of a batch", title="Training loss (SPCDD, Fig. 1), a line a seed")
     axis.grid(alpha=0.3, which="both")
     axis.legend()
     write_whole(out / "curves.png", lambda part: figure.savefig(part, dpi=110, format="png"))
@@ -114,8 +124,11 @@ def main(out: Path) -> None:
     labels = read(out / "labels" / "metrics.csv", None, TISSUES)
     for title, rows in TABLES.items():
         print(f"### {title}\n\n{table(rows, images, labels)}\n")
-    truth = labels.get("truth", {})
-    print("Dice of the extractor on the truth:", ", ".join(f"{name} {cell(truth, label, '.3f')}" for label, name in TISSUES.items()))
+    for name in ("anatomy", "judge", "anatomy-self"):
+        dice = [f"{tissue} {cell(labels.get(f'truth-{name}', {}), label, '.3f')}" for label, tissue in TISSUES.items()]
+        print(f"Dice of {name} on the truth: {', '.join(dice)}\n")
+    if (out / "cost.jsonl").exists():
+        print(costs(out / "cost.jsonl"))
     draw_curves(out)
     draw_histograms(out)
 

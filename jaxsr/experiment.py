@@ -31,7 +31,7 @@ class DataConfig(Strict):
       subjects: heads of the embedded set, or of label maps, to train on.
       contrast: of those heads: random, T1w, T2w or PDw, from label maps FLAIR too.
       draws: slices taken of a subject each time it is visited.
-      window: subjects mixed at a time; memory holds two more.
+      window: subjects mixed at a time; memory holds two more, and as many again of those without pairs.
       maps: what slices have beside high and low, where the set has it: reference, bias, gradient, jacobian, labels, mask.
       carries: what of the target scanner a rendered head shows: bias, gradient. What is acquired has neither, so that only who is given the
         maps can know them.
@@ -97,7 +97,8 @@ class OptimizerSettings(Strict):
 
 class OptimizerConfig(OptimizerSettings):
     """Attributes:
-    discriminator: the settings of that player, in a method that has one; null: those of the others.
+    discriminator: the settings of that player, in a method that has one; null: those of the others. What it leaves out has the defaults
+      above, not the others' settings.
     """
 
     discriminator: OptimizerSettings | None = None

@@ -4,12 +4,12 @@
 #   launch/spcdd.sh OUT [PART …]
 # Parts, all if none is named, each of which goes on where it was stopped and is quick where it was done:
 #   heads      25 synthetic T1w heads, prepared as axial slices, 20 of them to train on; and the middles of HEADS others, degraded to 2 mm
-#   anatomy    anatomy.yaml, by labels, and anatomy-self.yaml, without
+#   anatomy    anatomy.yaml, by labels, once more of another seed to judge by, and anatomy-self.yaml, without labels
 #   paper      spcdd-paper.yaml: neither, prior, intensity, both, and both with the losses of intensities; for each of SEEDS
 #   small      spcdd-small.yaml, which diffuses: the same but for those losses
-#   students   [1, 32, 32, 1], taught by the first of paper's both, and by itself
+#   students   of both: half as wide, the slice alone in, taught by the first of each, and by themselves
 #   unpaired   pairs of all, a quarter and a twentieth of the people, with a discriminator and the others' scans, and without
-#   upscale    the heads by all of these, and what the extractor sees in what they made (jaxsr segment)
+#   upscale    the heads by all of these, and what the other extractor sees in what they made (jaxsr segment)
 #   tables     of images, and of Dice against the heads' own labels; means and deviations over seeds (docs/make_spcdd_tables.py)
 #   cost       parameters, multiply-adds, time and memory of teacher and student (OUT/cost.jsonl)
 # Settings: SEEDS="42 43 44", HEADS=2, STEPS=1000 of each training, PYTHON=python3.
@@ -47,6 +47,7 @@ run() {
       ;;
     anatomy)
       jaxsr train "$configs/anatomy.yaml" --run-dir "$out/anatomy"
+      jaxsr train "$configs/anatomy.yaml" seed=1 --run-dir "$out/judge"
       jaxsr train "$configs/anatomy-self.yaml" --run-dir "$out/anatomy-self"
       ;;
     paper)
@@ -65,6 +66,8 @@ run() {
     students)
       trained student spcdd-paper-student method.weights.teacher="$out/runs/both-${seeds[0]}"
       trained alone spcdd-paper method.plain.width=32 method.prior=null method.intensity=null
+      trained small-student spcdd-small-student method.weights.teacher="$out/runs/small-both-${seeds[0]}"
+      trained small-alone spcdd-small method.plain.width=32 method.prior=null method.intensity=null
       ;;
     unpaired)
       trained all-game ablations/spcdd-unpaired data.paired=1 train.batch_size=8 "$extractor" # without it is `both`
@@ -75,11 +78,14 @@ run() {
       ;;
     upscale)
       local path name
-      jaxsr segment -i "$out/middle/high" -o "$out/seen/truth" --model "$out/anatomy" --axes axial --no-montage
+      for name in anatomy judge anatomy-self; do
+        jaxsr segment -i "$out/middle/high" -o "$out/seen/truth-$name" --model "$out/$name" --axes axial --no-montage
+        jaxsr segment -i "$out/low" -o "$out/seen/low-$name" --model "$out/$name" --axes axial --no-montage
+      done
       for path in "$out"/runs/*/; do
         name=$(basename "$path")
-        jaxsr upscale -i "$out/low" -o "$out/upscaled/$name" --model "$path" --axes axial --no-montage
-        jaxsr segment -i "$out/upscaled/$name" -o "$out/seen/$name" --model "$out/anatomy" --axes axial --no-montage
+        jaxsr upscale -i "$out/low" -o "$out/upscaled/$name" --model "$path" --axes axial --no-montage $([[ $name == small-* ]] && echo --steps 10)
+        jaxsr segment -i "$out/upscaled/$name" -o "$out/seen/$name" --model "$out/judge" --axes axial --no-montage
       done
       ;;
     tables)
@@ -90,13 +96,17 @@ run() {
       done
       jaxsr evaluate "${images[@]}" -r "$out/middle/high" -l "$out/low" -o "$out/images" --no-montage \
         --metrics psnr,ssim,histogram_match,local_contrast_error,gradient_error
-      jaxsr evaluate "${labels[@]}" -i truth="$out/seen/truth" -r "$out/middle/labels" --labels 1,2,3 -o "$out/labels"
+      for name in anatomy judge anatomy-self; do labels+=(-i "truth-$name=$out/seen/truth-$name"); done
+      jaxsr evaluate "${labels[@]}" -r "$out/middle/labels" --labels 1,2,3 -o "$out/labels"
       python "$root/docs/make_spcdd_tables.py" "$out" >"$out/tables.md"
       ;;
     cost)
       : >"$out/cost.jsonl"
-      for config in spcdd-paper spcdd-paper-student; do
-        for what in count upscale; do jaxsr bench "$what" "$configs/$config.yaml" --json >>"$out/cost.jsonl"; done
+      for config in spcdd-paper spcdd-paper-student spcdd-small spcdd-small-student; do
+        count=$(jaxsr bench count "$configs/$config.yaml" --json)
+        time=$(jaxsr bench upscale "$configs/$config.yaml" --json)
+        memory=$(jaxsr bench compile "$configs/$config.yaml" --upscale 8 --json)
+        echo "{\"config\": \"$config\", \"count\": $count, \"upscale\": $time, \"compile\": $memory}" >>"$out/cost.jsonl"
       done
       ;;
   esac

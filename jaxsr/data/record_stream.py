@@ -92,10 +92,19 @@ class EncodedStream(RecordStream):
 
     Args:
       names: of all that samples have; the set has them.
+      chosen: as of a `RecordStream`.
     """
 
-    def __init__(self, records: PreparedSet, names: tuple[str, ...], *, seed: int = 0, note: Callable[[str], None] = lambda text: None):
-        super().__init__(records, (0, 0), names, seed=seed, note=note)
+    def __init__(
+        self,
+        records: PreparedSet,
+        names: tuple[str, ...],
+        *,
+        chosen: np.ndarray | None = None,
+        seed: int = 0,
+        note: Callable[[str], None] = lambda text: None,
+    ):
+        super().__init__(records, (0, 0), names, chosen=chosen, seed=seed, note=note)
 
     def __getitem__(self, position: int) -> Sample:
         record, maps = self._read(int(position))

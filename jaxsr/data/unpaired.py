@@ -1,7 +1,8 @@
 """Streams of which half the slices have no pair: some subjects are known at both resolutions, of others nobody says what belongs together.
 
-Slices of both kinds take turns, so that every batch has as many of each, and what those with a pair teach has one weight however few they
-are. Slices come as ever, with both images; `paired` says what comparing them counts: 2 and 0, which is 1 on average.
+Slices of both kinds take turns, so that a batch of an even number has as many of each, and what those with a pair teach has one weight
+however few they are: `paired` says what comparing both images counts, 2 or 0, which is 1 on average. Of a slice without a pair the
+high-resolution image is that of another slice altogether, as it would be of scans that were never paired.
 """
 
 import contextlib
@@ -29,10 +30,14 @@ def split_paired(people: Sequence[str], share: float, seed: int) -> tuple[list[i
 
 
 class HalfPaired:
-    """Slices of `paired` and of `others`, by turns; see the head of this file."""
+    """Slices of `paired` and of `others`, by turns; see the head of this file.
 
-    def __init__(self, paired: Stream, others: Stream):
-        self._streams = (paired, others)
+    Args:
+      apart: how far on in `others` the high-resolution image of a slice without a pair is.
+    """
+
+    def __init__(self, paired: Stream, others: Stream, apart: int):
+        self._streams, self._apart = (paired, others), max(apart, 1)
 
     def __enter__(self) -> "HalfPaired":
         self._open = contextlib.ExitStack()
@@ -48,4 +53,7 @@ class HalfPaired:
 
     def __getitem__(self, position: int) -> Sample:
         turn, other = divmod(int(position), 2)
-        return cast(Sample, {**self._streams[other][turn], "paired": np.float32(0 if other else 2)})
+        if not other:
+            return cast(Sample, {**self._streams[0][turn], "paired": np.float32(2)})
+        low, high = (self._streams[1][turn + i] for i in (0, self._apart))
+        return cast(Sample, {**low, "high": high["high"], "paired": np.float32(0)})

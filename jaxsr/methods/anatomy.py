@@ -101,8 +101,8 @@ class AnatomyConfig(Strict):
 
     Attributes:
       supervision: 'weak', by labels, or 'self'.
-      numbering: of the labels: 'jaxsr', of heads that are rendered, or 'freesurfer', of a prepared set whose label maps have FreeSurfer's
-        numbers (aseg), below 256; a number that is not known is no tissue.
+      numbering: of the labels of a prepared set: 'jaxsr', of heads that `jaxsr generate` rendered, or 'freesurfer', of label maps with
+        FreeSurfer's numbers (aseg), below 256; a number that is not known is no tissue. Null where heads are rendered in training.
       dice: weight of the second term of 'weak'.
       clustering: of 'self'.
     """
@@ -110,7 +110,7 @@ class AnatomyConfig(Strict):
     kind: Literal["anatomy"] = "anatomy"
     network: AnatomyNetworkConfig = AnatomyNetworkConfig()
     supervision: Literal["weak", "self"] = "weak"
-    numbering: Literal["jaxsr", "freesurfer"] = "jaxsr"
+    numbering: Literal["jaxsr", "freesurfer"] | None = None
     dice: float = Field(1.0, ge=0)
     clustering: ClusteringConfig = ClusteringConfig()
     weights: AnatomyWeights = AnatomyWeights()
@@ -123,6 +123,18 @@ class AnatomyConfig(Strict):
     def maps(self) -> tuple[str, ...]:
         """What training slices must have beside high and low."""
         return ("labels",) if self.supervision == "weak" else ()
+
+    def check(self, experiment: Any) -> None:
+        """ValueError of the `Experiment` around it, where nobody says what labels mean, or clusters would get wrong names."""
+        data = experiment.data
+        if "labels" in data.maps and (data.manifest is None) != (self.numbering is None):
+            raise ValueError(
+                "method.numbering says whose numbers the labels of data.manifest are, jaxsr or freesurfer: give it with a prepared set, "
+                "and only then, as heads that are rendered in training have their own"
+            )
+        rendered = data.manifest is None and data.volumes is None
+        if self.supervision == "self" and rendered and data.contrast != "T1w":
+            raise ValueError(f"method.supervision self names classes by T1w brightness: data.contrast must be T1w, not {data.contrast}")
 
     def build(self, dtype: jnp.dtype = jnp.float32) -> "Anatomy":
         return Anatomy(self, dtype)
@@ -146,7 +158,7 @@ class Anatomy:
         y = interleave(batch.low, batch.high)
         logits = self._logits(variables, y)
         masks, metrics = masks_of(logits), dict[str, Array]()
-        known = None if batch.labels is None else probabilities(batch.labels, self.config.network.tissues, self.config.numbering)
+        known = None if batch.labels is None else probabilities(batch.labels, self.config.network.tissues, self.config.numbering or "jaxsr")
         if known is not None:
             known = interleave(known, known)
             overlap = hard_dice(masks, known)

@@ -4,15 +4,16 @@
     x̂ = f(x̃; ĩ)                                                     one evaluation: no `schedule`, as in the paper's Table 1
     z_{t−1} from z_t and f(z_t, t, x̃; ĩ)                            sampled, in pixels or in latents: DDIM
 
-    L = denoising + Σ_i λ_i mean w' L_i(x̂, x) + adversarial + α |ŷ_s − ŷ_t| + β mean (Φ_s − P Φ_t)²                     [Algorithm 1, Eq. 1]
+    L = denoising + Σ_i λ_i mean w' L_i(x̂, x) + adversarial + α |ŷ_s − ŷ_t| + β mean (P Φ_s − Φ_t)²                     [Algorithm 1, Eq. 1]
 
 L_i compare images: L1, gradients, histograms, local contrast, and Dice of what the extractor sees in x̂ and x. Where x̂ is sampled they act
 on x̂_0, with w' = min(1, SNR). In distillation y_t and Φ_t are a fixed teacher's, of the same y, z_t and t; P, a learned 1×1 projection of
 the student's features, is there only where the widths differ, so a student that equals its teacher has no loss.
 
-Two players: a discriminator D sees x and x̂, and never which belong together. Slices whose pair is not known (`Batch.paired`) count in
-nothing but its game; where f is sampled they are shown pure noise at t = T, as z_t would tell it x. Of the sum of both players' losses
-neither has a gradient by the other's parameters: that is what one optimiser step of both needs.
+Two players: a discriminator D sees x and x̂, and never which belong together. Slices whose pair is not known (`Batch.paired`) count where
+no pair is needed: in D's game, in distillation, and in Dice, of what the extractor sees in x̂ and in y, without which D alone would have its
+way with them. Where f is sampled they are shown pure noise at t = T, as z_t would tell it x. Of the sum of both players' losses neither has
+a gradient by the other's parameters: that is what one optimiser step of both needs.
 """
 
 import functools
@@ -30,7 +31,7 @@ from jaxsr.losses.edges import gradient_errors
 from jaxsr.losses.intensity import histogram_errors, local_contrast_errors, wasserstein_errors
 from jaxsr.losses.overlap import dice_errors
 from jaxsr.losses.pixels import absolute_errors, squared_errors
-from jaxsr.methods.autoencoder import interleave, psnr
+from jaxsr.methods.autoencoder import WINDOW, interleave
 from jaxsr.methods.base import (
     Batch,
     Condition,
@@ -131,17 +132,23 @@ class Spcdd:
             weight = snr_weight(level, config.weighting, config.gamma, config.prediction)
             metrics["denoising"] = (paired * errors).mean()
             total += losses.denoising * (paired * weight * errors).mean()
-            known = x0_loss_weight(level) if config.x0_loss_weight == "snr" else known
-        if losses.of_images or self.discriminator:
+            if config.x0_loss_weight == "snr":
+                known = jnp.where(paired > 0, x0_loss_weight(level), 1)  # of the others there is no better estimate than this
+        if losses.of_images or self.discriminator or self.autoencoder is None:
             image = self._image(of_latents, to_x0(config.prediction, output, z_t, level) if level else output, batch.low)  # type: ignore[arg-type]
-            metrics["psnr"] = psnr(image, batch.high)
+            metrics["psnr"] = -10 * jnp.log10(jnp.maximum((paired * squared_errors(image, batch.high)).mean() / WINDOW**2, 1e-12))
             for name, share in losses.of_images.items():
-                metrics[name] = (paired * known * self._errors(name, params, image, batch.high)).mean()
+                like, counts = batch.high, paired
+                if name == "structure" and batch.paired is not None:
+                    like = jnp.where(paired[:, None, None, None] > 0, batch.high, batch.low)
+                    counts = jnp.ones_like(paired)
+                metrics[name] = (counts * known * self._errors(name, params, image, like)).mean()
                 total += share * metrics[name]
         if config.distill:
             distilled = self._distilled(variables, batch, (output, features), of_latents, z_t, level)
             metrics |= distilled
-            total += config.distill.alpha * distilled["distilled_output"] + config.distill.beta * distilled["distilled_features"]
+            weights = {"distilled_output": config.distill.alpha, "distilled_features": config.distill.beta}
+            total += sum(weights[name] * value for name, value in distilled.items())
         stats = variables["stats"]
         if self.discriminator:
             game, stats = self._game(variables, batch.high, image)
@@ -219,16 +226,19 @@ class Spcdd:
     def _distilled(
         self, variables: Variables, batch: Batch, mine: tuple[Array, Array], of_latents: Variables, z_t: Array | None, level: Level | None
     ) -> dict[str, Array]:
-        """Both terms of Algorithm 1, against the teacher's answer to the same."""
+        """Both terms of Algorithm 1, as far as they count, against the teacher's answer to the same."""
         assert self.teacher
+        assert self.config.distill
         params = variables["frozen"]["teacher"]
         shown = self.teacher.show(params, of_latents, batch.low)
         output, features = jax.lax.stop_gradient(self.teacher.denoise(params, shown, z_t, level.time if level else None))
-        seen = self.projection.apply({"params": variables["params"]["projection"]}, mine[1]) if self.projection else mine[1]
-        return {
-            "distilled_output": absolute_errors(mine[0], output).mean(),
-            "distilled_features": squared_errors(jnp.asarray(seen), features).mean(),
-        }
+        found = {}
+        if self.config.distill.alpha:
+            found["distilled_output"] = absolute_errors(mine[0], output).mean()
+        if self.config.distill.beta:
+            seen = self.projection.apply({"params": variables["params"]["projection"]}, mine[1]) if self.projection else mine[1]
+            found["distilled_features"] = squared_errors(jnp.asarray(seen), features).mean()
+        return found
 
     def _game(self, variables: Variables, real: Array, fake: Array) -> tuple[dict[str, Array], dict[str, Any]]:
         """Both players' losses of slices `[B, H, W, 1]`, and the statistics after one iteration of spectral normalisation."""

@@ -16,6 +16,8 @@ from jaxsr.methods.spcdd_networks import SpcddNetworks
 if TYPE_CHECKING:
     from jaxsr.methods.spcdd import Spcdd
 
+CONTRAST_WINDOW = 11  # pixels: of `jaxsr.losses.intensity.local_contrast_errors`
+
 
 class SpcddLosses(Strict):
     """Weights of the losses above; what is 0 is not computed.
@@ -26,7 +28,7 @@ class SpcddLosses(Strict):
       gradient: mean |∇x̂ − ∇x|.
       histogram: distance of the distributions of intensities.
       contrast: mean difference of local standard deviations.
-      structure: 1 − Dice of the extractor's masks of x̂ and of x.
+      structure: 1 − Dice of the extractor's masks of x̂ and of x, or of y where x is not known.
       adversarial: of the generator; the discriminator's own has weight 1.
     """
 
@@ -134,14 +136,33 @@ class SpcddConfig(SpcddNetworks):
             raise ValueError("in latents it is sampled, and of the latents themselves: give schedule, and leave residual_std null")
         if self.losses.structure and self.prior is None:
             raise ValueError("losses.structure compares what the extractor sees, and prior is null: give it, or set structure to 0")
-        if self.weights.anatomy and self.prior is None:
-            raise ValueError("weights.anatomy names an extractor, and prior is null: make both null, or give its sizes")
+        for name, config in (("anatomy", self.prior), ("autoencoder", self.autoencoder), ("teacher", self.distill)):
+            if getattr(self.weights, name) and config is None:
+                key = {"anatomy": "prior", "teacher": "distill"}.get(name, name)
+                raise ValueError(f"weights.{name} names one, and {key} is null: make both null, or give its sizes")
         if (self.losses.adversarial > 0) != (self.discriminator is not None):
             raise ValueError("losses.adversarial is what a discriminator says: give discriminator and a weight, or null and 0")
         if self.discriminator and self.schedule and self.prediction == "eps":
             raise ValueError("a discriminator sees x̂_0 from pure noise, which prediction 'eps' cannot tell: use 'x0' or 'v'")
         if self.distill and (self.distill.teacher.unet is None) != (self.unet is None):
             raise ValueError("distill.teacher works in pixels and its student in latents, or the other way round: give both one space")
+        if self.distill and self.distill.beta and self.unet and self.distill.teacher.unet:
+            levels = [len(unet.multipliers) for unet in (self.unet, self.distill.teacher.unet)]
+            if levels[0] != levels[1]:
+                raise ValueError(f"middles of UNets of {levels[0]} and {levels[1]} levels differ in size: set distill.beta to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _does_something(self) -> "SpcddConfig":
+        """Neither nothing at all, nor settings of a sampling that there is not."""
+        learnt = [*self.losses.of_images, *["denoising"] * (self.schedule is not None and self.losses.denoising > 0)]
+        taught = self.distill is not None and self.distill.alpha + self.distill.beta > 0
+        if not (learnt or taught or self.discriminator):
+            raise ValueError("losses and distill are all 0 or null, and nothing would be learnt: give one of them a weight")
+        of_sampling = ("prediction", "weighting", "gamma", "loss", "x0_loss_weight", "sampling_steps", "eta")
+        odd = [name for name in of_sampling if getattr(self, name) != type(self).model_fields[name].default]
+        if self.schedule is None and odd:
+            raise ValueError(f"{' and '.join(odd)} say how it is sampled, and schedule is null, so it is evaluated once: leave them out")
         return self
 
     @property
@@ -160,9 +181,17 @@ class SpcddConfig(SpcddNetworks):
         return self.discriminator is not None
 
     def check(self, experiment: Any) -> None:
-        """ValueError of the `Experiment` around it, where slices are too small for a discriminator."""
-        if self.discriminator and experiment.data.crop < self.discriminator.least:
-            raise ValueError(f"data.crop must be at least {self.discriminator.least} for the discriminator, got {experiment.data.crop}")
+        """ValueError of the `Experiment` around it, where slices are too small or do not suit the teacher, or have no halves."""
+        crop = experiment.data.crop
+        if self.discriminator and crop < self.discriminator.least:
+            raise ValueError(f"data.crop must be at least {self.discriminator.least} for the discriminator, got {crop}")
+        if self.losses.contrast and crop < CONTRAST_WINDOW:
+            raise ValueError(f"data.crop must be at least {CONTRAST_WINDOW} for losses.contrast, got {crop}")
+        factor = self.autoencoder.multiple if self.autoencoder else 1
+        if self.distill and crop % (factor * self.distill.teacher.multiple):
+            raise ValueError(f"data.crop must be a multiple of {factor * self.distill.teacher.multiple} for the teacher, got {crop}")
+        if self.discriminator and experiment.data.paired < 1 and experiment.train.batch_size % 2:
+            raise ValueError(f"train.batch_size must be even, as half of it has pairs (data.paired), got {experiment.train.batch_size}")
 
     def build(self, dtype: jnp.dtype = jnp.float32) -> "Spcdd":
         from jaxsr.methods.spcdd import Spcdd

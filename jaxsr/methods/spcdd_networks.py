@@ -181,9 +181,10 @@ class Guided:
         image, side = shape(size, size, 1), size // self.factor
         params = jax.eval_shape(self.init, jax.random.key(0), image)
         modulation = jax.eval_shape(self.intensity.apply, {"params": params["intensity"]}, image) if self.intensity else None
-        shown = Shown(shape(side, side, self.inputs - self.channels * self.sampled), modulation)  # type: ignore[arg-type]
-        z_t = (shape(side, side, self.channels), shape()) if self.sampled else (None, None)
-        found = {"denoiser": Part(self.denoise, {"network": params["network"]}, (shown, *z_t))}
+        if isinstance(self.network, PlainNetwork) and modulation is not None:
+            modulation = modulation[0]  # type: ignore[index]
+        apply = lambda variables, x, time, modulation: self.network.apply(variables, x, time, modulation=modulation)  # noqa: E731
+        found = {"denoiser": Part(apply, {"params": params["network"]}, (shape(side, side, self.inputs), shape(), modulation))}
         if self.intensity:
             found["intensity branch"] = Part(self.intensity.apply, {"params": params["intensity"]}, (image,))
         if self.anatomy:

@@ -98,7 +98,9 @@ def build_stream(experiment: Experiment, subjects: Subjects | PreparedSet, note:
         note(f"pairs of {len(both[0])} of {len(people)} scans; the others are left out")
         return _stream(experiment, subjects, note, both[0])
     note(f"pairs of {len(both[0])} of {len(people)} scans; of the others it is not known what belongs together")
-    return HalfPaired(*(_stream(experiment, subjects, note, chosen) for chosen in both))
+    apart = len(subjects.records_of(both[1])) // 2 if isinstance(subjects, PreparedSet) else experiment.data.draws
+    with_pairs, others = (_stream(experiment, subjects, note, chosen) for chosen in both)
+    return HalfPaired(with_pairs, others, apart)
 
 
 def takes_unpaired(experiment: Experiment) -> bool:
@@ -113,9 +115,9 @@ def _stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note
         precomputed = build_method(experiment).precomputed(data.crop)
         taken = tuple(precomputed.shapes) if precomputed and subjects.manifest.precomputed else ("high", "low")
         names = (*taken, *(name for name in data.maps if name not in taken))
-        if subjects.manifest.encoding:
-            return EncodedStream(subjects, names, seed=experiment.seed, note=note)
         records = None if chosen is None else subjects.records_of(chosen)
+        if subjects.manifest.encoding:
+            return EncodedStream(subjects, names, chosen=records, seed=experiment.seed, note=note)
         return RecordStream(subjects, crop, names, augment=data.augment, chosen=records, seed=experiment.seed, note=note)
     how: dict[str, Any] = {"draws": data.draws, "window": data.window, "augment": data.augment, "maps": data.maps, "chosen": chosen}
     return SliceStream(subjects, crop, **how, seed=experiment.seed, note=note)

@@ -225,7 +225,8 @@ def _claim(run_dir: Path, experiment: Experiment, subjects: Subjects | PreparedS
 
 
 def _check_same(now: Experiment, before: Experiment, run_dir: Path) -> None:
-    by_length = now.optimizer.decay != "constant" or getattr(now.method, "by_progress", False)
+    decays = {settings.decay for settings in (now.optimizer, now.optimizer.discriminator) if settings}
+    by_length = decays != {"constant"} or getattr(now.method, "by_progress", False)
     free = tuple(name for name in FREE_ON_RESUME if name != "train.steps" or not by_length)
     changed = [d for d in differences(before, now) if not d.startswith(free)]
     if changed:

@@ -92,7 +92,7 @@ def check_process(source: object, found: MethodConfig, wanted: MethodConfig) -> 
     """Raises ConfigError where a student or teacher in `source` goes another way, from noise to images or through resolutions, than
     `wanted`."""
     keys = _OF_STAGES if isinstance(wanted, StagedConfig) else _OF_TEACHERS
-    theirs, ours = to_dict(found), to_dict(wanted)
+    theirs, ours = (_settings(to_dict(method)) for method in (found, wanted))
     for settings in (theirs, ours):
         if (stages := settings.get("stages")) and stages["blur"] == "matched":
             del stages["k"]  # which is of the other

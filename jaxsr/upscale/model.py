@@ -160,7 +160,7 @@ def load_frozen(experiment: Experiment, method: Method, names: Collection[str] |
     sums = {name: digest(tree) for name, tree in found.items()}
     if {"autoencoder", "teacher"} <= found.keys():
         path: Path = experiment.method.weights.teacher  # type: ignore[union-attr, assignment]
-        check_frozen(experiment, {"autoencoder": sums["autoencoder"]}, load_model(path, frozen=("autoencoder",)).frozen, path)
+        check_frozen(experiment, {"autoencoder": sums["autoencoder"]}, _frozen_of(path), path)
     return Frozen(found, sums)
 
 
@@ -180,6 +180,13 @@ def load_start(experiment: Experiment, method: Method, note: Note = lambda text:
         found = _read_part(experiment, name, {name: shapes["params"] | shapes["stats"]} if alone else shapes["params"], note)
         start |= found[name] if alone else found
     return start
+
+
+def _frozen_of(source: Path) -> Mapping[str, str]:
+    """SHA-256 of the networks that the model in `source` was trained with, whether they are still where they were or not."""
+    if source.is_file():
+        return load_model(source).frozen
+    return read_checkpoint_about(source / "checkpoints", newest_checkpoint(source / "checkpoints")).get("frozen", {})
 
 
 def check_frozen(experiment: Experiment, now: Mapping[str, str], before: Mapping[str, str], source: Path) -> None:

@@ -7,6 +7,7 @@ from jaxsr.config import ConfigError, from_dict
 from jaxsr.data.pipeline import batches
 from jaxsr.data.unpaired import HalfPaired, split_paired
 from jaxsr.experiment import Experiment
+from jaxsr.methods.spcdd_config import SpcddLosses
 from jaxsr.train.build import abstract_batch, build_stream, build_subjects
 
 METHOD = {"kind": "spcdd", "plain": {"width": 8}, "prior": None, "intensity": None}
@@ -27,17 +28,17 @@ class Numbers:
         self.open -= 1
 
     def __getitem__(self, position):
-        return {"name": self.name, "position": position}
+        return {"name": self.name, "position": position, "high": position}
 
 
-def test_slices_with_and_without_a_pair_take_turns():
+def test_slices_with_and_without_a_pair_take_turns_and_what_has_none_is_of_two():
     streams = Numbers("paired"), Numbers("others")
-    with HalfPaired(*streams) as half:
+    with HalfPaired(*streams, apart=100) as half:
         found = [half[i] for i in range(6)]
         assert [s.open for s in streams] == [1, 1]
     assert [s.open for s in streams] == [0, 0]
-    assert [(f["name"], f["position"], float(f["paired"])) for f in found[:4]] == [
-        ("paired", 0, 2.0), ("others", 0, 0.0), ("paired", 1, 2.0), ("others", 1, 0.0)
+    assert [(f["name"], f["position"], float(f["paired"]), f["high"]) for f in found[:4]] == [
+        ("paired", 0, 2.0, 0), ("others", 0, 0.0, 100), ("paired", 1, 2.0, 1), ("others", 1, 0.0, 101)
     ]  # fmt: skip
     assert np.mean([f["paired"] for f in found]) == 1
 
@@ -80,7 +81,8 @@ def test_an_experiment_has_batches_of_both_kinds():
 
 def test_who_learns_nothing_without_pairs_has_those_with_pairs_alone():
     """So the same share of the people is a fair comparison: with a discriminator and without."""
-    alone = from_dict({"method": METHOD, "data": dict(experiment(paired=0.5).data), "train": {"batch_size": 4}}, Experiment)
+    game = experiment(paired=0.5)
+    alone = game.model_copy(update={"method": game.method.model_copy(update={"losses": SpcddLosses(), "discriminator": None})})
     assert abstract_batch(alone).paired is None
     subjects = build_subjects(alone.data, "train", 0)
     with build_stream(alone, subjects) as stream, build_stream(experiment(paired=0.5), subjects) as half:

@@ -8,7 +8,9 @@ import optax
 import pytest
 from pydantic import ValidationError
 
+from jaxsr.config import ConfigError, from_dict
 from jaxsr.data.anatomy import STRUCTURES, TISSUES, shares
+from jaxsr.experiment import Experiment
 from jaxsr.methods.anatomy import AnatomyConfig, fuzzy_errors, hard_dice, probabilities, sampled, uneven
 from jaxsr.methods.base import Batch, Request, Segmenter
 from jaxsr.models.anatomy import class_means, masks_of, template
@@ -157,3 +159,14 @@ def test_it_answers_with_the_template_and_says_what_is_where():
 def test_networks_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ValidationError, match=message):
         AnatomyConfig(network={**NETWORK, **settings})
+
+
+@pytest.mark.parametrize("method, data, message", [
+    ({"numbering": "freesurfer"}, {"maps": ["labels"]}, "only then"),
+    ({}, {"maps": ["labels"], "manifest": "set"}, "jaxsr or freesurfer"),
+    ({"supervision": "self"}, {"contrast": "T2w"}, "must be T1w, not T2w"),
+    ({"supervision": "self"}, {}, "must be T1w, not random"),
+])  # fmt: skip
+def test_labels_of_nobody_s_numbers_and_clusters_of_other_names_are_refused(method, data, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict({"method": {"kind": "anatomy", "network": NETWORK, **method}, "data": {"crop": 16, **data}}, Experiment)

@@ -1,5 +1,7 @@
 """Laws of SPCDD's recipe [SPCDD §3.3 to §3.5, Algorithm 1]. A network that knows the answer shows what the recipe does with it."""
 
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,8 +9,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from jaxsr.config import ConfigError, from_dict
 from jaxsr.diffusion.process import target
 from jaxsr.diffusion.schedule import level_at
+from jaxsr.experiment import Experiment
+from jaxsr.losses.overlap import dice_errors
 from jaxsr.methods.base import Adversarial, Batch, Condition, Request
 from jaxsr.methods.spcdd_config import SpcddConfig
 from jaxsr.methods.spcdd_networks import Guided, SpcddNetworks, means_of_blocks
@@ -24,6 +29,7 @@ LATENT = {
     "autoencoder": {"network": {"width": 4, "multipliers": [1, 2], "blocks": 1, "latent": 2, "groups": 2}},
     **SAMPLED,
 }
+FLAT = {**LATENT["unet"], "multipliers": [1], "attention_at": []}
 SIDE, COUNT = 16, 4
 
 
@@ -255,6 +261,16 @@ def test_each_player_has_the_gradient_of_its_own_loss_alone():
     )
 
 
+def test_what_the_extractor_sees_needs_no_pair():
+    """Dice of x̂ and y holds the generator to what it was shown, where only a discriminator would; of a pair, of x̂ and x."""
+    method = recipe(losses={"reconstruction": 0, "structure": 1})
+    variables, some = variables_of(method), batch(paired=[2, 0, 2, 0])
+    image = method.upscale(variables, some.condition, keys_of(), Request(1)).image
+    like = jnp.where(some.paired[:, None, None, None] > 0, some.high, some.low)
+    masks = [method.guided.masks(method._params(variables), x) for x in (image, like)]
+    np.testing.assert_allclose(loss_of(method, variables, some, keys_of(), jnp.float32(0)).loss, dice_errors(*masks).mean(), rtol=1e-4)
+
+
 @pytest.mark.parametrize("settings", [{}, SAMPLED])
 def test_of_slices_without_a_pair_the_generator_learns_nothing_of_their_truth(settings):
     """30-spcdd: their high-resolution side is seen by the discriminator only; not in a loss, not through z_t."""
@@ -283,11 +299,17 @@ def test_statistics_of_spectral_normalisation_are_of_weights_only():
     ({**LATENT, "autoencoder": None}, "unet works in an autoencoder's latents"),
     ({**LATENT, "schedule": None}, "in latents it is sampled"),
     ({"losses": {"structure": 1}, "prior": None}, "losses.structure"),
-    ({"prior": None, "weights": {"anatomy": "runs/a"}}, "weights.anatomy"),
+    ({"prior": None, "weights": {"anatomy": Path("runs/a")}}, "weights.anatomy names one, and prior is null"),
     ({"losses": {"adversarial": 1}}, "losses.adversarial"),
     ({"discriminator": {}}, "losses.adversarial"),
     ({**SAMPLED, **GAME, "prediction": "eps"}, "cannot tell"),
     ({**SAMPLED, "sampling_steps": 51}, "sampling_steps must be"),
+    ({"sampling_steps": 5, "loss": "l2"}, "loss and sampling_steps say how it is sampled"),
+    ({"losses": {"reconstruction": 0}}, "nothing would be learnt"),
+    ({**SAMPLED, "losses": {"denoising": 0, "reconstruction": 0}}, "nothing would be learnt"),
+    ({"weights": {"teacher": Path("runs/t")}}, "weights.teacher names one, and distill is null"),
+    ({"weights": {"autoencoder": Path("runs/t")}}, "weights.autoencoder names one"),
+    ({**LATENT, "distill": {"teacher": {"plain": None, "unet": FLAT}}}, "2 and 1 levels"),
     ({**LATENT, "distill": {"teacher": SMALL}}, "distill.teacher"),
     ({"intensity": {"base": 6, "groups": 4}}, "base must be a multiple"),
     ({"prior": {"network": {**ANATOMY, "tissues": ["bone", "gold"]}}}, "unknown tissue gold"),
@@ -303,3 +325,24 @@ def test_parts_are_counted_with_the_shapes_they_have(settings):
     for part in method.parts(SIDE).values():
         jax.eval_shape(part.apply, part.variables, *part.inputs)
     assert {"denoiser", "intensity branch", "anatomy extractor"} <= method.parts(SIDE).keys()
+
+
+@pytest.mark.parametrize("beta, alpha", [(0, 0.5), (0.5, 0)])
+def test_a_term_of_distillation_that_does_not_count_is_not_computed(beta, alpha):
+    """Outputs alone, or features alone, of a student of another width."""
+    method = recipe(plain={"width": 4}, losses={"reconstruction": 0}, distill={"teacher": SMALL, "alpha": alpha, "beta": beta})
+    output = loss_of(method, variables_of(method))
+    assert ("distilled_output" in output.metrics, "distilled_features" in output.metrics) == (alpha > 0, beta > 0)
+    assert float(output.loss) > 0
+
+
+@pytest.mark.parametrize("settings, data, message", [
+    (GAME | {"discriminator": {"layers": 3}}, {"crop": 16}, "at least 24 for the discriminator"),
+    ({"losses": {"contrast": 1}}, {"crop": 8}, "at least 11"),
+    ({"prior": None, "distill": {"teacher": SMALL}}, {"crop": 17}, "multiple of 2 for the teacher"),
+    (GAME, {"crop": 16, "paired": 0.5}, "must be even"),
+])  # fmt: skip
+def test_slices_that_do_not_suit_are_refused(settings, data, message):
+    tree = {"method": {"kind": "spcdd", **SMALL, **settings}, "data": data, "train": {"batch_size": 5}}
+    with pytest.raises(ConfigError, match=message):
+        from_dict(tree, Experiment)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxsr.config import ConfigError, from_dict
-from jaxsr.experiment import Experiment
+from jaxsr.experiment import Experiment, OptimizerConfig, OptimizerSettings
 from jaxsr.train.loop import train
 from jaxsr.upscale.export import export_model
 from jaxsr.upscale.files import Settings, make_engine, upscale_file
@@ -107,6 +107,14 @@ def test_both_players_go_on_bit_for_bit(folder, tmp_path):
     assert resumed.opt.keys() == {"main", "discriminator"}
     assert resumed.stats["spectral"].keys() == {"layer0", "layer1", "head"}
     same(resumed, straight)
+
+
+def test_a_rate_that_falls_over_the_run_fixes_its_length_whoever_s_it_is(folder, tmp_path):
+    config = lambda steps: experiment("spcdd", steps, **GAME, prior=None)  # noqa: E731
+    falling = OptimizerConfig(discriminator=OptimizerSettings(decay="cosine"))
+    train(config(1).model_copy(update={"optimizer": falling}), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"train\.steps: 1 → 2"):
+        train(config(2).model_copy(update={"optimizer": falling}), tmp_path / "run")
 
 
 def test_latents_of_another_autoencoder_than_the_teacher_s_are_refused(tmp_path):
