@@ -11,7 +11,7 @@ from jaxsr.data.augmentation import AugmentConfig
 from jaxsr.data.pairs import OPTIONAL
 from jaxsr.data.pipeline import batches, sample_ids
 from jaxsr.data.prepared import PreparedSet
-from jaxsr.data.record_stream import RecordStream
+from jaxsr.data.record_stream import EncodedStream, RecordStream
 from jaxsr.data.records import Manifest, encode, write_shard
 from jaxsr.volume.errors import VolumeError
 
@@ -54,6 +54,19 @@ def test_every_record_comes_once_an_epoch_and_each_epoch_in_an_order_of_its_own(
     assert all(sorted(epoch) == everyone for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
     assert everyone not in epochs
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_of_some_records_those_alone_come_once_an_epoch(made, encoded):
+    """What a share of the people is trained on, whole slices or as they were encoded."""
+    records = PreparedSet(made, "train")
+    chosen = records.records_of([1, 3])
+    if encoded:
+        running = EncodedStream(records, ("high", "low"), chosen=chosen, seed=3)
+    else:
+        running = stream(made, augment=False, chosen=chosen)
+    expected = [(shard, number) for shard in (1, 3) for number in range(SLICES)]
+    assert sorted(records_of(running[i] for i in range(2 * SLICES))) == expected
 
 
 def test_the_order_is_the_same_in_every_version():
