@@ -65,6 +65,7 @@ jaxsr {version}, software, 2026.
 Wang et al. Distillation-Driven Diffusion Model for Multi-Scale MRI Super-Resolution: Make 1.5T MRI Great Again. 2025.
 Saharia et al. Image Super-Resolution via Iterative Refinement. IEEE TPAMI, 2023.
 van den Oord et al. Neural Discrete Representation Learning. NeurIPS, 2017 (method vqvae).
+Wang et al. MoEDiff-SR: Mixture of Experts-Guided Diffusion Model for Region-Adaptive MRI Super-Resolution. 2025 (method moediff).
 Anonymous. Structure-Guided Prior-Conditioned Distilled Diffusion for Multi-Scale MRI Super-Resolution. Under review (method spcdd).
 Song et al. Consistency Models. ICML, 2023 (method consistency).
 Song and Dhariwal. Improved Techniques for Training Consistency Models. ICLR, 2024 (method consistency)."""
