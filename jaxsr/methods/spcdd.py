@@ -70,6 +70,7 @@ class Spcdd:
         self.discriminator = None
         if sizes := config.discriminator:
             self.discriminator = PatchDiscriminator(sizes.width, sizes.layers, sizes.spectral, dtype)
+        self.only_to_train = ("discriminator", "projection", "spectral")
         self.players = {"discriminator": "discriminator"} if self.discriminator else {}
         self.teacher = self.projection = None
         if config.distill:

@@ -12,7 +12,7 @@ cannot be read at the moment (a file server that does not answer, a permission) 
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -202,8 +202,11 @@ def newest_checkpoint(folder: Path, note: Note = lambda text: None) -> int:
     raise NoCheckpoint(f"{folder} holds no checkpoint that can be read: {HOW}")
 
 
-def read_checkpoint(folder: Path, abstract: Any, note: Note = lambda text: None) -> tuple[int, Any]:
+def read_checkpoint(folder: Path, abstract: Any, note: Note = lambda text: None, *, without: Collection[str] = ()) -> tuple[int, Any]:
     """The step of `newest_checkpoint`, and the part of its state that `abstract` names, e.g. only `{"ema": …}`.
+
+    Args:
+      without: networks that `abstract` leaves out of each of those.
 
     Raises:
       CheckpointError: as `newest_checkpoint`, and where shapes or dtypes differ.
@@ -213,7 +216,7 @@ def read_checkpoint(folder: Path, abstract: Any, note: Note = lambda text: None)
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
     with ocp.CheckpointManager(folder.resolve(), item_handlers=handlers) as manager:
         saved = manager.item_metadata(step)["state"]
-        _check(step, {name: saved[name] for name in abstract}, abstract)
+        _check(step, {name: {of: tree for of, tree in saved[name].items() if of not in without} for name in abstract}, abstract)
         restore = ocp.args.PyTreeRestore(
             item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
         )

@@ -126,7 +126,16 @@ def _stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note
 def variables_to_upscale(experiment: Experiment, method: Method) -> Variables:
     """Shapes and dtypes of all that `method.upscale` computes with."""
     image = jax.ShapeDtypeStruct((1, experiment.data.crop, experiment.data.crop, 1), jnp.float32)
-    return {**abstract_variables(method, Batch(image, image)), "frozen": nn.meta.unbox(method.frozen())}  # type: ignore[arg-type]
+    found = abstract_variables(method, Batch(image, image))  # type: ignore[arg-type]
+    trained = {
+        kind: {name: tree for name, tree in found[kind].items() if name not in only_to_train(method)} for kind in ("params", "stats")
+    }
+    return {**trained, "frozen": nn.meta.unbox(method.frozen())}
+
+
+def only_to_train(method: Method) -> tuple[str, ...]:
+    """Networks and statistics that nothing is upscaled with."""
+    return getattr(method, "only_to_train", ())
 
 
 def abstract_batch(experiment: Experiment, records: PreparedSet | None = None) -> Batch:

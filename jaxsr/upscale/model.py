@@ -22,7 +22,7 @@ from jaxsr.methods.spcdd_networks import NETWORKS
 from jaxsr.methods.student import StagedConfig
 from jaxsr.methods.vqvae import VqvaeConfig
 from jaxsr.runtime.checkpoint import NoCheckpoint, newest_checkpoint, read_checkpoint, read_checkpoint_about
-from jaxsr.train.build import abstract_batch, build_method, variables_to_upscale
+from jaxsr.train.build import abstract_batch, build_method, only_to_train, variables_to_upscale
 from jaxsr.train.state import abstract_variables
 from jaxsr.upscale.fitting import (
     HOLDERS,
@@ -124,15 +124,16 @@ def load_model(
         sums = {name: digest(tree) for name, tree in variables["frozen"].items()}
         return Model(source.stem, int(about["step"]), experiment, method, variables, digest(variables["params"]), sums)
     try:
-        step, state = read_checkpoint(source / "checkpoints", {"ema": shapes["params"], "stats": shapes["stats"]}, note)
+        wanted = {"ema": shapes["params"]} | ({"stats": shapes["stats"]} if shapes["stats"] else {})
+        step, state = read_checkpoint(source / "checkpoints", wanted, note, without=only_to_train(method))
     except NoCheckpoint as error:
         raise ModelError(str(error)) from error
     before = read_checkpoint_about(source / "checkpoints", step).get("frozen", {})
-    wanted = shapes["frozen"].keys() & (before.keys() if frozen is None else {*frozen})
-    _check_named(experiment, {name: sha256 for name, sha256 in before.items() if name in wanted}, source)
+    asked = shapes["frozen"].keys() & (before.keys() if frozen is None else {*frozen})
+    _check_named(experiment, {name: sha256 for name, sha256 in before.items() if name in asked}, source)
     elsewhere = load_frozen(experiment, method, frozen)
     check_frozen(experiment, elsewhere.sha256, before, source)
-    variables = {"params": state["ema"], "stats": state["stats"], "frozen": elsewhere.variables}
+    variables = {"params": state["ema"], "stats": state.get("stats", {}), "frozen": elsewhere.variables}
     return Model(source.name, step, experiment, method, variables, digest(state["ema"]), elsewhere.sha256)
 
 

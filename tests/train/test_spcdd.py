@@ -2,18 +2,22 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from jaxsr.config import ConfigError, from_dict
 from jaxsr.experiment import Experiment, OptimizerConfig, OptimizerSettings
+from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.loop import train
+from jaxsr.upscale import model
 from jaxsr.upscale.export import export_model
 from jaxsr.upscale.files import Settings, make_engine, upscale_file
 from jaxsr.upscale.inputs import Job
-from jaxsr.upscale.model import ModelError, load_model
+from jaxsr.upscale.model import ModelError, _frozen_of, load_model
 from jaxsr.volume.io import Volume, write_volume
+from jaxsr.weights.file import digest
 
 ANATOMY = {"width": 4, "multipliers": [1, 2], "groups": 2}
 NETWORKS = {"plain": {"width": 8}, "prior": {"network": ANATOMY}, "intensity": {"base": 4, "groups": 2}}
@@ -77,10 +81,10 @@ def test_a_student_follows_all_of_its_teacher_and_upscales_without(folder, teach
     assert {"distilled_output", "distilled_features"} <= logged[-1].keys()
     data = np.random.default_rng(0).gamma(2.0, 100.0, (16, 17, 18)).astype(np.float32)
     write_volume(tmp_path / "scan.nii.gz", Volume(data, np.diag([6.0, 6.0, 6.0, 1.0])))
-    model = load_model(tmp_path / "run")
-    assert not model.variables["frozen"]
-    settings = Settings(6.0, model.method.default_request, axes=("axial",))
-    result = upscale_file(make_engine(model, batch_size=32), model, Job(tmp_path / "scan.nii.gz", tmp_path / "out.nii.gz"), settings)
+    trained = load_model(tmp_path / "run")
+    assert not trained.variables["frozen"]
+    settings = Settings(6.0, trained.method.default_request, axes=("axial",))
+    result = upscale_file(make_engine(trained, batch_size=32), trained, Job(tmp_path / "scan.nii.gz", tmp_path / "out.nii.gz"), settings)
     assert result.output.data.shape == data.shape
 
 
@@ -107,6 +111,8 @@ def test_both_players_go_on_bit_for_bit(folder, tmp_path):
     assert resumed.opt.keys() == {"main", "discriminator"}
     assert resumed.stats["spectral"].keys() == {"layer0", "layer1", "head"}
     same(resumed, straight)
+    variables = load_model(tmp_path / "resumed").variables  # the other player is of no use to who upscales
+    assert (variables["params"].keys(), variables["stats"]) == ({"network", "intensity"}, {})
 
 
 def test_a_rate_that_falls_over_the_run_fixes_its_length_whoever_s_it_is(folder, tmp_path):
@@ -117,19 +123,26 @@ def test_a_rate_that_falls_over_the_run_fixes_its_length_whoever_s_it_is(folder,
         train(config(2).model_copy(update={"optimizer": falling}), tmp_path / "run")
 
 
-def test_latents_of_another_autoencoder_than_the_teacher_s_are_refused(tmp_path):
+def test_a_model_tells_what_it_was_trained_with(folder):
+    """Whether that is still where it was or not, of a run and of a file."""
+    expected = {"anatomy": digest(load_model(folder / "anatomy").variables["params"])}
+    assert _frozen_of(folder / "teacher") == _frozen_of(folder / "teacher.safetensors") == expected
+
+
+@pytest.mark.parametrize("same_latents", [True, False])
+def test_latents_of_another_autoencoder_than_the_teacher_s_are_refused(same_latents, monkeypatch):
     network = {"width": 4, "multipliers": [1, 2], "blocks": 1, "latent": 2, "groups": 2}
     unet = {"width": 8, "multipliers": [1], "blocks": 1, "attention_at": [], "heads": 2, "context_width": 8, "groups": 4}
-    for name in ("one", "other"):
-        train(experiment("autoencoder", network=network).model_copy(update={"seed": len(name)}), tmp_path / name)
     latent = {"plain": None, "unet": unet, "prior": None, "intensity": None}
-    settings = {**latent, "autoencoder": {"network": network}, **SAMPLED, "losses": {"reconstruction": 0}}
-    train(experiment("spcdd", **settings, weights={"autoencoder": str(tmp_path / "one")}), tmp_path / "teacher")
-    for name in ("one", "other"):
-        weights = {"autoencoder": str(tmp_path / name), "teacher": str(tmp_path / "teacher")}
-        config = experiment("spcdd", **settings, distill={"teacher": latent}, weights=weights)
-        if name == "one":
-            train(config, tmp_path / "student")
-        else:
-            with pytest.raises(ModelError, match="trained with another autoencoder"):
-                train(config, tmp_path / "another")
+    weights = {"autoencoder": "ae", "teacher": "teacher"}
+    config = experiment("spcdd", **latent, autoencoder={"network": network}, **SAMPLED, distill={"teacher": latent}, weights=weights)
+    zeros = lambda experiment, name, shapes: {name: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes[name])}  # noqa: E731
+    monkeypatch.setattr(model, "_read_part", zeros)
+    method, batch = build_method(config), abstract_batch(config)
+    autoencoder = digest(zeros(config, "autoencoder", nn.meta.unbox(method.frozen()))["autoencoder"])
+    monkeypatch.setattr(model, "_frozen_of", lambda path: {"autoencoder": autoencoder if same_latents else "another"})
+    if same_latents:
+        assert model.load_frozen(config, method, batch=batch).sha256["autoencoder"] == autoencoder
+    else:
+        with pytest.raises(ModelError, match="trained with another autoencoder"):
+            model.load_frozen(config, method, batch=batch)
