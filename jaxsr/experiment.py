@@ -38,6 +38,7 @@ class DataConfig(Strict):
       augment: true: flip slices at random; or a mapping of flip, rotation, scale, elastic, gamma.
       paired: share of the people whose pairs count as such. The others are left out; but a method with a discriminator has half of every
         batch of them, and is not told which of their acquired and high-resolution slices belong together.
+      unpaired: a folder of scans that have no truth, to which a method with a discriminator is adapted: half of every batch is of them.
       threads: that prepare batches.
     """
 
@@ -57,6 +58,7 @@ class DataConfig(Strict):
     carries: tuple[Literal["bias", "gradient"], ...] = ()
     augment: bool | AugmentConfig = True
     paired: float = pydantic.Field(1.0, gt=0, le=1)
+    unpaired: Path | None = None
     threads: int = pydantic.Field(2, ge=0)
 
     @pydantic.model_validator(mode="after")
@@ -164,6 +166,12 @@ class Experiment(Strict):
             raise ValueError(f"data.maps must have {' and '.join(missing)}, by which the method is guided, got {list(self.data.maps)}")
         if self.optimizer.discriminator and not getattr(self.method, "players", None):
             raise ValueError("optimizer.discriminator: this method trains none; leave it out, or make it null")
+        if self.data.unpaired and not getattr(self.method, "unpaired", False):
+            raise ValueError("data.unpaired: scans without a truth teach this method nothing, as it has no discriminator: make it null")
+        if self.data.unpaired and self.data.maps:
+            raise ValueError(f"data.unpaired: scans without a truth have no maps either: set data.maps to [], got {list(self.data.maps)}")
+        if self.data.unpaired and self.data.paired < 1:
+            raise ValueError("data.unpaired and data.paired below 1 are two ways to have slices without a pair: leave out one of them")
         if check := getattr(self.method, "check", None):
             check(self)
         return self

@@ -277,4 +277,5 @@ def sample_ids(origin: np.ndarray, subjects: Subjects | PreparedSet) -> Iterator
     """Readable names of a batch's slices, from its `origin` `[B, 4]`."""
     unit = "record" if isinstance(subjects, PreparedSet) else "slice"
     for visit, subject, axis, index in np.asarray(origin):
-        yield f"{subjects.ids[subject]} (visit {visit}) {('sagittal', 'coronal', 'axial')[axis]} {unit} {index}"
+        name = subjects.ids[subject] if subject < len(subjects.ids) else f"volume {subject - len(subjects.ids) + 1} of data.unpaired"
+        yield f"{name} (visit {visit}) {('sagittal', 'coronal', 'axial')[axis]} {unit} {index}"

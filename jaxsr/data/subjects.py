@@ -142,6 +142,22 @@ class FolderSubjects:
         return make_pair(Volume(data, grid.affine), self._acquisition, key, self._interpolation)
 
 
+class ScanSubjects:
+    """Scans under `root` of which there is no truth, brought to `voxel_size`: what a method is to be adapted to. Both sides of their pairs
+    are the scan itself."""
+
+    def __init__(self, paths: Sequence[Path], root: Path, *, voxel_size: float, interpolation: Kind = "cubic"):
+        self.paths = list(paths)
+        self.ids = [path.relative_to(root).as_posix() for path in paths]
+        self._voxel_size, self._interpolation = voxel_size, interpolation
+
+    def load(self, index: int, visit: int = 0) -> Pair:
+        volume = straighten(read_volume(self.paths[index]))
+        grid, window = target_grid(volume.grid, self._voxel_size), fit_window(volume.data)
+        low = window.forward(resample(volume.data, volume.grid, grid, self._interpolation))
+        return Pair(low, low, grid)
+
+
 def template_grid() -> Grid:
     """The field of view of the embedded tissue maps."""
     maps = tissue_maps()
@@ -226,14 +242,18 @@ def carrying(head: Head, voxel_size: tuple[float, float, float], carries: tuple[
     return np.asarray(image)
 
 
-def find_volumes(folder: Path, voxel_size: float) -> tuple[list[Path], list[str]]:
+def find_volumes(folder: Path, voxel_size: float, key: str = "data.volumes") -> tuple[list[Path], list[str]]:
     """Volumes under `folder` that can be a truth at `voxel_size` mm, sorted, and a sentence for each that cannot.
+
+    Args:
+      voxel_size: infinite for volumes that need not be one.
+      key: of the config, that names the folder.
 
     Raises:
       VolumeError: where there is no such folder or nothing usable in it.
     """
     if not folder.is_dir():
-        raise VolumeError(f"{folder} is not a folder: data.volumes names a folder of volumes ({', '.join(SUFFIXES)})")
+        raise VolumeError(f"{folder} is not a folder: {key} names a folder of volumes ({', '.join(SUFFIXES)})")
     found = sorted(p for p in folder.rglob("*") if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
     usable, left_out, coarse = [], [], []
     for path in found:  # headers only: a large set must start quickly
@@ -253,7 +273,8 @@ def find_volumes(folder: Path, voxel_size: float) -> tuple[list[Path], list[str]
     if not usable:
         reasons = "\n  ".join(left_out) or f"no file ends in {', '.join(SUFFIXES)}"
         way_out = f"; the finest would serve with data.voxel_size={np.ceil(min(coarse) * 10 - 1e-3) / 10:g}" if coarse else ""
-        raise VolumeError(f"{folder}: no volume can serve as a truth at data.voxel_size={voxel_size:g} mm{way_out}:\n  {reasons}")
+        as_what = f"can serve as a truth at data.voxel_size={voxel_size:g} mm" if np.isfinite(voxel_size) else f"can be used for {key}"
+        raise VolumeError(f"{folder}: no volume {as_what}{way_out}:\n  {reasons}")
     return usable, left_out
 
 

@@ -2,7 +2,8 @@
 
 Slices of both kinds take turns, so that a batch of an even number has as many of each, and what those with a pair teach has one weight
 however few they are: `paired` says what comparing both images counts, 2 or 0, which is 1 on average. Of a slice without a pair the
-high-resolution image is that of another slice altogether, as it would be of scans that were never paired.
+high-resolution image is that of another slice altogether: of other scans without a pair, or, where there are only acquired ones, of the
+subjects with pairs.
 """
 
 import contextlib
@@ -33,11 +34,13 @@ class HalfPaired:
     """Slices of `paired` and of `others`, by turns; see the head of this file.
 
     Args:
-      apart: how far on in `others` the high-resolution image of a slice without a pair is.
+      highs: whose high-resolution images go with `others`: `others` itself, or `paired`.
+      apart: how far on in `highs` they are.
+      first: the number of the first of the subjects of `others`, in `origin`, where they are none of those of `paired`.
     """
 
-    def __init__(self, paired: Stream, others: Stream, apart: int):
-        self._streams, self._apart = (paired, others), max(apart, 1)
+    def __init__(self, paired: Stream, others: Stream, highs: Stream, apart: int, first: int = 0):
+        self._streams, self._highs, self._apart, self._first = (paired, others), highs, max(apart, 1), first
 
     def __enter__(self) -> "HalfPaired":
         self._open = contextlib.ExitStack()
@@ -55,5 +58,6 @@ class HalfPaired:
         turn, other = divmod(int(position), 2)
         if not other:
             return cast(Sample, {**self._streams[0][turn], "paired": np.float32(2)})
-        low, high = (self._streams[1][turn + i] for i in (0, self._apart))
-        return cast(Sample, {**low, "high": high["high"], "paired": np.float32(0)})
+        low, high = self._streams[1][turn], self._highs[turn + self._apart]["high"]
+        origin = low["origin"] + np.array([0, self._first, 0, 0])
+        return cast(Sample, {**low, "high": high, "origin": origin, "paired": np.float32(0)})

@@ -190,8 +190,9 @@ class SpcddConfig(SpcddNetworks):
         factor = self.autoencoder.multiple if self.autoencoder else 1
         if self.distill and crop % (factor * self.distill.teacher.multiple):
             raise ValueError(f"data.crop must be a multiple of {factor * self.distill.teacher.multiple} for the teacher, got {crop}")
-        if self.discriminator and experiment.data.paired < 1 and experiment.train.batch_size % 2:
-            raise ValueError(f"train.batch_size must be even, as half of it has pairs (data.paired), got {experiment.train.batch_size}")
+        halves = experiment.data.paired < 1 or experiment.data.unpaired
+        if self.discriminator and halves and experiment.train.batch_size % 2:
+            raise ValueError(f"train.batch_size must be even, as half of it has pairs, got {experiment.train.batch_size}")
 
     def build(self, dtype: jnp.dtype = jnp.float32) -> "Spcdd":
         from jaxsr.methods.spcdd import Spcdd

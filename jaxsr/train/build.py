@@ -15,7 +15,7 @@ from jaxsr.data.people import person_of
 from jaxsr.data.pipeline import SliceStream, Stream, check_maps
 from jaxsr.data.prepared import PreparedSet
 from jaxsr.data.record_stream import EncodedStream, RecordStream
-from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, Split, Subjects, find_volumes, split_by_subject
+from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, ScanSubjects, Split, Subjects, find_volumes, split_by_subject
 from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.data.unpaired import HalfPaired, split_paired
 from jaxsr.experiment import DataConfig, Experiment
@@ -87,25 +87,53 @@ def fitted(experiment: Experiment, records: PreparedSet | None) -> Experiment:
 
 
 def build_stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note = lambda text: None) -> Stream:
-    if experiment.data.paired == 1:
+    data = experiment.data
+    if data.unpaired and takes_unpaired(experiment):
+        scans = unpaired_scans(data)
+        note(f"{len(scans.ids)} scans without a pair in {data.unpaired}")
+        paired = _stream(experiment, subjects, note)
+        how: dict[str, Any] = {
+            "draws": data.draws,
+            "window": data.window,
+            "augment": data.augment,
+            "seed": experiment.seed + 1,
+            "note": note,
+        }
+        lows = SliceStream(scans, (data.crop, data.crop), **how)
+        return HalfPaired(paired, lows, paired, _apart(data, subjects, None), len(subjects.ids))
+    if data.paired == 1:
         return _stream(experiment, subjects, note)
     if isinstance(subjects, PreparedSet):
         people = [shard.person for shard in subjects.shards]
     else:
         people = [person_of(PurePath(name.split("#")[0])) for name in subjects.ids]
-    both = split_paired(people, experiment.data.paired, experiment.seed)
+    both = split_paired(people, data.paired, experiment.seed)
     if not takes_unpaired(experiment):
         note(f"pairs of {len(both[0])} of {len(people)} scans; the others are left out")
         return _stream(experiment, subjects, note, both[0])
     note(f"pairs of {len(both[0])} of {len(people)} scans; of the others it is not known what belongs together")
-    apart = len(subjects.records_of(both[1])) // 2 if isinstance(subjects, PreparedSet) else experiment.data.draws
-    with_pairs, others = (_stream(experiment, subjects, note, chosen) for chosen in both)
-    return HalfPaired(with_pairs, others, apart)
+    paired, others = (_stream(experiment, subjects, note, chosen) for chosen in both)
+    return HalfPaired(paired, others, others, _apart(data, subjects, both[1]))
+
+
+def unpaired_scans(data: DataConfig) -> ScanSubjects:
+    """Those of `data.unpaired`. Raises: as `find_volumes`."""
+    assert data.unpaired
+    paths, _ = find_volumes(data.unpaired, float("inf"), "data.unpaired")
+    return ScanSubjects(paths, data.unpaired, voxel_size=data.voxel_size, interpolation=data.interpolation)
+
+
+def _apart(data: DataConfig, subjects: Subjects | PreparedSet, chosen: Sequence[int] | None) -> int:
+    """How far a slice of others lies from any in a stream: half a set, or as many as are drawn of one subject."""
+    if not isinstance(subjects, PreparedSet):
+        return data.draws
+    return (len(subjects) if chosen is None else len(subjects.records_of(chosen))) // 2
 
 
 def takes_unpaired(experiment: Experiment) -> bool:
     """Whether batches hold slices without a pair: there are such, and the method learns from them."""
-    return experiment.data.paired < 1 and getattr(experiment.method, "unpaired", False)
+    some = experiment.data.paired < 1 or experiment.data.unpaired is not None
+    return some and getattr(experiment.method, "unpaired", False)
 
 
 def _stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note, chosen: Sequence[int] | None = None) -> Stream:

@@ -21,7 +21,7 @@ from jaxsr.methods.precision import held_to_train
 from jaxsr.runtime.checkpoint import Checkpoints, was_begun
 from jaxsr.runtime.distributed import is_first
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
-from jaxsr.train.build import abstract_batch, build_method, build_stream, build_subjects, fitted, prepared_set
+from jaxsr.train.build import abstract_batch, build_method, build_stream, build_subjects, fitted, prepared_set, unpaired_scans
 from jaxsr.train.frozen import load_needed
 from jaxsr.train.metrics import Clock, NotFinite, Recent, record, require_tensorboard
 from jaxsr.train.state import State, abstract_state, frozen_shardings, init_state, make_optimizer, players_of, started, state_shardings
@@ -30,6 +30,7 @@ from jaxsr.train.stop import StopSignals
 from jaxsr.upscale.model import check_frozen, load_start
 
 VOLUMES = "volumes.txt"  # in the run directory: the volumes, or label maps, that it is trained on, a line each
+UNPAIRED = "unpaired.txt"  # there too, of scans without a truth
 MANIFEST_SUM = "manifest.sha256"  # there too, of a prepared set, as sha256sum writes it
 TRAINING = 2**20  # the purpose of the key that training noise comes from; splits and subjects have small numbers
 
@@ -156,7 +157,8 @@ def _settled(experiment: Experiment) -> Experiment:
     """With absolute paths: one folder has many spellings, and a run is resumed from anywhere."""
     data = experiment.data
     manifest = data.manifest / MANIFEST if data.manifest and data.manifest.is_dir() else data.manifest
-    absolute = {name: path.resolve() for name, path in (("volumes", data.volumes), ("labels", data.labels), ("manifest", manifest)) if path}
+    of_data = {"volumes": data.volumes, "labels": data.labels, "unpaired": data.unpaired, "manifest": manifest}
+    absolute = {name: path.resolve() for name, path in of_data.items() if path}
     settled: dict[str, Any] = {"data": data.model_copy(update=absolute)}
     if weights := getattr(experiment.method, "weights", None):
         absolute = {name: path.resolve() for name, path in weights if path}
@@ -185,7 +187,9 @@ def _check_config(run_dir: Path, experiment: Experiment) -> None:
 def _check_set(run_dir: Path, experiment: Experiment, subjects: Subjects | PreparedSet) -> None:
     """Refuses to go on with other files than the run began with."""
     if experiment.data.volumes or experiment.data.labels:
-        _check_volumes(run_dir, subjects.ids)
+        _check_volumes(run_dir / VOLUMES, subjects.ids)
+    if experiment.data.unpaired:
+        _check_volumes(run_dir / UNPAIRED, unpaired_scans(experiment.data).ids)
     path = run_dir / MANIFEST_SUM
     if isinstance(subjects, PreparedSet) and path.exists() and path.read_text().split()[:1] != [subjects.sha256]:
         raise ConfigError(
@@ -194,18 +198,21 @@ def _check_set(run_dir: Path, experiment: Experiment, subjects: Subjects | Prepa
         )
 
 
-def _check_volumes(run_dir: Path, names: Sequence[str]) -> None:
-    """Refuses to go on with other volumes than the run began with: the order of all would be another."""
-    path = run_dir / VOLUMES
+def _check_volumes(path: Path, names: Sequence[str]) -> None:
+    """Refuses to go on with other volumes than the run began with, which `path` names: the order of all would be another."""
     if path.exists():
         before = path.read_text(encoding="utf-8").splitlines()
         changed = [f"- {name}" for name in before if name not in set(names)] + [f"+ {name}" for name in names if name not in set(before)]
         if changed:
             shown = "\n  ".join([*changed[:10], *(["…"] if len(changed) > 10 else [])])
             raise ConfigError(
-                f"{run_dir} was begun with other volumes; choose another folder, or put data.volumes (or data.labels) back as it was "
+                f"{path.parent} was begun with other volumes; choose another folder, or put {_keys(path)} back as it was "
                 f"({len(changed)} differences, - missing, + new):\n  {shown}"
             )
+
+
+def _keys(path: Path) -> str:
+    return "data.unpaired" if path.name == UNPAIRED else "data.volumes (or data.labels)"
 
 
 def _claim(run_dir: Path, experiment: Experiment, subjects: Subjects | PreparedSet) -> None:
@@ -217,7 +224,8 @@ def _claim(run_dir: Path, experiment: Experiment, subjects: Subjects | PreparedS
         write_text(run_dir / "config.yaml", dump(experiment))
         names = "".join(f"{name}\n" for name in subjects.ids) if experiment.data.volumes or experiment.data.labels else ""
         checksum = f"{subjects.sha256}  {experiment.data.manifest}\n" if isinstance(subjects, PreparedSet) else ""
-        for path, text in ((run_dir / VOLUMES, names), (run_dir / MANIFEST_SUM, checksum)):
+        scans = "".join(f"{name}\n" for name in unpaired_scans(experiment.data).ids) if experiment.data.unpaired else ""
+        for path, text in ((run_dir / VOLUMES, names), (run_dir / UNPAIRED, scans), (run_dir / MANIFEST_SUM, checksum)):
             if text:
                 write_text(path, text)
             else:

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from jaxsr.config import ConfigError, from_dict
-from jaxsr.data.pipeline import batches
+from jaxsr.data.pipeline import batches, sample_ids
 from jaxsr.data.unpaired import HalfPaired, split_paired
 from jaxsr.experiment import Experiment
 from jaxsr.methods.spcdd_config import SpcddLosses
 from jaxsr.train.build import abstract_batch, build_stream, build_subjects
+from jaxsr.train.loop import train
+from jaxsr.volume.io import Volume, write_volume
 
 METHOD = {"kind": "spcdd", "plain": {"width": 8}, "prior": None, "intensity": None}
 GAME = {"losses": {"adversarial": 1.0}, "discriminator": {"width": 4, "layers": 1}}
@@ -28,17 +30,18 @@ class Numbers:
         self.open -= 1
 
     def __getitem__(self, position):
-        return {"name": self.name, "position": position, "high": position}
+        return {"name": self.name, "position": position, "high": (self.name, position), "origin": np.array([0, position, 0, 0])}
 
 
 def test_slices_with_and_without_a_pair_take_turns_and_what_has_none_is_of_two():
     streams = Numbers("paired"), Numbers("others")
-    with HalfPaired(*streams, apart=100) as half:
+    with HalfPaired(*streams, streams[1], apart=100) as half:
         found = [half[i] for i in range(6)]
         assert [s.open for s in streams] == [1, 1]
     assert [s.open for s in streams] == [0, 0]
     assert [(f["name"], f["position"], float(f["paired"]), f["high"]) for f in found[:4]] == [
-        ("paired", 0, 2.0, 0), ("others", 0, 0.0, 100), ("paired", 1, 2.0, 1), ("others", 1, 0.0, 101)
+        ("paired", 0, 2.0, ("paired", 0)), ("others", 0, 0.0, ("others", 100)),
+        ("paired", 1, 2.0, ("paired", 1)), ("others", 1, 0.0, ("others", 101)),
     ]  # fmt: skip
     assert np.mean([f["paired"] for f in found]) == 1
 
@@ -77,6 +80,53 @@ def test_an_experiment_has_batches_of_both_kinds():
     subjects = [{int(s) for batch in seen for s in batch["origin"][first::2, 1]} for first in (0, 1)]
     assert not subjects[0] & subjects[1] and all(subjects)  # noqa: PT018
     assert any("pairs of 2 of 4 scans" in sentence for sentence in told)
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """A folder of two scans that are coarser than the target, of their own units and orientation."""
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        data = rng.gamma(2.0, 100.0 * (1 + i), (20, 24, 22)).astype(np.float32)
+        write_volume(tmp_path / "scans" / f"sub-{i}.nii.gz", Volume(data, np.diag([-9.0, 9.0, 9.0, 1.0])))
+    return tmp_path / "scans"
+
+
+def test_scans_without_a_truth_are_shown_with_the_targets_of_others(scans):
+    """What adaptation is for: acquired scans from a folder, and high-resolution images of the subjects that have pairs."""
+    wanted, told = experiment(unpaired=str(scans)), []
+    subjects = build_subjects(wanted.data, "train", 0)
+    assert abstract_batch(wanted).paired.shape == (4,)
+    with build_stream(wanted, subjects, told.append) as stream, build_stream(experiment(), subjects) as pairs:
+        found = [stream[i] for i in range(8)]
+        for turn, sample in enumerate(found[1::2]):
+            assert sample["paired"] == 0
+            np.testing.assert_array_equal(sample["high"], pairs[turn + wanted.data.draws]["high"])
+        for turn, sample in enumerate(found[0::2]):
+            assert sample["paired"] == 2
+            np.testing.assert_array_equal(sample["low"], pairs[turn]["low"])
+    names = [name.split(" ")[0:4] for name in sample_ids(np.stack([s["origin"] for s in found]), subjects)]
+    assert all(name[0] == "volume" and name[2:] == ["of", "data.unpaired"] for name in names[1::2])
+    assert all(name[0].startswith("anatomy-train-") for name in names[0::2])
+    assert any("2 scans without a pair" in sentence for sentence in told)
+
+
+@pytest.mark.parametrize("method, data, message", [
+    ({}, {}, "teach this method nothing"), (GAME, {"paired": 0.5}, "two ways"), (GAME, {"maps": ["mask"]}, "no maps either"),
+])  # fmt: skip
+def test_scans_that_would_teach_nothing_are_refused(method, data, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict({"method": METHOD | method, "data": {"unpaired": "scans", **data}, "train": {"batch_size": 4}}, Experiment)
+
+
+def test_a_run_goes_on_with_the_scans_that_it_began_with(scans, tmp_path):
+    wanted = experiment(unpaired=str(scans))
+    steps = lambda n: wanted.model_copy(update={"train": wanted.train.model_copy(update={"steps": n})})  # noqa: E731
+    train(steps(1), tmp_path / "run")
+    assert (tmp_path / "run/unpaired.txt").read_text().split() == ["sub-0.nii.gz", "sub-1.nii.gz"]
+    (scans / "sub-1.nii.gz").rename(scans / "sub-2.nii.gz")
+    with pytest.raises(ConfigError, match=r"put data\.unpaired back"):
+        train(steps(2), tmp_path / "run")
 
 
 def test_who_learns_nothing_without_pairs_has_those_with_pairs_alone():
