@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What only a CUDA machine can tell, in under 8 minutes:
-#   launch/gpu_check.sh OUT [tests] [sr3] [teacher] [student] [mixture]
+#   launch/gpu_check.sh OUT [tests] [sr3] [teacher] [student] [mixture] [spcdd]
 # Runs the GPU tests, the doctor and the benchmarks at the small and the real size, of all or of the parts that are named. OUT gets
 # results.jsonl (one benchmark a line), table.md (ready for BENCHMARKS.md), doctor.json and log.txt. A step that fails, outlasts its time or
 # has none left is named at the end and does not stop the others. Needs no installation: from a checkout, with the dependencies importable.
@@ -8,11 +8,11 @@
 set -uo pipefail
 usage() { sed -n '2,7s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 [[ $# -ge 1 && $1 != -* ]] || usage
-for part in "${@:2}"; do [[ $part =~ ^(tests|sr3|teacher|student|mixture)$ ]] || usage; done
+for part in "${@:2}"; do [[ $part =~ ^(tests|sr3|teacher|student|mixture|spcdd)$ ]] || usage; done
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 parts=" ${*:2} "
-[[ $# -gt 1 ]] || parts=" tests sr3 teacher student mixture "
+[[ $# -gt 1 ]] || parts=" tests sr3 teacher student mixture spcdd "
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 source launch/environment.sh
 
@@ -24,6 +24,8 @@ teacher=configs/teacher.yaml
 teacher_small=configs/teacher-small.yaml
 student=configs/student.yaml
 mixture=configs/moediff.yaml
+spcdd=configs/spcdd.yaml
+histograms="method.losses={denoising: 1, reconstruction: 0, histogram: 1, gradient: 1}"
 log=$out/log.txt results=$out/results.jsonl
 answer=$(mktemp)
 trap 'rm -f "$answer"' EXIT
@@ -101,6 +103,13 @@ if has mixture; then # without VGG-16, whose weights are not here
   benchmark "train, mixture" 150 train $mixture method.perceptual=none train.batch_size=8 --steps 10 --warmup 2
   benchmark "upscale, mixture" 120 upscale $mixture --shape 256,256,32 --sampling-steps 10 --batch-size 8
   benchmark "upscale, best expert of each slice" 120 upscale $mixture method.routing=top1 --shape 256,256,32 --sampling-steps 10 --batch-size 8
+fi
+if has spcdd; then # the last trains with histograms, whose sums are scattered, beside the same without
+  benchmark "count, spcdd" 30 count $spcdd
+  benchmark "train, spcdd" 150 train $spcdd --steps 10 --warmup 2
+  benchmark "upscale, spcdd" 120 upscale $spcdd --shape 128,128,64 --sampling-steps 10 --batch-size 16
+  benchmark "train, small spcdd" 60 train configs/spcdd-tiny.yaml --steps 50 --warmup 5
+  benchmark "train, small spcdd, histograms" 60 train configs/spcdd-tiny.yaml "$histograms" --steps 50 --warmup 5
 fi
 
 # One row a benchmark, one column a figure; what is nested stays in results.jsonl.
