@@ -114,7 +114,8 @@ class LatentUNet(nn.Module):
         x = resnet(x, x.shape[-1], "middle_0")
         x = transformer(x, "middle_0")
         x = resnet(x, x.shape[-1], "middle_1")
-        self.sow("features", "middle", x)
+        if not self.is_initializing():  # or it would be among the variables
+            self.sow("features", "middle", x)
 
         for level in reversed(range(levels)):
             for i in range(self.blocks + 1):

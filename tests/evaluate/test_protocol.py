@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from jaxsr.volume.io import Volume, read_volume, write_volume
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted((CONFIGS / "protocols").glob("*.yaml"))
-ABLATIONS = sorted((CONFIGS / "ablations").glob("*.yaml"))
+ABLATIONS = [path for path in sorted((CONFIGS / "ablations").glob("*.yaml")) if re.search("^acquisition:", path.read_text(), re.MULTILINE)]
 TEXT = """\
 name: small
 acquisition: {voxel_size: [2.0, 2.0, 2.0], snr: [20.0, 40.0]}
