@@ -1,14 +1,14 @@
 """The command that says what tissue is where: segment."""
 
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jaxsr.cli.options import BatchSize, Device, bare, choice, choices, failed, select_device, slices_at_a_time
+from jaxsr.cli.jobs import do_each, unfinished
+from jaxsr.cli.options import BatchSize, Device, bare, choice, choices, select_device, slices_at_a_time
 from jaxsr.cli.output import open_console, progress
-from jaxsr.cli.status import Exit, status_of
+from jaxsr.cli.status import Exit
 
 if TYPE_CHECKING:
     from jaxsr.upscale.inputs import Job
@@ -53,16 +53,14 @@ def segment(
     if model is None:
         raise Exit(4, "no model named: pass --model RUN, a run directory made by `jaxsr train configs/anatomy.yaml`")
     from jaxsr.files import shown
-    from jaxsr.upscale.inputs import find_jobs, is_done, read_scan
+    from jaxsr.upscale.inputs import find_jobs, read_scan
     from jaxsr.upscale.sidecar import check_maps, check_sidecar, mask_names
 
     terminal = open_console(quiet=quiet)
     jobs = find_jobs(source, output)
     if not jobs:
         raise Exit(3, f"{shown(source)}: no volumes to segment (.nii, .nii.gz, .mgz, .mgh)")
-    todo = jobs if overwrite else [job for job in jobs if not is_done(job)]
-    if len(todo) < len(jobs):
-        terminal.print(f"{len(jobs) - len(todo)} done already, whatever made them (redo with --overwrite)")
+    todo = unfinished(jobs, overwrite, terminal)
     if not todo:
         return
     single = None
@@ -100,18 +98,4 @@ def segment(
         sizes = done.facts["JaxSR"]["Millilitres"]
         terminal.print(", ".join(f"{name} {sizes[name]:.0f} ml" for name in tissues[1:]))
 
-    failures: list[tuple[Path, str]] = []
-    statuses = set()
-    for job in todo:
-        try:
-            do(job)
-        except Exception as error:
-            if len(todo) == 1:
-                raise
-            status = status_of(error)
-            statuses.add(status)
-            failures.append((job.source, str(error) if status else f"{type(error).__name__}: {error}"))
-            if status is None:  # a mistake of ours: that the other volumes go on is no reason to hide it
-                traceback.print_exception(error)
-    if failures:
-        raise Exit(5 if len(failures) == len(todo) and statuses == {5} else 1, failed(failures, len(todo)))
+    do_each(todo, do)

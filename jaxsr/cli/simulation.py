@@ -1,14 +1,14 @@
 """The command that degrades volumes: simulate."""
 
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jaxsr.cli.options import Device, bare, choice, failed, select_device
+from jaxsr.cli.jobs import do_each, unfinished
+from jaxsr.cli.options import Device, bare, choice, select_device
 from jaxsr.cli.output import open_console
-from jaxsr.cli.status import Exit, status_of
+from jaxsr.cli.status import Exit
 
 if TYPE_CHECKING:
     from jaxsr.upscale.inputs import Job
@@ -49,7 +49,7 @@ def simulate(
     from jaxsr.files import shown
     from jaxsr.physics.protocol import load_acquisition
     from jaxsr.simulate import Settings, plan, read_truth, simulate_file
-    from jaxsr.upscale.inputs import find_jobs, is_done
+    from jaxsr.upscale.inputs import find_jobs
     from jaxsr.upscale.sidecar import check_sidecar
 
     settings = Settings(load_acquisition(acquisition, overrides or []), seed, same_grid, interpolation, volume, nan)  # type: ignore[arg-type]
@@ -57,9 +57,7 @@ def simulate(
     terminal = open_console(quiet=quiet)
     if not jobs:
         raise Exit(3, f"{shown(source)}: no volumes to simulate from (.nii, .nii.gz, .mgz, .mgh)")
-    todo = jobs if overwrite else [job for job in jobs if not is_done(job)]
-    if len(todo) < len(jobs):
-        terminal.print(f"{len(jobs) - len(todo)} done already, whatever made them (redo with --overwrite)")
+    todo = unfinished(jobs, overwrite, terminal)
     if not todo:
         return
     single = None
@@ -77,16 +75,4 @@ def simulate(
             simulate_file(job, settings, volume=single, note=terminal.print)
             terminal.print(f"wrote {shown(job.output)}")
 
-    failures: list[tuple[Path, str]] = []
-    for job in todo:
-        try:
-            do(job)
-        except Exception as error:
-            if len(todo) == 1:
-                raise
-            status = status_of(error)
-            failures.append((job.source, str(error) if status else f"{type(error).__name__}: {error}"))
-            if status is None:  # a mistake of ours: that the other volumes go on is no reason to hide it
-                traceback.print_exception(error)
-    if failures:
-        raise Exit(1, failed(failures, len(todo)))
+    do_each(todo, do)

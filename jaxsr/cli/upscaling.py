@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jaxsr.cli.jobs import unfinished
 from jaxsr.cli.options import (
     BatchSize,
     Device,
@@ -190,9 +191,7 @@ def upscale(
             run_json = run_json if here.process == 0 else run_json.with_stem(f"{run_json.stem}.{here.process}")
             check_record(run_json, jobs, maps)
         terminal.print(f"process {here.process} of {here.processes}: {len(mine)} of {len(jobs)} volumes")
-    todo = mine if overwrite else [job for job in mine if not is_done(job)]
-    if len(todo) < len(mine):
-        terminal.print(f"{len(mine) - len(todo)} done already, whatever made them (redo with --overwrite)")
+    todo = unfinished(mine, overwrite, terminal)
     if not todo:
         return
 

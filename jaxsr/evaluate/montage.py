@@ -37,8 +37,8 @@ TARGET = "target"
 
 DPI = 100
 _COLUMN, _GAP, _MARGIN = 2.5, 0.06, 4.0  # inches, inches, mm
-_BACKGROUND, _TEXT, _FAINT, _MARK = "#0d0d0f", "#ececec", "#a8a8ad", "#ffd24a"
-_OUTLINED = [withStroke(linewidth=2.5, foreground=_BACKGROUND)]  # legible on bone and on air
+BACKGROUND, TEXT, _FAINT, MARK = "#0d0d0f", "#ececec", "#a8a8ad", "#ffd24a"
+_OUTLINED = [withStroke(linewidth=2.5, foreground=BACKGROUND)]  # legible on bone and on air
 
 
 class Box(NamedTuple):
@@ -57,7 +57,7 @@ def save_montage(path: Path, volumes: Mapping[str, np.ndarray], reference: np.nd
     """Writes `draw_montage` as a PNG; the arguments are its own."""
     figure = draw_montage(volumes, reference, **how)
     return write_whole(
-        Path(path), lambda temporary: figure.savefig(temporary, format="png", dpi=DPI, facecolor=_BACKGROUND, metadata=PICTURE)
+        Path(path), lambda temporary: figure.savefig(temporary, format="png", dpi=DPI, facecolor=BACKGROUND, metadata=PICTURE)
     )
 
 
@@ -104,7 +104,7 @@ def draw_montage(
                 _head(axes, name, (captions or {}).get(name, ""))
             if column == 0:
                 _label_row(axes, view.name)
-                _label_edges(axes, view.plane)
+                label_edges(axes, view.plane)
             if name == next(reversed(columns)):
                 for zoom in views:
                     if zoom.zoomed and not view.zoomed and zoom.plane == view.plane:
@@ -231,7 +231,7 @@ def _canvas(aspects: list[float], columns: int, *, errors: bool, title: str) -> 
     head = 0.75 + (0.4 if title else 0)
     width = left + right + columns * _COLUMN + (columns - 1) * _GAP
     height = head + bottom + sum(heights) + (len(heights) - 1) * _GAP
-    figure = Figure(figsize=(width, height), facecolor=_BACKGROUND)
+    figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
         len(heights),
@@ -245,14 +245,14 @@ def _canvas(aspects: list[float], columns: int, *, errors: bool, title: str) -> 
         hspace=_GAP / (sum(heights) / len(heights)),
     )
     if title:
-        figure.text(left / width, 1 - 0.14 / height, title, color=_TEXT, fontsize=14, va="top", ha="left", weight="bold", parse_math=False)
+        figure.text(left / width, 1 - 0.14 / height, title, color=TEXT, fontsize=14, va="top", ha="left", weight="bold", parse_math=False)
     return figure, grid
 
 
 def _show(axes: Axes, image: np.ndarray, view: View, **colours: Any) -> AxesImage:
     height, width = view.extent
     shown = axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest" if view.zoomed else "auto", **colours)
-    axes.set_facecolor(_BACKGROUND)
+    axes.set_facecolor(BACKGROUND)
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -262,15 +262,16 @@ def _show(axes: Axes, image: np.ndarray, view: View, **colours: Any) -> AxesImag
 
 def _head(axes: Axes, name: str, caption: str) -> None:
     style: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "bottom", "parse_math": False}  # a name may hold a dollar
-    axes.text(0.5, 1, f"{name}\n", color=_TEXT, fontsize=13, weight="bold", **style)
+    axes.text(0.5, 1, f"{name}\n", color=TEXT, fontsize=13, weight="bold", **style)
     axes.text(0.5, 1.015, caption, color=_FAINT, fontsize=11, **style)
 
 
 def _label_row(axes: Axes, text: str) -> None:
-    axes.text(-0.06, 0.5, text, transform=axes.transAxes, ha="center", va="center", rotation=90, color=_TEXT, fontsize=12)
+    axes.text(-0.06, 0.5, text, transform=axes.transAxes, ha="center", va="center", rotation=90, color=TEXT, fontsize=12)
 
 
-def _label_edges(axes: Axes, plane: str) -> None:
+def label_edges(axes: Axes, plane: str) -> None:
+    """Where the sides of a picture of `plane` point to."""
     places = (
         (0.015, 0.5, "left", "center"),
         (0.985, 0.5, "right", "center"),
@@ -278,21 +279,21 @@ def _label_edges(axes: Axes, plane: str) -> None:
         (0.5, 0.015, "center", "bottom"),
     )
     for letter, (x, y, ha, va) in zip(EDGES[plane], places, strict=True):
-        axes.text(x, y, letter, transform=axes.transAxes, ha=ha, va=va, color=_MARK, fontsize=11, weight="bold", path_effects=_OUTLINED)
+        axes.text(x, y, letter, transform=axes.transAxes, ha=ha, va=va, color=MARK, fontsize=11, weight="bold", path_effects=_OUTLINED)
 
 
 def _outline(axes: Axes, zoom: View, view: View) -> None:
     """Where the zoom lies, drawn on the whole plane. Rows and columns of a picture run against the volume's axes."""
     top, left = ((view.box.stop[a] - zoom.box.stop[a]) * mm for a, mm in zip(view.sides, view.voxel_size, strict=True))
     height, width = zoom.extent
-    axes.plot([left, left + width, left + width, left, left], [top, top, top + height, top + height, top], color=_MARK, linewidth=1.2)
+    axes.plot([left, left + width, left + width, left, left], [top, top, top + height, top + height, top], color=MARK, linewidth=1.2)
 
 
 def _colour_bar(figure: Figure, cell: SubplotSpec, image: AxesImage) -> None:
     place = cell.get_position(figure)
     axes = figure.add_axes((place.x0 + 0.3 * place.width, place.y0 + 0.1 * place.height, 0.08 * place.width, 0.8 * place.height))
     bar = figure.colorbar(image, cax=axes)
-    bar.ax.tick_params(colors=_TEXT, labelsize=11)
+    bar.ax.tick_params(colors=TEXT, labelsize=11)
     for spine in bar.ax.spines.values():
         spine.set_edgecolor(_FAINT)
-    bar.set_label("|error|, % of the grey window", color=_TEXT, fontsize=11)
+    bar.set_label("|error|, % of the grey window", color=TEXT, fontsize=11)

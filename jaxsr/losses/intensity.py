@@ -14,6 +14,7 @@ from jax import Array
 
 from jaxsr.losses.pixels import absolute
 
+CONTRAST_WINDOW = 11  # pixels, of the local contrast: SSIM's
 LEAST_VARIANCE = 1e-6  # of values about 1: a deviation of a two-thousandth of the window, and ten times the rounding of E x² − (E x)²
 
 
@@ -63,7 +64,7 @@ def wasserstein_errors(x: Array, y: Array) -> Array:
     return absolute(sorted_x - sorted_y).mean(-1)
 
 
-def local_contrast_errors(x: Array, y: Array, window: int = 11, sigma: float = 1.5) -> Array:
+def local_contrast_errors(x: Array, y: Array, window: int = CONTRAST_WINDOW, sigma: float = 1.5) -> Array:
     """mean |s_x − s_y| of `local_deviation` [SPCDD, §5.3], over the windows that lie inside: `[B]` of `[B, H, W, C]`.
 
     `jaxsr.evaluate`'s local contrast error before it is divided by the target's contrast, to within √`LEAST_VARIANCE`.

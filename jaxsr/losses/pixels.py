@@ -14,13 +14,8 @@ def absolute(x: Array) -> Array:
 
 
 def absolute_errors(output: Array, target: Array) -> Array:
-    """`mean_absolute_error` of each slice, `[B]`; arrays `[B, H, W, C]`."""
+    """mean |output − target| of each slice [SR3, Eq. 6 with p = 1], `[B]`; arrays `[B, H, W, C]`."""
     return absolute(output.astype(jnp.float32) - target.astype(jnp.float32)).mean((1, 2, 3))
-
-
-def mean_absolute_error(output: Array, target: Array) -> Array:
-    """mean |output − target| [SR3, Eq. 6 with p = 1]; arrays of one shape."""
-    return absolute(output.astype(jnp.float32) - target.astype(jnp.float32)).mean()
 
 
 def squared_errors(output: Array, target: Array) -> Array:
@@ -31,6 +26,9 @@ def squared_errors(output: Array, target: Array) -> Array:
 def mean_squared_error(output: Array, target: Array) -> Array:
     """mean (output − target)² [teacher, Eqs. 1 and 5]; arrays of one shape."""
     return jnp.square(output.astype(jnp.float32) - target.astype(jnp.float32)).mean()
+
+
+ERRORS = {"l1": absolute_errors, "l2": squared_errors}  # as configs name them
 
 
 def cosine(x: Array, y: Array, per: Literal["slice", "pixel"] = "slice") -> Array:

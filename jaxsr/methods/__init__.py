@@ -7,7 +7,7 @@ from pydantic import Field
 from jaxsr.methods.anatomy import AnatomyConfig
 from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.consistency import ConsistencyConfig
-from jaxsr.methods.moediff import MoediffConfig
+from jaxsr.methods.moediff_config import MoediffConfig
 from jaxsr.methods.spcdd_config import SpcddConfig
 from jaxsr.methods.sr3 import Sr3Config
 from jaxsr.methods.student import StudentConfig

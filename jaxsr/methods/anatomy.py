@@ -30,7 +30,7 @@ from jaxsr.data.anatomy import STRUCTURES, shares, structure_names
 from jaxsr.losses.overlap import cross_entropies, dice_errors
 from jaxsr.methods.autoencoder import interleave
 from jaxsr.methods.base import Batch, Condition, LossOutput, Part, Request, UpscaleOutput, Variables
-from jaxsr.models.anatomy import LEAST, AnatomyExtractor, masks_of, template
+from jaxsr.models.anatomy import AnatomyExtractor, class_means, masks_of, template
 
 PLACES = 256  # that a label may have
 
@@ -238,7 +238,7 @@ def hard_dice(masks: Array, known: Array) -> Array:
 def fuzzy_errors(y: Array, masks: Array) -> tuple[Array, Array]:
     """C of each slice, `[B]`, and μ `[B, K]`."""
     squares = jnp.square(masks)
-    means = (squares * y).sum((1, 2)) / (squares.sum((1, 2)) + LEAST)
+    means = class_means(y, squares)
     return (squares * jnp.square(y - means[:, None, None])).sum(-1).mean((1, 2)), means
 
 

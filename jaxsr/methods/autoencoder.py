@@ -191,8 +191,13 @@ def to_grey(image: Array) -> Array:
 
 
 def psnr(output: Array, target: Array) -> Array:
-    """Of a batch, in the window −1…1; kept finite where nothing is lost."""
-    return 10 * jnp.log10(WINDOW**2 / jnp.maximum(mean_squared_error(output, target), 1e-12))
+    """Of a batch, dB, in the window −1…1."""
+    return psnr_of(mean_squared_error(output, target))
+
+
+def psnr_of(error: Array) -> Array:
+    """Of a mean squared error in the window −1…1, dB; kept finite where nothing is lost."""
+    return 10 * jnp.log10(WINDOW**2 / jnp.maximum(error, 1e-12))
 
 
 def interleave(a: Array, b: Array) -> Array:

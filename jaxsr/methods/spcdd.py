@@ -17,7 +17,8 @@ a gradient by the other's parameters: that is what one optimiser step of both ne
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,26 +31,30 @@ from jaxsr.losses.adversarial import discriminator_errors, generator_errors, r1_
 from jaxsr.losses.edges import gradient_errors
 from jaxsr.losses.intensity import histogram_errors, local_contrast_errors, wasserstein_errors
 from jaxsr.losses.overlap import dice_errors
-from jaxsr.losses.pixels import absolute_errors, squared_errors
-from jaxsr.methods.autoencoder import WINDOW, interleave
-from jaxsr.methods.base import (
-    Batch,
-    Condition,
-    LossOutput,
-    Part,
-    Request,
-    Sampler,
-    UpscaleOutput,
-    Variables,
-)
+from jaxsr.losses.pixels import ERRORS, absolute_errors, squared_errors
+from jaxsr.methods.autoencoder import interleave, psnr_of
+from jaxsr.methods.base import Batch, Condition, LossOutput, Part, Request, Sampler, UpscaleOutput, Variables
 from jaxsr.methods.pixels import Pixels
 from jaxsr.methods.spcdd_config import SpcddConfig
 from jaxsr.methods.spcdd_networks import Guided, Shown
 from jaxsr.models.discriminator import PatchDiscriminator
 from jaxsr.nn.convolution import dense
 
-ERRORS = {"l1": absolute_errors, "l2": squared_errors}
 HISTOGRAMS = {"soft": histogram_errors, "sorted": wasserstein_errors}
+
+
+class Noised(NamedTuple):
+    """What training slices are denoised from, where the network is sampled.
+
+    Attributes:
+      z0: what is diffused, `[B, h, w, c]`, and noise likewise.
+      z_t: of both, `[B, h, w, c]`, at `level`, `[B]`.
+    """
+
+    z0: Array
+    noise: Array
+    z_t: Array
+    level: Level
 
 
 class Spcdd:
@@ -114,47 +119,37 @@ class Spcdd:
     def loss(self, variables: Variables, batch: Batch, keys: Array, progress: Array) -> LossOutput:
         config, losses = self.config, self.config.losses
         paired = jnp.ones(batch.size) if batch.paired is None else batch.paired
-        params, of_latents = self._params(variables), self._autoencoder(variables)
-        shown = self.guided.show(params, of_latents, batch.low)
-
-        z_t = level = None
-        if self.schedule:
-            draw = {name: jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i, name in enumerate(("time", "noise", "latents"))}
-            t = jax.vmap(lambda key: jax.random.randint(key, (), 1, self.schedule.steps + 1))(draw["time"])  # type: ignore[union-attr]
-            level = level_at(self.schedule, jnp.where(paired > 0, t, self.schedule.steps))
-            z0 = self._diffused(of_latents, batch, draw["latents"])
-            noise = draw_noise(draw["noise"], 0, z0.shape[1:])
-            z_t = jnp.where(paired[:, None, None, None] > 0, add_noise(z0, noise, level), noise)
+        params, autoencoder = self._params(variables), self._autoencoder(variables)
+        shown = self.guided.show(params, autoencoder, batch.low)
+        noised = self._noised(autoencoder, batch, paired, keys)
+        z_t, level = (noised.z_t, noised.level) if noised else (None, None)
         output, features = self.guided.denoise(params, shown, z_t, level.time if level else None)
 
         total, metrics, known = jnp.zeros(()), dict[str, Array](), jnp.ones(batch.size)
-        if level is not None:
-            errors = ERRORS[config.loss](output, target(config.prediction, z0, noise, level))
-            weight = snr_weight(level, config.weighting, config.gamma, config.prediction)
+        if noised:
+            errors = ERRORS[config.loss](output, target(config.prediction, noised.z0, noised.noise, noised.level))
+            weight = snr_weight(noised.level, config.weighting, config.gamma, config.prediction)
             metrics["denoising"] = (paired * errors).mean()
             total += losses.denoising * (paired * weight * errors).mean()
             if config.x0_loss_weight == "snr":
-                known = jnp.where(paired > 0, x0_loss_weight(level), 1)  # of the others there is no better estimate than this
+                known = jnp.where(paired > 0, x0_loss_weight(noised.level), 1)  # of the others there is no better estimate than this
         if losses.of_images or self.discriminator or self.autoencoder is None:
-            image = self._image(of_latents, to_x0(config.prediction, output, z_t, level) if level else output, batch.low)  # type: ignore[arg-type]
-            metrics["psnr"] = -10 * jnp.log10(jnp.maximum((paired * squared_errors(image, batch.high)).mean() / WINDOW**2, 1e-12))
-            for name, share in losses.of_images.items():
-                like, counts = batch.high, paired
-                if name == "structure" and batch.paired is not None:
-                    like = jnp.where(paired[:, None, None, None] > 0, batch.high, batch.low)
-                    counts = jnp.ones_like(paired)
-                metrics[name] = (counts * known * self._errors(name, params, image, like)).mean()
-                total += share * metrics[name]
+            x0 = to_x0(config.prediction, output, noised.z_t, noised.level) if noised else output
+            image = self._image(autoencoder, x0, batch.low)
+            metrics["psnr"] = psnr_of((paired * squared_errors(image, batch.high)).mean())
+            compared = self._compared(params, image, batch, paired)
+            metrics |= {name: (known * errors).mean() for name, errors in compared.items()}
+            total += sum(losses.of_images[name] * metrics[name] for name in compared)
         if config.distill:
-            distilled = self._distilled(variables, batch, (output, features), of_latents, z_t, level)
+            distilled = self._distilled(variables, batch, (output, features), autoencoder, z_t, level)
             metrics |= distilled
             weights = {"distilled_output": config.distill.alpha, "distilled_features": config.distill.beta}
             total += sum(weights[name] * value for name, value in distilled.items())
         stats = variables["stats"]
-        if self.discriminator:
+        if config.discriminator:
             game, stats = self._game(variables, batch.high, image)
             metrics |= game
-            total += losses.adversarial * game["generator"] + game["discriminator"] + config.discriminator.r1 * game["r1"]  # type: ignore[union-attr]
+            total += losses.adversarial * game["generator"] + game["discriminator"] + config.discriminator.r1 * game["r1"]
         return LossOutput(total, metrics, stats)
 
     def upscale(self, variables: Variables, condition: Condition, keys: Array, request: Request) -> UpscaleOutput:
@@ -170,12 +165,12 @@ class Spcdd:
 
     def sampler(self, variables: Variables, condition: Condition) -> Sampler:
         assert self.schedule
-        params, of_latents = self._params(variables), self._autoencoder(variables)
-        denoise = functools.partial(self._denoise, params, self.guided.show(params, of_latents, condition.low))
+        params, autoencoder = self._params(variables), self._autoencoder(variables)
+        denoise = functools.partial(self._denoise, params, self.guided.show(params, autoencoder, condition.low))
         if self.autoencoder is None:
             return self.pixels.sampler(self.schedule, self.config.prediction, denoise, condition.low)
         height, width = (side // self.autoencoder.multiple for side in condition.low.shape[1:3])
-        decode = functools.partial(self.autoencoder.decode, of_latents)
+        decode = functools.partial(self.autoencoder.decode, autoencoder)
         return Sampler(self.schedule, self.config.prediction, denoise, (height, width, self.guided.channels), decode)
 
     def parts(self, size: int) -> dict[str, Part]:
@@ -198,40 +193,52 @@ class Spcdd:
     def _autoencoder(self, variables: Variables) -> Variables:
         return {"params": variables["frozen"]["autoencoder"]} if self.autoencoder else {}
 
-    def _diffused(self, of_latents: Variables, batch: Batch, keys: Array) -> Array:
+    def _noised(self, autoencoder: Variables, batch: Batch, paired: Array, keys: Array) -> Noised | None:
+        """z_t at a random t, or pure noise at t = T for slices without a pair; None where it is evaluated once."""
+        if self.schedule is None:
+            return None
+        steps = self.schedule.steps
+        of = {name: jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i, name in enumerate(("time", "noise", "latents"))}
+        t = jax.vmap(lambda key: jax.random.randint(key, (), 1, steps + 1))(of["time"])
+        level = level_at(self.schedule, jnp.where(paired > 0, t, steps))
+        z0 = self._diffused(autoencoder, batch, of["latents"])
+        noise = draw_noise(of["noise"], 0, z0.shape[1:])
+        return Noised(z0, noise, jnp.where(_each(paired > 0), add_noise(z0, noise, level), noise), level)
+
+    def _diffused(self, autoencoder: Variables, batch: Batch, keys: Array) -> Array:
         """z_0: scaled latents of the target, or what is diffused in pixels."""
         if self.autoencoder is None:
             return self.pixels.diffused(batch.high, batch.low)
         assert self.config.autoencoder
-        return self.config.autoencoder.latent_scale * self.autoencoder.posterior(of_latents, batch.high).sample(keys)
+        return self.config.autoencoder.latent_scale * self.autoencoder.posterior(autoencoder, batch.high).sample(keys)
 
-    def _image(self, of_latents: Variables, x0: Array, low: Array) -> Array:
-        return self.autoencoder.decode(of_latents, x0) if self.autoencoder else self.pixels.image(x0, low)
+    def _image(self, autoencoder: Variables, x0: Array, low: Array) -> Array:
+        return self.autoencoder.decode(autoencoder, x0) if self.autoencoder else self.pixels.image(x0, low)
 
-    def _errors(self, name: str, params: Any, image: Array, high: Array) -> Array:
-        """One of `SpcddLosses.of_images`, `[B]`."""
-        match name:
-            case "reconstruction":
-                return absolute_errors(image, high)
-            case "gradient":
-                return gradient_errors(image, high)
-            case "histogram":
-                return HISTOGRAMS[self.config.histogram](image, high)
-            case "contrast":
-                return local_contrast_errors(image, high)
-            case _:
-                # The extractor judges, and is not to learn from it to see less.
-                judge = jax.lax.stop_gradient(params)
-                return dice_errors(self.guided.masks(judge, image), self.guided.masks(judge, high))
+    def _compared(self, params: Any, image: Array, batch: Batch, paired: Array) -> dict[str, Array]:
+        """Each of `SpcddLosses.of_images`, `[B]`, times what its slice counts, 0 or 2 for most where some have no pair."""
+        errors: dict[str, Callable[[Array, Array], Array]] = {
+            "reconstruction": absolute_errors,
+            "gradient": gradient_errors,
+            "histogram": HISTOGRAMS[self.config.histogram],
+            "contrast": local_contrast_errors,
+        }
+        wanted = self.config.losses.of_images
+        found = {name: paired * of(image, batch.high) for name, of in errors.items() if name in wanted}
+        if "structure" in wanted:
+            judge = jax.lax.stop_gradient(params)  # the extractor is not to learn to see less
+            like = batch.high if batch.paired is None else jnp.where(_each(paired > 0), batch.high, batch.low)
+            found["structure"] = dice_errors(self.guided.masks(judge, image), self.guided.masks(judge, like))
+        return found
 
     def _distilled(
-        self, variables: Variables, batch: Batch, mine: tuple[Array, Array], of_latents: Variables, z_t: Array | None, level: Level | None
+        self, variables: Variables, batch: Batch, mine: tuple[Array, Array], autoencoder: Variables, z_t: Array | None, level: Level | None
     ) -> dict[str, Array]:
         """Both terms of Algorithm 1, as far as they count, against the teacher's answer to the same."""
         assert self.teacher
         assert self.config.distill
         params = variables["frozen"]["teacher"]
-        shown = self.teacher.show(params, of_latents, batch.low)
+        shown = self.teacher.show(params, autoencoder, batch.low)
         output, features = jax.lax.stop_gradient(self.teacher.denoise(params, shown, z_t, level.time if level else None))
         found = {}
         if self.config.distill.alpha:
@@ -266,3 +273,8 @@ class Spcdd:
             "logit_fake": of_fake.mean(),
         }
         return game, after
+
+
+def _each(x: Array) -> Array:
+    """`[B]` → `[B, 1, 1, 1]`."""
+    return x[:, None, None, None]

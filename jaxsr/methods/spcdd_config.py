@@ -9,18 +9,18 @@ from pydantic import Field, model_validator
 from jaxsr.config import Strict
 from jaxsr.diffusion.process import Prediction, Weighting
 from jaxsr.losses.adversarial import Kind
+from jaxsr.losses.intensity import CONTRAST_WINDOW
 from jaxsr.methods.autoencoder import LatentsConfig
 from jaxsr.methods.base import ScheduleConfig, check_sampling
 from jaxsr.methods.spcdd_networks import SpcddNetworks
+from jaxsr.models.discriminator import least_side
 
 if TYPE_CHECKING:
     from jaxsr.methods.spcdd import Spcdd
 
-CONTRAST_WINDOW = 11  # pixels: of `jaxsr.losses.intensity.local_contrast_errors`
-
 
 class SpcddLosses(Strict):
-    """Weights of the losses above; what is 0 is not computed.
+    """Weights λ_i of the recipe's losses, each a mean over slices; what is 0 is not computed.
 
     Attributes:
       denoising: of what the network predicts, where it is sampled.
@@ -50,7 +50,7 @@ class SpcddLosses(Strict):
 class DistillConfig(Strict):
     """Attributes:
     teacher: its networks, as its run has them; `weights.teacher` names that run.
-    alpha, beta: α and β above.
+    alpha, beta: α, of outputs, and β, of features, in Algorithm 1.
     """
 
     teacher: SpcddNetworks = SpcddNetworks()
@@ -75,7 +75,7 @@ class DiscriminatorConfig(Strict):
     @property
     def least(self) -> int:
         """Pixels on a side for one logit."""
-        return 3 * 2**self.layers
+        return least_side(self.layers)
 
 
 class SpcddWeights(Strict):
@@ -93,7 +93,7 @@ class SpcddWeights(Strict):
 
 
 class SpcddConfig(SpcddNetworks):
-    """The recipe above.
+    """The recipe of `jaxsr.methods.spcdd`.
 
     Attributes:
       autoencoder: of the latents that `unet` works in; null in pixels.
@@ -102,7 +102,7 @@ class SpcddConfig(SpcddNetworks):
       loss: of what is predicted: 'l1', as published, or 'l2'.
       residual_std, bound: in pixels, as of SR3: see `jaxsr.methods.pixels`.
       histogram: 'soft', by bins, or 'sorted', the exact distance.
-      x0_loss_weight: w' above where it is sampled: 'snr', or 'none' for 1.
+      x0_loss_weight: w' of losses on x̂_0, where it is sampled: 'snr', min(1, SNR), or 'none', 1.
       distill: null: no teacher.
       discriminator: null: none.
       sampling_steps, eta: the default of `upscale`, where it is sampled.

@@ -20,7 +20,7 @@ from jaxsr.config import Strict
 from jaxsr.diffusion.process import Prediction, add_noise, target
 from jaxsr.diffusion.sampling import draw_noise
 from jaxsr.diffusion.schedule import Level, continuous_level
-from jaxsr.losses.pixels import mean_absolute_error, mean_squared_error
+from jaxsr.losses.pixels import ERRORS
 from jaxsr.methods.base import (
     Batch,
     Condition,
@@ -35,8 +35,6 @@ from jaxsr.methods.base import (
 )
 from jaxsr.methods.pixels import PixelNetworkConfig, Pixels
 from jaxsr.models.sr3 import Sr3UNet
-
-LOSSES = {"l1": mean_absolute_error, "l2": mean_squared_error}
 
 
 class Sr3NetworkConfig(PixelNetworkConfig):
@@ -104,8 +102,8 @@ class Sr3:
         x0 = self.pixels.diffused(batch.high, batch.low)
         noise = draw_noise(draw["noise"], 0, x0.shape[1:])
         output = self._denoise(variables, batch.low, add_noise(x0, noise, level), level, dropout=draw["dropout"])
-        loss = LOSSES[self.config.loss](output, target(self.config.prediction, x0, noise, level))
-        return LossOutput(loss, {}, variables["stats"])
+        errors = ERRORS[self.config.loss](output, target(self.config.prediction, x0, noise, level))
+        return LossOutput(errors.mean(), {}, variables["stats"])
 
     def upscale(self, variables: Variables, condition: Condition, keys: Array, request: Request) -> UpscaleOutput:
         samples, image = self.sampler(variables, condition).draw(keys, request)

@@ -65,16 +65,16 @@ class AnatomyExtractor(nn.Module):
 
 
 def masks_of(logits: Array) -> Array:
-    """m `[B, H, W, K]`, float32."""
+    """m of `logits`, both `[B, H, W, K]`, float32."""
     return nn.softmax(logits.astype(jnp.float32))
 
 
 def class_means(y: Array, masks: Array) -> Array:
-    """μ_k `[B, K]` of slices `[B, H, W, 1]`; near 0 for a class that is nowhere."""
+    """μ_k `[B, K]` of slices `[B, H, W, 1]`, weighed by `masks` `[B, H, W, K]`; near 0 for a class that is nowhere."""
     return (masks * y).sum((1, 2)) / (masks.sum((1, 2)) + LEAST)
 
 
 def template(y: Array, masks: Array) -> Array:
-    """a `[B, H, W, 1]`."""
+    """a `[B, H, W, 1]` of slices `[B, H, W, 1]` and their masks `[B, H, W, K]`."""
     means = class_means(y.astype(jnp.float32), masks).at[:, 0].set(AIR)
     return (masks * means[:, None, None]).sum(-1, keepdims=True)

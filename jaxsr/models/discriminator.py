@@ -49,8 +49,8 @@ class PatchDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        if min(x.shape[1:3]) < 3 * 2**self.layers:
-            raise ValueError(f"sides must be at least {3 * 2**self.layers} for {self.layers} layers, got {x.shape[1]} × {x.shape[2]}")
+        if min(x.shape[1:3]) < least_side(self.layers):
+            raise ValueError(f"sides must be at least {least_side(self.layers)} for {self.layers} layers, got {x.shape[1]} × {x.shape[2]}")
 
         def convolved(x: Array, features: int, stride: int, name: str, dtype: Any) -> Array:
             if self.spectral:
@@ -61,3 +61,8 @@ class PatchDiscriminator(nn.Module):
             features, stride = self.width * min(2**layer, WIDEST), 2 if layer < self.layers else 1
             x = nn.leaky_relu(convolved(x, features, stride, f"layer{layer}", self.dtype), SLOPE)
         return convolved(x, 1, 1, "head", jnp.float32)
+
+
+def least_side(layers: int) -> int:
+    """Pixels on a side for one logit, h = 1 above."""
+    return 3 * 2**layers

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from jaxsr.evaluate.files import sidecar_path
-from jaxsr.evaluate.montage import DPI, EDGES, SHOWN, View, bounding_box, head_centre
+from jaxsr.evaluate.montage import BACKGROUND, DPI, EDGES, SHOWN, TEXT, View, bounding_box, head_centre, label_edges
 from jaxsr.evaluate.written import PICTURE
 from jaxsr.files import Writer, shown, write_together
 from jaxsr.runtime.memory import OutOfMemory
@@ -52,7 +52,6 @@ BYTES_A_VOXEL = 12  # of the host, beside the scan and its masks: measured, and 
 # One a tissue, told apart by the colour-blind too: Okabe and Ito's, https://jfly.uni-koeln.de/color/
 COLOURS = ("#56b4e9", "#d55e00", "#f0e442", "#009e73", "#cc79a7", "#e69f00", "#0072b2")
 _OPAQUE, _PANEL, _HEAD, _FOOT, _SIDE = 0.55, 3.4, 0.8, 0.5, 0.15  # of colours over the scan; inches
-_BACKGROUND, _TEXT, _MARK = "#0d0d0f", "#ececec", "#ffd24a"
 
 
 class Settings(NamedTuple):
@@ -168,10 +167,10 @@ def draw_labels(scan: Volume, labels: np.ndarray, sizes: Mapping[str, float], he
         column, row = (scan.voxel_size[a] for a in range(3) if a != AXES[plane])
         views.append(View(plane, plane, int(centre[AXES[plane]]), box, (row, column)))
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(sizes) - 1)]
-    table = np.array([to_rgba(_BACKGROUND, 0), *(to_rgba(colour, _OPAQUE) for colour in colours)])
+    table = np.array([to_rgba(BACKGROUND, 0), *(to_rgba(colour, _OPAQUE) for colour in colours)])
 
     width, height = 2 * (_PANEL + _SIDE), _HEAD + _FOOT + sum(_PANEL * view.aspect for view in views)
-    figure = Figure(figsize=(width, height), facecolor=_BACKGROUND)
+    figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
     edges = {"left": _SIDE / width, "right": 1 - _SIDE / width, "bottom": _FOOT / height, "top": 1 - _HEAD / height}
     grid = figure.add_gridspec(len(views), 2, height_ratios=[view.aspect for view in views], wspace=0.02, hspace=0.02, **edges)
@@ -184,11 +183,11 @@ def draw_labels(scan: Volume, labels: np.ndarray, sizes: Mapping[str, float], he
                 axes.imshow(table[view.of(labels)], interpolation="nearest", extent=extent)
             axes.set_axis_off()
             if row == 0:
-                axes.set_title(name, color=_TEXT, fontsize=12)
-        _letters(figure.axes[-2], view.plane)
-    figure.text(_SIDE / width, 1 - 0.12 / height, title, color=_TEXT, fontsize=11, va="top", weight="bold", parse_math=False)
+                axes.set_title(name, color=TEXT, fontsize=12)
+        label_edges(figure.axes[-2], view.plane)
+    figure.text(_SIDE / width, 1 - 0.12 / height, title, color=TEXT, fontsize=11, va="top", weight="bold", parse_math=False)
     patches = [Patch(color=colour, label=f"{name}, {sizes[name]:.0f} ml") for name, colour in zip([*sizes][1:], colours, strict=True)]
-    figure.legend(handles=patches, loc="lower center", ncols=len(patches), frameon=False, labelcolor=_TEXT, fontsize=11)
+    figure.legend(handles=patches, loc="lower center", ncols=len(patches), frameon=False, labelcolor=TEXT, fontsize=11)
     return figure
 
 
@@ -220,11 +219,4 @@ def _mask_writers(job: Job, facts: dict[str, Any], masks: Mapping[str, Volume]) 
 
 
 def _png(figure: Figure) -> Callable[[Path], object]:
-    return lambda path: figure.savefig(path, format="png", dpi=DPI, facecolor=_BACKGROUND, metadata=PICTURE)
-
-
-def _letters(axes: Any, plane: str) -> None:
-    """Where the sides of a picture point to."""
-    places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.97), (0.5, 0.03))
-    for letter, (x, y) in zip(EDGES[plane], places, strict=True):
-        axes.text(x, y, letter, transform=axes.transAxes, ha="center", va="center", color=_MARK, fontsize=10, weight="bold")
+    return lambda path: figure.savefig(path, format="png", dpi=DPI, facecolor=BACKGROUND, metadata=PICTURE)

@@ -14,7 +14,7 @@ from jaxsr.experiment import Experiment
 from jaxsr.methods import moediff
 from jaxsr.methods.base import Batch, Condition, Mixture, Request
 from jaxsr.methods.mixture import mixed
-from jaxsr.methods.moediff import MoediffConfig
+from jaxsr.methods.moediff_config import MoediffConfig
 from jaxsr.methods.moediff_levels import draw_levels
 from jaxsr.models.perceptual_loss import vgg_shapes
 

@@ -190,6 +190,12 @@ def test_the_extractor_does_not_learn_from_how_it_judges():
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(found["anatomy"]))
 
 
+def test_a_trained_prior_learns_from_what_the_denoiser_makes_of_its_template():
+    method = recipe(prior={"network": ANATOMY, "train": True})
+    found = gradients(method, variables_of(method))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(found["anatomy"]["out"]))
+
+
 @pytest.mark.parametrize("settings", [{}, SAMPLED, LATENT])
 def test_a_slice_does_not_depend_on_those_beside_it(settings):
     method = recipe(**settings)
