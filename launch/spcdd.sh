@@ -12,10 +12,11 @@
 #   upscale    the heads by all of these, and what the other extractor sees in what they made (jaxsr segment)
 #   tables     of images, and of Dice against the heads' own labels; means and deviations over seeds (docs/make_spcdd_tables.py)
 #   cost       parameters, multiply-adds, time and memory of teacher and student (OUT/cost.jsonl)
-# Settings: SEEDS="42 43 44", HEADS=2, STEPS=1000 of each training, PYTHON=python3.
+# Settings: SEEDS="42 43 44", HEADS=2, STEPS=1000 of each training, PYTHON=python3; JOBS=1, how many trainings or heads' upscalings at once: two
+# of them, a core each, do almost twice as much as one that has both.
 set -euo pipefail
 known="heads anatomy paper small students unpaired upscale tables cost"
-usage() { sed -n '2,17s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+usage() { sed -n '2,18s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 [[ $# -ge 1 && $1 != -* ]] || usage
 out=$1
 shift
@@ -27,12 +28,49 @@ configs=$root/configs heads=${HEADS:-2} steps=${STEPS:-1000}
 mkdir -p "$out/runs"
 python() { command "${PYTHON:-python3}" "$@"; } # also where that is called python
 jaxsr() { echo "+ jaxsr $*" >&2; python -m jaxsr "$@"; }
+# started COMMAND …: now, or beside JOBS − 1 others on cores of its own, as soon as the one that had them has ended; finished: all have.
+number=${JOBS:-1} pids=() slots=()
+cores=$(($(getconf _NPROCESSORS_ONLN) / number))
+trap 'for pid in "${pids[@]}"; do kill -- "-$pid" 2>/dev/null || true; done' EXIT
+started() {
+  local slot=0
+  if ((number == 1)); then
+    "$@"
+    return
+  fi
+  while [[ ${slots[slot]:-} ]] && kill -0 "${slots[slot]}" 2>/dev/null; do
+    if ((++slot == number)); then
+      wait -n
+      slot=0
+    fi
+  done
+  set -m # a process group each, which is what can be stopped
+  (
+    # Where there is no taskset, or other cores are this script's, they share what there is.
+    ((cores == 0)) || taskset -cp "$((slot * cores))-$((slot * cores + cores - 1))" "$BASHPID" >/dev/null 2>&1 || true
+    "$@"
+  ) &
+  slots[slot]=$! pids+=($!)
+  set +m
+}
+finished() {
+  local pid
+  for pid in "${pids[@]}"; do wait "$pid"; done
+  pids=() slots=()
+}
 # trained NAME CONFIG [KEY=VALUE …]: one run for each seed, NAME-SEED.
 trained() {
   local seed
   for seed in "${seeds[@]}"; do
-    jaxsr train "$configs/$2.yaml" data.manifest="$out/set" train.steps="$steps" seed="$seed" --run-dir "$out/runs/$1-$seed" "${@:3}"
+    started jaxsr train "$configs/$2.yaml" data.manifest="$out/set" train.steps="$steps" seed="$seed" --run-dir "$out/runs/$1-$seed" "${@:3}"
   done
+}
+# upscaled RUN: the heads by it, and their tissues.
+upscaled() {
+  local name
+  name=$(basename "$1")
+  jaxsr upscale -i "$out/low" -o "$out/upscaled/$name" --model "$1" --axes axial --no-montage $([[ $name == small-* ]] && echo --steps 10)
+  jaxsr segment -i "$out/upscaled/$name" -o "$out/seen/$name" --model "$out/judge" --axes axial --no-montage
 }
 extractor=method.weights.anatomy=$out/anatomy
 
@@ -46,9 +84,9 @@ run() {
       jaxsr simulate -i "$out/middle/high" -o "$out/low" --acquisition 1.5T
       ;;
     anatomy)
-      jaxsr train "$configs/anatomy.yaml" --run-dir "$out/anatomy"
-      jaxsr train "$configs/anatomy.yaml" seed=1 --run-dir "$out/judge"
-      jaxsr train "$configs/anatomy-self.yaml" --run-dir "$out/anatomy-self"
+      started jaxsr train "$configs/anatomy.yaml" --run-dir "$out/anatomy"
+      started jaxsr train "$configs/anatomy.yaml" seed=1 --run-dir "$out/judge"
+      started jaxsr train "$configs/anatomy-self.yaml" --run-dir "$out/anatomy-self"
       ;;
     paper)
       trained neither ablations/spcdd-baseline
@@ -82,11 +120,7 @@ run() {
         jaxsr segment -i "$out/middle/high" -o "$out/seen/truth-$name" --model "$out/$name" --axes axial --no-montage
         jaxsr segment -i "$out/low" -o "$out/seen/low-$name" --model "$out/$name" --axes axial --no-montage
       done
-      for path in "$out"/runs/*/; do
-        name=$(basename "$path")
-        jaxsr upscale -i "$out/low" -o "$out/upscaled/$name" --model "$path" --axes axial --no-montage $([[ $name == small-* ]] && echo --steps 10)
-        jaxsr segment -i "$out/upscaled/$name" -o "$out/seen/$name" --model "$out/judge" --axes axial --no-montage
-      done
+      for path in "$out"/runs/*/; do started upscaled "$path"; done
       ;;
     tables)
       local images=() labels=() path name
@@ -110,5 +144,6 @@ run() {
       done
       ;;
   esac
+  finished
 }
 for part in "${parts[@]}"; do run "$part"; done

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -165,7 +166,8 @@ if [[ $3 == upscale ]]; then mkdir -p "$7"; fi"""
     ]  # fmt: skip
 
 
-def test_spcdd_s_study_trains_what_its_tables_name(stub, tmp_path):
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_spcdd_s_study_trains_what_its_tables_name(jobs, stub, tmp_path):
     """Every ablation in every seed, on one set; what is told by an extractor or a teacher comes after it; all that is trained is scored."""
     body = f"""echo "$@" >>{tmp_path}/said
 previous=
@@ -174,7 +176,7 @@ for word; do
   previous=$word
 done"""
     out = tmp_path / "out"
-    settings = {"HEADS": "1", "SEEDS": "7 8"}
+    settings = {"HEADS": "1", "SEEDS": "7 8", "JOBS": jobs}
     done = subprocess.run([LAUNCH / "spcdd.sh", out], capture_output=True, text=True, env={**stub(body), **settings}, timeout=120)
     assert done.returncode == 0, done.stderr
     commands = [line.split() for line in (tmp_path / "said").read_text().splitlines() if line.startswith("-m jaxsr")]
@@ -200,6 +202,21 @@ done"""
             path.name for path in trained if path.parent.name == "runs"
         }
     assert [words[2] for words in commands].count("evaluate") == 2
+
+
+def test_a_training_that_fails_stops_the_study_and_those_beside_it(stub, tmp_path):
+    """With JOBS=2 the second fails at once: the first is stopped, the third is never begun."""
+    body = f"""[[ $3 == train ]] && echo "$@" >>{tmp_path}/said
+[[ $* == *seed=1* ]] && exit 3
+sleep 60; echo "$@" >>{tmp_path}/ended"""
+    settings = {"SEEDS": "0 1 2", "JOBS": "2"}
+    started = time.monotonic()
+    done = subprocess.run(
+        [LAUNCH / "spcdd.sh", tmp_path / "out", "paper"], capture_output=True, text=True, env={**stub(body), **settings}, timeout=120
+    )
+    assert (done.returncode, time.monotonic() - started < 50) == (3, True), done.stderr
+    assert len((tmp_path / "said").read_text().splitlines()) == 2
+    assert not (tmp_path / "ended").exists()
 
 
 @pytest.mark.parametrize("script", ["experts.sh", "spcdd.sh"])
