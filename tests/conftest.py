@@ -1,5 +1,6 @@
 """What tests share: how they are compiled; real heads, where they are."""
 
+import gc
 import os
 import re
 from importlib.metadata import version
@@ -26,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     selects_gpu = re.search(r"(?<!not )\bgpu\b", config.getoption("markexpr"))
     if not selects_gpu and _QUICK not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip()
+    # Tracing makes so many objects that looking for unreachable ones, as often as Python would, is a tenth of it.
+    gc.set_threshold(200_000, 20, 100)
     # The same small programs are compiled by many tests, some in processes of their own: once is enough.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".cache" / "tests"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

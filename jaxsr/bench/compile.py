@@ -22,7 +22,7 @@ from jaxsr.methods.precision import held_to_train, held_to_upscale
 from jaxsr.precompute.teacher_cache import check_teacher, distill_slices, maps_seen
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
 from jaxsr.train.build import abstract_batch, build_method, variables_to_upscale
-from jaxsr.train.state import abstract_state, abstract_variables, frozen_shardings, make_optimizer, players_of, state_shardings
+from jaxsr.train.state import abstract_state, abstract_variables, frozen_shardings, make_optimizer, players_of, shardings_of
 from jaxsr.train.step import make_step
 from jaxsr.upscale.forecast import dearest
 from jaxsr.upscale.guides import maps_to_upscale
@@ -39,8 +39,7 @@ def compile_train(experiment: Experiment) -> dict[str, Any]:
     mesh, method = make_mesh(**dict(experiment.mesh)), build_method(experiment)
     share_of_batch(mesh, experiment.train.batch_size)
     optimizer, batch = make_optimizer(experiment.optimizer, experiment.train.steps, players_of(method)), abstract_batch(experiment)
-    shardings = state_shardings(method, optimizer, batch, mesh)
-    state = abstract_state(method, optimizer, batch, shardings)
+    state = abstract_state(method, optimizer, batch, mesh)
     shapes, laid = abstract_variables(method, batch)["frozen"], frozen_shardings(method, mesh, batch)
     frozen = _laid(held_to_train(method, shapes, batch, experiment.precision), laid)
     held_frozen = _laid(held_to_train(build_method(asked), shapes, batch, asked.precision), laid) if estimated else frozen
@@ -49,7 +48,7 @@ def compile_train(experiment: Experiment) -> dict[str, Any]:
     step = jax.jit(
         make_step(method, optimizer, ema=experiment.train.ema, steps=experiment.train.steps, accumulate=experiment.train.accumulate),
         donate_argnums=0,
-        out_shardings=(shardings, replicated(mesh)),
+        out_shardings=(shardings_of(state), replicated(mesh)),
     )
     with jax.set_mesh(mesh):
         program, times = compiled(step, state, placed, key, frozen)

@@ -29,7 +29,7 @@ from jaxsr.methods.precision import held_to_train
 from jaxsr.runtime.memory import program_memory
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated
 from jaxsr.train.build import abstract_batch, build_method, fitted, prepared_set
-from jaxsr.train.state import State, abstract_variables, frozen_shardings, make_optimizer, players_of, state_shardings
+from jaxsr.train.state import State, abstract_state, abstract_variables, frozen_shardings, make_optimizer, players_of, shardings_of
 from jaxsr.train.step import make_step
 
 
@@ -45,7 +45,7 @@ def bench_train(experiment: Experiment, steps: int = 20, warmup: int = 3) -> dic
     method = build_method(experiment)
     optimizer = make_optimizer(experiment.optimizer, config.steps, players_of(method))
     shape = abstract_batch(experiment, records)
-    shardings = state_shardings(method, optimizer, shape, mesh)
+    shardings = shardings_of(abstract_state(method, optimizer, shape, mesh))
     variables = synthetic_variables(method, shape, experiment.seed)
     state = synthetic_state(variables, optimizer, shardings)
     held = held_to_train(method, variables["frozen"], shape, experiment.precision)

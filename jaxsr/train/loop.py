@@ -24,7 +24,7 @@ from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_b
 from jaxsr.train.build import abstract_batch, build_method, build_stream, build_subjects, fitted, prepared_set, unpaired_scans
 from jaxsr.train.frozen import load_needed
 from jaxsr.train.metrics import Clock, NotFinite, Recent, record, require_tensorboard
-from jaxsr.train.state import State, abstract_state, frozen_shardings, init_state, make_optimizer, players_of, started, state_shardings
+from jaxsr.train.state import State, abstract_state, frozen_shardings, make_optimizer, new_state, players_of, shardings_of, started
 from jaxsr.train.step import make_step
 from jaxsr.train.stop import StopSignals
 from jaxsr.upscale.model import check_frozen, load_start
@@ -78,7 +78,8 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
     subjects = records or build_subjects(experiment.data, "train", experiment.seed, note)
     if begun:
         _check_set(run_dir, experiment, subjects)
-    shardings = state_shardings(method, optimizer, shape, mesh)
+    abstract = abstract_state(method, optimizer, shape, mesh)
+    shardings = shardings_of(abstract)
 
     def check(about: dict) -> None:
         _check_same(experiment, _settled(from_dict(about["config"], Experiment)), run_dir)
@@ -89,13 +90,13 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
         checkpoints.save(step, state, about)
 
     with StopSignals() as stop, Checkpoints(run_dir / "checkpoints", keep=config.keep_checkpoints) as checkpoints:
-        found = checkpoints.newest(abstract_state(method, optimizer, shape, shardings), check, note)
+        found = checkpoints.newest(abstract, check, note)
         _claim(run_dir, experiment, subjects)  # only now: what is refused leaves nothing that would refuse the next
         if found:
             start, state = found
             note(f"resumed {run_dir} at step {start}")
         else:
-            start, (state, _) = 0, init_state(method, optimizer, shape, jax.random.key(experiment.seed), mesh)
+            start, state = 0, new_state(method, optimizer, shape, jax.random.key(experiment.seed), shardings)
             # A student that is distilled further starts as it was.
             state = started(state, load_start(experiment, method, note) | frozen.get("student", {}))
         if start >= config.steps:

@@ -84,8 +84,19 @@ def _by_player(optimizers: Mapping[str, optax.GradientTransformation], players: 
 
 def init_state(method: Method, optimizer: optax.GradientTransformation, batch: Batch, key: Array, mesh: Mesh) -> tuple[State, State]:
     """A new state, made where it will live, and its shardings. `batch` may be abstract: only shapes matter."""
-    shardings = state_shardings(method, optimizer, batch, mesh)
-    return jax.jit(lambda key: _new(method, optimizer, batch, key), out_shardings=shardings)(key), shardings
+    shardings = shardings_of(abstract_state(method, optimizer, batch, mesh))
+    return new_state(method, optimizer, batch, key, shardings), shardings
+
+
+def new_state(method: Method, optimizer: optax.GradientTransformation, batch: Batch, key: Array, shardings: State) -> State:
+    """A new state, made where `shardings` says."""
+
+    def new(key: Array) -> State:
+        variables = nn.meta.unbox(method.init(key, _zeros(batch)))
+        params = variables["params"]
+        return State(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params), variables["stats"])
+
+    return jax.jit(new, out_shardings=shardings)(key)  # type: ignore[no-any-return]
 
 
 def started(state: State, weights: Mapping[str, Any]) -> State:
@@ -102,28 +113,30 @@ def started(state: State, weights: Mapping[str, Any]) -> State:
     return state._replace(params={**state.params, **params}, ema={**state.ema, **ema}, stats={**state.stats, **stats})
 
 
-def abstract_state(method: Method, optimizer: optax.GradientTransformation, batch: Batch, shardings: State | None = None) -> State:
-    """Shapes and dtypes of the state, with shardings where given: what a checkpoint is restored into."""
-    shapes = jax.eval_shape(lambda key: _new(method, optimizer, batch, key), jax.random.key(0))
-    if shardings is None:
-        return shapes
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
+def abstract_state(method: Method, optimizer: optax.GradientTransformation, batch: Batch, mesh: Mesh) -> State:
+    """Shapes, dtypes and shardings of the state: what a checkpoint is restored into. The method's own `init` is traced once.
 
-
-def state_shardings(method: Method, optimizer: optax.GradientTransformation, batch: Batch, mesh: Mesh) -> State:
-    """The optimiser's moments lie where their parameters do; scalars and statistics are on every device."""
+    The optimiser's moments lie where their parameters do; scalars and statistics are on every device.
+    """
     boxed = jax.eval_shape(lambda key: method.init(key, _zeros(batch)), jax.random.key(0))
-    params = variable_shardings(mesh, boxed["params"])
-    everywhere = replicated(mesh)
-    by_path = dict(jax.tree_util.tree_leaves_with_path(params))
+    params, stats = nn.meta.unbox(boxed["params"]), nn.meta.unbox(boxed["stats"])
+    opt, everywhere = jax.eval_shape(optimizer.init, params), replicated(mesh)
+    of_params = variable_shardings(mesh, boxed["params"])
+    by_path = dict(jax.tree_util.tree_leaves_with_path(of_params))
 
     def placed(path: tuple[Any, ...], leaf: Any) -> Any:
         """A moment's path ends in that of its parameter."""
         return next((by_path[path[i:]] for i in range(len(path)) if path[i:] in by_path), everywhere)
 
-    opt = jax.tree_util.tree_map_with_path(placed, jax.eval_shape(optimizer.init, nn.meta.unbox(boxed["params"])))
-    stats = jax.tree.map(lambda _: everywhere, nn.meta.unbox(boxed["stats"]))
-    return State(everywhere, params, params, opt, stats)  # type: ignore[arg-type]
+    shapes = State(jax.ShapeDtypeStruct((), jnp.int32), params, params, opt, stats)  # type: ignore[arg-type]
+    of_opt, of_stats = jax.tree_util.tree_map_with_path(placed, opt), jax.tree.map(lambda _: everywhere, stats)
+    shardings = State(everywhere, of_params, of_params, of_opt, of_stats)  # type: ignore[arg-type]
+    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
+
+
+def shardings_of(state: State) -> State:
+    """Where each leaf of a state lies, which may be abstract."""
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
 def frozen_shardings(method: Method, mesh: Mesh, batch: Batch | None = None) -> Any:
@@ -135,12 +148,6 @@ def abstract_variables(method: Method, batch: Batch) -> Variables:
     """Shapes and dtypes of all that a method computes with of `batch`, which may be abstract."""
     shapes = jax.eval_shape(lambda key: nn.meta.unbox(method.init(key, _zeros(batch))), jax.random.key(0))
     return {**shapes, "frozen": nn.meta.unbox(method.frozen(batch))}
-
-
-def _new(method: Method, optimizer: optax.GradientTransformation, batch: Batch, key: Array) -> State:
-    variables = nn.meta.unbox(method.init(key, _zeros(batch)))
-    params = variables["params"]
-    return State(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params), variables["stats"])
 
 
 def _zeros(batch: Batch) -> Batch:

@@ -12,7 +12,7 @@ from jaxsr.experiment import DataConfig, Experiment, TrainConfig
 from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train.build import abstract_batch, build_method
-from jaxsr.train.state import abstract_state, make_optimizer, state_shardings
+from jaxsr.train.state import abstract_state, make_optimizer, shardings_of
 from jaxsr.train.step import make_step
 
 NETWORK = Sr3NetworkConfig(width=8, multipliers=(1,), blocks=1, attention_at=(), groups=4, dropout=0.0, middle_attention=False)
@@ -49,15 +49,14 @@ def test_what_is_counted_is_what_the_step_multiplies(accumulate):
     experiment = tiny(accumulate=accumulate)
     method, optimizer, batch = build_method(experiment), make_optimizer(experiment.optimizer, 1), abstract_batch(experiment)
     step = make_step(method, optimizer, ema=0.9, steps=100, accumulate=accumulate)
-    traced = multiply_adds(step, abstract_state(method, optimizer, batch), batch, jax.random.key(0))
+    traced = multiply_adds(step, abstract_state(method, optimizer, batch, make_mesh()), batch, jax.random.key(0))
     assert traced == step_multiply_adds(method, batch)
 
 
 def test_a_synthetic_state_is_the_trainers_but_for_its_values():
     experiment, mesh = tiny(), make_mesh()
     method, optimizer, batch = build_method(experiment), make_optimizer(experiment.optimizer, 1), abstract_batch(experiment)
-    shardings = state_shardings(method, optimizer, batch, mesh)
-    state = synthetic_state(synthetic_variables(method, batch, seed=0), optimizer, shardings)
-    expected = abstract_state(method, optimizer, batch, shardings)
+    expected = abstract_state(method, optimizer, batch, mesh)
+    state = synthetic_state(synthetic_variables(method, batch, seed=0), optimizer, shardings_of(expected))
     assert jax.tree.structure(state) == jax.tree.structure(expected)
     assert jax.tree.all(jax.tree.map(lambda a, b: (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding), state, expected))

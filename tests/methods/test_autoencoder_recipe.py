@@ -245,14 +245,14 @@ import jax
 from jaxsr.experiment import load_experiment
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated
 from jaxsr.train.build import abstract_batch, build_method
-from jaxsr.train.state import abstract_state, make_optimizer, state_shardings
+from jaxsr.train.state import abstract_state, make_optimizer, shardings_of
 from jaxsr.train.step import make_step
 
 experiment = load_experiment("configs/autoencoder.yaml")
 mesh = make_mesh(data=1, fsdp=2, tensor=2)
 method, optimizer, batch = build_method(experiment), make_optimizer(experiment.optimizer, 10), abstract_batch(experiment)
-shardings = state_shardings(method, optimizer, batch, mesh)
-state = abstract_state(method, optimizer, batch, shardings)
+state = abstract_state(method, optimizer, batch, mesh)
+shardings = shardings_of(state)
 leaves = jax.tree.leaves(state)
 whole = sum(leaf.size for leaf in leaves)
 held = sum(int(jax.numpy.prod(jax.numpy.array(leaf.sharding.shard_shape(leaf.shape)))) for leaf in leaves)

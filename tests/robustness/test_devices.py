@@ -22,7 +22,7 @@ from jaxsr.experiment import load_experiment
 from jaxsr.runtime.checkpoint import Checkpoints
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train import loop
-from jaxsr.train.state import abstract_state, make_optimizer, players_of, state_shardings
+from jaxsr.train.state import abstract_state, make_optimizer, players_of
 
 PROGRAM = Path(__file__).with_name("many_devices.py")
 CONFIG = Path(__file__).with_name("many_devices.yaml")
@@ -110,9 +110,8 @@ def state_of(folder, config):
     experiment = load_experiment(config)
     method, shape = loop.build_method(experiment), loop.abstract_batch(experiment)
     optimizer = make_optimizer(experiment.optimizer, LAST, players_of(method))
-    shardings = state_shardings(method, optimizer, shape, make_mesh())
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        return checkpoints.restore(LAST, abstract_state(method, optimizer, shape, shardings))
+        return checkpoints.restore(LAST, abstract_state(method, optimizer, shape, make_mesh()))
 
 
 def metrics_of(folder):

@@ -10,6 +10,7 @@ import pytest
 from jaxsr.bench.synthetic import synthetic_set, synthetic_variables
 from jaxsr.config import from_dict
 from jaxsr.experiment import Experiment
+from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train import loop
 from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.frozen import load_needed
@@ -55,10 +56,10 @@ def test_in_bfloat16_it_computes_with_half_the_bytes_and_the_copies_of_the_host_
 
         return step
 
-    def init_state(method, optimizer, batch, *_):
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_state(method, optimizer, batch)), None
+    def new_state(method, optimizer, batch, key, shardings):
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_state(method, optimizer, batch, make_mesh()))
 
-    monkeypatch.setattr(loop, "init_state", init_state)
+    monkeypatch.setattr(loop, "new_state", new_state)
     monkeypatch.setattr(loop, "load_needed", load)
     monkeypatch.setattr(loop, "make_step", make_step)
     loop.train(teacher, tmp_path / "run", report=lambda *_: seen.update(alive=[ref for ref in loaded if ref() is not None]))

@@ -31,8 +31,7 @@ from jaxsr.train import loop
 from jaxsr.train.build import build_stream, build_subjects, fitted
 from jaxsr.train.loop import TrainingDiverged, train
 from jaxsr.train.metrics import HELD, NotFinite, Recent
-from jaxsr.train.state import init_state as init_state_as_it_is
-from jaxsr.train.state import state_shardings
+from jaxsr.train.state import new_state as new_state_as_it_is
 from jaxsr.train.step import make_step
 from jaxsr.train.stop import Stopped
 from jaxsr.upscale.export import export_model
@@ -82,18 +81,17 @@ def compiled_once():
     methods, optimizers, steps = (functools.cache(f) for f in (lambda config, kind: config.build(kind), loop.make_optimizer, make_step))
     made = {}
 
-    def init_state(method, optimizer, shape, key, mesh):
+    def new_state(method, optimizer, shape, key, shardings):
         name = (method, optimizer, shape)
         if name not in made:
-            made[name] = jax.device_get(init_state_as_it_is(method, optimizer, shape, key, mesh)[0])
-        shardings = state_shardings(method, optimizer, shape, mesh)
-        return jax.device_put(jax.tree.map(jnp.array, made[name]), shardings), shardings
+            made[name] = jax.device_get(new_state_as_it_is(method, optimizer, shape, key, shardings))
+        return jax.device_put(jax.tree.map(jnp.array, made[name]), shardings)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "build_method", lambda experiment: methods(experiment.method, jnp.float32))
         patch.setattr(loop, "make_optimizer", lambda config, count, players: optimizers(config, count if config.decay == "cosine" else 0))
         patch.setattr(loop, "make_step", steps)
-        patch.setattr(loop, "init_state", init_state)
+        patch.setattr(loop, "new_state", new_state)
         yield
 
 
