@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsr.bench.collectives import collectives, summed
 from jaxsr.bench.count import quantity
 from jaxsr.bench.measure import circumstances, compiled
+from jaxsr.bench.train import step_multiply_adds
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import MAP_CHANNELS, Condition, Request
 from jaxsr.methods.precision import held_to_train, held_to_upscale
@@ -54,7 +56,9 @@ def compile_train(experiment: Experiment) -> dict[str, Any]:
         program, times = compiled(step, state, placed, key, frozen)
     held = {"state": _bytes(state), "frozen": _bytes(held_frozen), "batch": _bytes(placed)}
     facts = {"what": "training step", "batch_size": experiment.train.batch_size, "size": experiment.data.crop}
-    return {**facts, **_memory(program, held, estimated, _bytes(state.params)), **times, **_about(experiment, mesh, estimated)}
+    facts["multiply_adds"] = step_multiply_adds(method, batch)
+    memory = _memory(program, held, estimated, _bytes(state.params))
+    return {**facts, **memory, **_spoken(program, mesh), **times, **_about(asked, mesh, estimated)}
 
 
 def compile_upscale(experiment: Experiment, batch_size: int, size: int) -> dict[str, Any]:
@@ -106,7 +110,7 @@ def _of_slices(experiment: Experiment, batch_size: int, size: int, do: Callable[
         program, times = compiled(jax.jit(lambda v, c, k: do(method, v, c, k)), variables, placed, keys)
     facts = {"what": what, "batch_size": batch_size, "asked_batch_size": given, "size": size}
     held = {"parameters": _bytes(held_variables), "batch": _bytes(placed)}
-    return {**facts, **_memory(program, held, estimated), **times, **_about(experiment, mesh, estimated)}
+    return {**facts, **_memory(program, held, estimated), **_spoken(program, mesh), **times, **_about(asked, mesh, estimated)}
 
 
 def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -123,6 +127,7 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("each device holds", held),
         ("temporary", temporary + said),
         ("in all", f"{whole} a device"),
+        *_describe_spoken(result),
         ("compilation", f"{result['compile_seconds']:.0f} s, traced and lowered in {result['trace_seconds']:.0f} s"),
     ]
 
@@ -142,6 +147,27 @@ def _memory(program: Any, held: dict[str, int], estimated: bool, gradients: int 
         whole = min(gradients, temporary)
         temporary = whole + (temporary - whole) // 2
     return {"held_bytes": held, "temporary_bytes": temporary, "device_bytes": sum(held.values()) + temporary}
+
+
+def _spoken(program: Any, mesh: Any) -> dict[str, Any]:
+    """What the devices say to one another in one run; nothing for one device."""
+    notes: list[str] = []
+    text = program.as_text() if mesh.size > 1 else ""
+    if text is None:
+        notes.append("what devices exchange: this compiler does not show its program")
+    found = collectives(text or "", dict(mesh.shape), notes)
+    return {"collectives": summed(found), "notes": list(dict.fromkeys(notes))}
+
+
+def _describe_spoken(result: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        (
+            f"{row['kind']} over {' × '.join(row['axes'])}",
+            f"each device sends {quantity(row['sent_bytes'], 'B', 1024)}, in {row['times']} of {row['devices']} devices",
+        )
+        for row in result["collectives"]
+    ]
+    return rows + [("not counted", note) for note in result["notes"]]
 
 
 def _about(experiment: Experiment, mesh: Any, estimated: bool) -> dict[str, Any]:

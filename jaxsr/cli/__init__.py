@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from jaxsr import __version__
-from jaxsr.cli import data, distilling, inspect, models, report, segmenting, simulation, upscaling, volumes, weights
+from jaxsr.cli import benching, data, distilling, inspect, models, report, segmenting, simulation, upscaling, volumes, weights
 from jaxsr.cli.status import run, terminate
 
 app = typer.Typer(
@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(name="config", help="Look at configurations, and check them.", no_args_is_help=True)
 bench_app = typer.Typer(
-    name="bench", help="Measure: parameters and multiply-adds, training, its input, upscaling, memory.", no_args_is_help=True
+    name="bench", help="Measure: parameters and multiply-adds, training, its input, upscaling, memory, exchange.", no_args_is_help=True
 )
 weights_app = typer.Typer(name="weights", help="Weights that others have published: list, download, import, verify.", no_args_is_help=True)
 
@@ -49,11 +49,12 @@ app.add_typer(config_app)
 config_app.command("show")(inspect.config_show)
 config_app.command("validate")(inspect.config_validate)
 app.add_typer(bench_app)
-bench_app.command("count")(inspect.bench_count)
-bench_app.command("train")(inspect.bench_train)
-bench_app.command("data")(inspect.bench_data)
-bench_app.command("upscale")(inspect.bench_upscale)
-bench_app.command("compile")(inspect.bench_compile)
+bench_app.command("count")(benching.bench_count)
+bench_app.command("train")(benching.bench_train)
+bench_app.command("data")(benching.bench_data)
+bench_app.command("upscale")(benching.bench_upscale)
+bench_app.command("compile")(benching.bench_compile)
+bench_app.command("scale")(benching.bench_scale)
 app.add_typer(weights_app)
 weights_app.command("list")(weights.weights_list)
 weights_app.command("download")(weights.weights_download)

@@ -74,9 +74,12 @@ def test_a_batch_of_upscale_holds_what_the_engine_is_given_and_all_maps():
 
 
 class Planless:
-    """A program whose compiler says nothing of memory."""
+    """A program whose compiler says nothing of memory, nor what the program is."""
 
     def memory_analysis(self):
+        return None
+
+    def as_text(self):
         return None
 
 

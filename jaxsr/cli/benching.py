@@ -1,0 +1,214 @@
+"""`jaxsr bench`: what things take."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jaxsr.cli.options import AsJson, BatchSize, Config, Device, Overrides, bare, check_sampling, select_device, slices_at_a_time
+from jaxsr.cli.output import print_result
+
+
+def bench_count(
+    config: Config,
+    overrides: Overrides = None,
+    size: Annotated[int | None, bare(help="Side of a slice in pixels. [default: data.crop]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Parameters and multiply-adds of every part, from shapes alone: nothing is allocated.
+
+    Example:
+
+        jaxsr bench count configs/sr3.yaml --size 128
+    """
+    select_device("cpu")
+    from jaxsr.bench import count
+    from jaxsr.experiment import load_experiment
+
+    result = count.count(load_experiment(config, overrides or []), size)
+    print_result(result, count.describe(result), as_json)
+
+
+def bench_train(
+    config: Config,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps measured.")] = 20,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps before.")] = 3,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Time the training step of CONFIG on synthetic slices."""
+    select_device(device)
+    from jaxsr.bench import train as bench
+    from jaxsr.experiment import load_experiment
+
+    result = bench.bench_train(load_experiment(config, overrides or []), steps, warmup)
+    print_result(result, bench.describe(result), as_json)
+
+
+def bench_data(
+    config: Config,
+    overrides: Overrides = None,
+    workers: Annotated[str, typer.Option(help="Threads to measure with, one after the other.")] = "0,1,2,4",
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each of them.")] = 5.0,
+    synthetic: Annotated[int | None, bare(min=1, help="Write a prepared set of so many scans for this, and delete it.")] = None,
+    cold: Annotated[bool, typer.Option("--cold", help="Have the system forget the shards before each measurement (Linux).")] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Count the slices that CONFIG's input gives a second: from data.manifest, data.volumes, data.labels or the embedded anatomy.
+
+    Examples:
+
+        jaxsr bench data configs/sr3-small.yaml data.manifest=prepared/ data.crop=256
+
+        jaxsr bench data configs/sr3-small.yaml data.crop=256 data.augment.rotation=5 --synthetic 20
+    """
+    counts = [part.strip() for part in workers.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in counts):
+        raise typer.BadParameter(f"'{workers}' is no list of numbers, as in 0,1,2,4", param_hint="--workers")
+    if cold and not hasattr(os, "posix_fadvise"):
+        raise typer.BadParameter("this system cannot be asked to forget files", param_hint="--cold")
+    from jaxsr.experiment import load_experiment
+
+    experiment = load_experiment(config, overrides or [])
+    if synthetic and (experiment.data.manifest or experiment.data.volumes or experiment.data.labels):
+        raise typer.BadParameter("the config names a set already", param_hint="--synthetic")
+    select_device(device)
+    from jaxsr.bench import data as bench
+    from jaxsr.bench.synthetic import synthetic_set
+
+    with tempfile.TemporaryDirectory(prefix="jaxsr-bench-") as folder:
+        if synthetic:
+            manifest = synthetic_set(Path(folder), synthetic, side=experiment.data.crop, maps=experiment.data.maps)
+            data = experiment.data.model_copy(update={"manifest": manifest, "voxel_size": 1.0})
+            experiment = experiment.model_copy(update={"data": data})
+        result = bench.bench_data(experiment, [int(part) for part in counts], seconds, cold)
+    print_result(result, bench.describe(result), as_json)
+
+
+def bench_upscale(
+    config: Config,
+    overrides: Overrides = None,
+    shape: Annotated[str, typer.Option(help="Voxels of the volume.")] = "96,96,96",
+    sampling_steps: Annotated[int | None, bare(min=1, help="[default: the model's]")] = None,
+    batch_size: BatchSize = "auto",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Time upscaling a synthetic volume with the network of CONFIG and random weights."""
+    parts = [part.strip() for part in shape.split(",")]
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise typer.BadParameter(f"'{shape}' is not three sides X,Y,Z in voxels, as in 96,96,96", param_hint="--shape")
+    sides = (int(parts[0]), int(parts[1]), int(parts[2]))
+    size = slices_at_a_time(batch_size)
+    select_device(device)
+    from jaxsr.bench import upscale as bench
+    from jaxsr.bench.synthetic import smallest_side
+    from jaxsr.experiment import load_experiment
+    from jaxsr.train.build import build_method
+
+    experiment = load_experiment(config, overrides or [])
+    check_sampling(build_method(experiment), experiment.method.kind, sampling_steps, option="--sampling-steps")
+    if min(sides) < (least := smallest_side(experiment)):
+        said = f"'{shape}' is too small: at {experiment.data.voxel_size:g} mm every side must have at least {least} voxels"
+        raise typer.BadParameter(f"{said}, for the scan that it is upscaled from to have slices that serve", param_hint="--shape")
+    result = bench.bench_upscale(experiment, sides, sampling_steps, size)
+    print_result(result, bench.describe(result), as_json)
+
+
+def bench_compile(
+    config: Config,
+    overrides: Overrides = None,
+    mesh: Annotated[str | None, bare(help="As in data=8,fsdp=4; of others data takes what is left. [default: the config's]")] = None,
+    devices: Annotated[int | None, bare(min=1, help="CPU devices to simulate. [default: the real ones]")] = None,
+    upscale: Annotated[
+        int | None, bare("--upscale", min=1, help="A batch of so many slices in upscale, in place of the training step.")
+    ] = None,
+    distill: Annotated[int | None, bare("--distill", min=1, help="The same of a teacher in distill.")] = None,
+    steps: Annotated[int | None, bare(min=2, help="With --distill: sampling steps. [default: 200]")] = None,
+    size: Annotated[int | None, bare(help="Side of those slices in pixels. [default: data.crop]")] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Compile the training step of CONFIG for a mesh and say what each device needs and sends to others; nothing is allocated.
+
+    Examples:
+
+        jaxsr bench compile configs/teacher.yaml --devices 8 --mesh fsdp=8
+
+        jaxsr bench compile configs/teacher.yaml --upscale 16 --device cpu
+
+        jaxsr bench compile configs/teacher.yaml --distill 16 --steps 200 --device cpu
+    """
+    if upscale is not None and distill is not None:
+        raise typer.BadParameter("and --upscale are two programs: ask for one of them", param_hint="--distill")
+    if steps is not None and distill is None:
+        raise typer.BadParameter("is for --distill: ask for that, or leave it out", param_hint="--steps")
+    # What the program does is planned before machine code is made of it, and that is never run: so it need not be fast.
+    flags = ["--xla_backend_optimization_level=0", *([f"--xla_force_host_platform_device_count={devices}"] if devices else [])]
+    if devices or device == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
+        device, os.environ["XLA_FLAGS"] = "cpu", " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
+    sizes = [f"mesh.{part.strip()}" for part in mesh.split(",")] if mesh else []
+    if sizes:  # whatever the config says of those that are not named
+        sizes = ["mesh.data=-1", "mesh.fsdp=1", "mesh.tensor=1", "mesh.expert=1", *sizes]
+    select_device(device)
+    from jaxsr.bench import compile as bench
+    from jaxsr.experiment import load_experiment
+
+    experiment = load_experiment(config, [*(overrides or []), *sizes])
+    side = size or experiment.data.crop
+    if distill is not None:
+        result = bench.compile_distill(experiment, distill, side, steps or 200)
+    elif upscale is not None:
+        result = bench.compile_upscale(experiment, upscale, side)
+    else:
+        result = bench.compile_train(experiment)
+    print_result(result, bench.describe(result), as_json)
+
+
+def bench_scale(
+    compiled: Annotated[Path, typer.Argument(help="What `jaxsr bench compile CONFIG --json` printed.", show_default=False)],
+    machine: Annotated[str, typer.Option(help="a100, h100, h200, tpu-v4, tpu-v5e, tpu-v5p, or a YAML file like machines.yaml.")] = "h100",
+    chips: Annotated[str, typer.Option(help="Numbers of chips.")] = "8,16,32,64,128,256,512,1024,2048,4096",
+    trained: Annotated[Path | None, bare(help="What `jaxsr bench train CONFIG --json` printed, of one such device.")] = None,
+    step_seconds: Annotated[float | None, bare(min=0, help="That a device computes in a step, in place of --trained.")] = None,
+    share: Annotated[float, typer.Option(min=0.01, max=1, help="Of the peak, where there is neither.")] = 0.4,
+    as_json: AsJson = False,
+) -> None:
+    """Predict how a training step scales to many chips: what a device computes, what is exchanged, and the machine's links.
+
+    More chips are more of the mesh's data axis, each with as many slices as before. The model and what it leaves out are at the top of
+    jaxsr/bench/scale.py.
+
+    Example:
+
+        jaxsr bench compile configs/teacher.yaml --devices 8 --mesh fsdp=8 --json > compiled.json
+
+        jaxsr bench scale compiled.json --machine h100 --chips 8,64,512,4096
+    """
+    counts = [part.strip() for part in chips.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in counts):
+        raise typer.BadParameter(f"'{chips}' is no list of numbers, as in 8,64,512", param_hint="--chips")
+    from jaxsr.bench import scale as bench
+
+    measured = _read_json(trained) if trained else None
+    numbers = [int(part) for part in counts]
+    result = bench.bench_scale(_read_json(compiled), machine, numbers, trained=measured, step_seconds=step_seconds, share=share)
+    print_result(result, bench.describe(result), as_json)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """An object that another command printed."""
+    from jaxsr.config import ConfigError
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as what `jaxsr bench … --json` prints: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} is not what `jaxsr bench … --json` prints: there is no object in it")
+    return found
