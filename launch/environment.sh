@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What launch scripts set before Python starts; source it. A variable that is already set stays as it is.
 # JAXSR_DETERMINISTIC=1 asks for the same bits in every run on the same GPUs, at some cost in speed.
 

@@ -68,7 +68,8 @@ run() {
         made "$model" "$model" low
         for expert in smooth cortex junction top1; do made "$model-$expert" "$model" low --experts "$expert"; done
       done
-      first=$(basename "$(ls "$out"/heads/middle/high/*.nii.gz | head -n 1)")
+      highs=("$out"/heads/middle/high/*.nii.gz)
+      first=$(basename "${highs[0]}")
       jaxsr upscale -i "$out/low/$first" -o "$out/explained/$first" --model "$out/own" --axes axial --explain --reference "$out/heads/middle/high/$first"
       ;;
     regions)

@@ -29,7 +29,8 @@ histograms="method.losses={denoising: 1, reconstruction: 0, histogram: 1, gradie
 log=$out/log.txt results=$out/results.jsonl
 answer=$(mktemp)
 trap 'rm -f "$answer"' EXIT
-: >"$log" >"$results"
+: >"$log"
+: >"$results"
 failed=()
 
 # step NAME SECONDS ARGUMENTS…: runs python with the arguments, in what is left of the time for all where that is less; its standard output

@@ -6,6 +6,7 @@
 # which is kept and named if one fails, with its last lines.
 set -euo pipefail
 [[ ${1:-} =~ ^[1-9][0-9]*$ && $# -ge 2 ]] || { sed -n '2,6s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+# shellcheck source-path=SCRIPTDIR source=environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 export JAXSR_PROCESSES=$1
@@ -18,6 +19,7 @@ visible=${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,nohea
 IFS=, read -ra gpus <<<"$visible"
 logs=$(mktemp -d)
 
+# shellcheck disable=SC2046  # a word a process
 stop() { kill -TERM $(jobs -rp) 2>/dev/null || true; }
 trap stop INT TERM
 for ((i = 0; i < JAXSR_PROCESSES; i++)); do

@@ -67,9 +67,10 @@ trained() {
 }
 # upscaled RUN: the heads by it, and their tissues.
 upscaled() {
-  local name
+  local name steps=()
   name=$(basename "$1")
-  jaxsr upscale -i "$out/low" -o "$out/upscaled/$name" --model "$1" --axes axial --no-montage $([[ $name == small-* ]] && echo --steps 10)
+  if [[ $name == small-* ]]; then steps=(--steps 10); fi
+  jaxsr upscale -i "$out/low" -o "$out/upscaled/$name" --model "$1" --axes axial --no-montage "${steps[@]}"
   jaxsr segment -i "$out/upscaled/$name" -o "$out/seen/$name" --model "$out/judge" --axes axial --no-montage
 }
 extractor=method.weights.anatomy=$out/anatomy

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jaxsr.evaluate.protocol import load_protocol
 from jaxsr.experiment import load_experiment
@@ -164,6 +165,85 @@ if [[ $3 == upscale ]]; then mkdir -p "$7"; fi"""
     assert [words[words.index("-o") + 1].rpartition("/")[2] for words in evaluated] == [
         "table-head", "table-white", "table-cortex", "table-junction", "table1",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Stand-ins for the commands of a cluster: `commands(srun="…")` is a folder of scripts that comes first in PATH."""
+
+    def commands(**bodies):
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        for name, body in bodies.items():
+            (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+            (folder / name).chmod(0o755)
+        return {"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+
+    return commands
+
+
+@pytest.mark.parametrize(
+    "words, status, together, requeued",
+    [(["train", "a.yaml", "seed=1"], 143, 1, True), (["train", "a.yaml"], 6, 1, False), (["upscale", "-i", "a b"], 0, 0, False)],
+)
+def test_a_slurm_job_runs_its_command_and_is_queued_again_only_where_it_was_stopped(words, status, together, requeued, commands, tmp_path):
+    said = tmp_path / "said"
+    environment = commands(srun=f'printf "%s|" "$@" >>{said}; exit {status}', scontrol=f'echo "$@" >>{said}.requeued')
+    environment |= {"SLURM_SUBMIT_DIR": str(LAUNCH.parent), "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", LAUNCH / "slurm.sbatch", *words], capture_output=True, text=True, env=environment)
+    assert done.returncode == status, done.stderr
+    assert said.read_text().split("|")[:-1] == [f"--kill-on-bad-exit={together}", "--gpu-bind=none", "jaxsr", *words]
+    assert Path(f"{said}.requeued").exists() == requeued
+
+
+def test_hosts_of_a_tpu_pod_know_their_number_and_share_a_coordinator(commands):
+    """What each host would run, run here: its number is from its metadata, words with blanks stay one."""
+    ssh = 'while [[ $1 != --command ]]; do shift; done; for NUMBER in 0 1 2; do export NUMBER; FOLDER=x bash -c "$2"; done'
+    environment = commands(
+        gcloud=f'if [[ $4 == describe ]]; then echo "10.0.0.1 10.0.0.2 10.0.0.3"; else {ssh}; fi',
+        curl="[[ ${*: -1} == */agent-worker-number ]] && echo $NUMBER",
+        jaxsr='echo "$JAXSR_PROCESS/$JAXSR_PROCESSES $JAXSR_COORDINATOR $JAX_OPTIMIZATION_LEVEL" "$#" "$3"',
+    )
+    words = [LAUNCH / "tpu_pod.sh", "pod", "zone", "train", "a.yaml", "--run-dir=my run"]
+    done = subprocess.run(words, capture_output=True, text=True, env={**environment, "FOLDER": str(LAUNCH.parent)})
+    assert done.stdout.splitlines() == [f"{i}/3 10.0.0.1:8476 O1 3 --run-dir=my run" for i in range(3)], done.stderr
+    dry = subprocess.run(words, capture_output=True, text=True, env={**environment, "DRY_RUN": "1"})
+    assert dry.stdout.startswith("gcloud compute tpus tpu-vm ssh pod --zone zone --worker all --command ")
+    none = subprocess.run(words, capture_output=True, text=True, env=commands(gcloud="echo"))
+    assert (none.returncode, "READY" in none.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("words", [["train", "configs/sr3.yaml", "--run-dir", "/data/runs/sr3"], ["upscale", "-i", "/data/scans"]])
+def test_a_job_set_is_what_kubernetes_takes(words):
+    """Its job against Kubernetes' own schema; of the set, which is an extension, what the job's pods rely on."""
+    validate = pytest.importorskip("kubernetes_validate").validate
+    flags = ["--name", "sr3", "--image", "image:1", "--nodes", "3", "--claim", "claim"]
+    done = subprocess.run([sys.executable, LAUNCH / "kubernetes.py", *flags, "--", *words], capture_output=True, text=True, check=True)
+    made = yaml.safe_load(done.stdout)
+    [replicated] = made["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    validate({"apiVersion": "batch/v1", "kind": "Job", "metadata": made["metadata"], "spec": job}, "1.33", strict=True)
+    [container] = job["template"]["spec"]["containers"]
+    assert container["command"] == ["jaxsr", *words]
+    assert (job["completions"], job["parallelism"], job["completionMode"]) == (3, 3, "Indexed")
+    environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert environment["JAXSR_PROCESSES"] == "3"
+    sourced = (LAUNCH / "environment.sh").read_text()
+    for name in ("JAX_OPTIMIZATION_LEVEL", "XLA_PYTHON_CLIENT_MEM_FRACTION", "NCCL_NVLS_ENABLE"):
+        assert f"{name}:-{environment[name]}}}" in sourced, name
+    # A training's processes wait for one another: they find the first by the name that the set gives it, and fail and start as one.
+    together = words[0] == "train"
+    assert environment.get("JAXSR_COORDINATOR") == (f"sr3-{replicated['name']}-0-0.sr3:8476" if together else None)
+    assert (job.get("backoffLimit") == 0, made["spec"]["failurePolicy"]["maxRestarts"] > 0) == (together, together)
+    assert made["spec"]["network"]["enableDNSHostnames"]
+    assert 143 not in job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
+
+
+@pytest.mark.parametrize("words", [["sr3"], ["pod", "zone", "a.yaml", "b"]])
+def test_a_launcher_that_is_called_wrongly_says_how_it_is_called(words, commands):
+    for script in ("tpu_pod.sh", "slurm.sbatch"):
+        done = subprocess.run(["bash", LAUNCH / script, *words[-2:]], capture_output=True, text=True, env=commands())
+        assert (done.returncode, f"launch/{script}" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
