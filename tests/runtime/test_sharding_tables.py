@@ -2,8 +2,8 @@
 
     JAXSR_WRITE_GOLDEN=1 python -m pytest tests/runtime/test_sharding_tables.py
 
-writes them anew. A line is a kind of parameter (numbers in names as #, and how many there are) and, for each of its dimensions, the mesh axis
-that it is split over.
+writes them anew. A line is a kind of parameter (numbers in names as #, and how many there are) and, for each of its dimensions, the mesh
+axis that it is split over.
 """
 
 import os
