@@ -1,6 +1,7 @@
 """What tests share: how they are compiled; real heads, where they are."""
 
 import gc
+import math
 import os
 import re
 from importlib.metadata import version
@@ -37,6 +38,38 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first; pytest-xdist keeps the order where it is told --no-loadscope-reorder."""
     items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
+# Here heads are something to train on; what they are is tested elsewhere.
+_HEADS_ARE_INPUT = ("train", "methods", "precompute", "upscale", "test_cli.py", "test_demo.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_heads_once(request):
+    """Small heads that were rendered once in this process are not rendered again: a second each, in hundreds of trainings."""
+    if not {request.path.name, request.path.parent.name} & {*_HEADS_ARE_INPUT}:
+        yield
+        return
+    import jax
+
+    from jaxsr.data import subjects
+
+    render = subjects.render
+
+    def once(key, shape, *how, **further):
+        if math.prod(shape) > 2**18:
+            return render(key, shape, *how, **further)
+        name = (jax.random.key_data(key).tobytes(), shape, how, tuple(further.items()))
+        if name not in _HEADS:
+            _HEADS[name] = render(key, shape, *how, **further)
+        return _HEADS[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subjects, "render", once)
+        yield
+
+
+_HEADS: dict = {}
 
 
 @pytest.fixture(scope="session")
