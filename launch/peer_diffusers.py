@@ -1,14 +1,19 @@
 #!/usr/bin/env python3
-"""The peer of a teacher's upscaling: diffusers' UNet of the same size, timed on the latents of as many slices.
+"""A network of the same size by another hand, diffusers' on PyTorch, given the same work: training steps, or the slices of a volume.
 
-    python launch/peer_diffusers.py CONFIG [key=value …] --shape X,Y,Z --sampling-steps S --batch-size B
+    python launch/peer_diffusers.py upscale CONFIG [key=value …] --shape X,Y,Z --sampling-steps S --batch-size B
+    python launch/peer_diffusers.py train CONFIG [key=value …] --steps N --warmup N
 
-From noise, in the batches that `jaxsr bench upscale` makes of such a volume, padded and filled up alike, with random weights: S evaluations
-of UNet2DConditionModel a batch, each with a step of DDIMScheduler. On CUDA in bfloat16, channels last, through torch.compile; on a CPU in
-float32 as it is. It prints one line of JSON, whose figures have the names that `jaxsr bench upscale --json` gives them.
+The peer of a teacher is UNet2DConditionModel on its latents, that of SR3 UNet2DModel on its pixels. Upscaling: from noise, in the batches
+that `jaxsr bench upscale` makes of such a volume, padded and filled up alike, with random weights: S evaluations a batch, each with a step
+of DDIMScheduler. Training: the mean squared error of the noise, its gradient, clipping as configured, AdamW, and the moving average, of
+train.batch_size slices. On CUDA in bfloat16 (autocast when training), channels last, through torch.compile, attention by PyTorch's
+scaled_dot_product_attention; on a CPU in float32, channels last, as it is. It prints one line of JSON, whose figures have the names that
+`jaxsr bench … --json` gives them; `jaxsr bench train --peer` and `bench upscale --peer` run both and print the ratios.
 
-What it does not do stands under `left_out`, and is in our time: compare FLOP/s, or seconds knowing that. Needs torch and diffusers, of the
-extra `reference`, and for a GPU torch as it is built for that.
+What it does not do stands under `left_out`, and is in our time: compare FLOP/s, or seconds knowing that. Multiply-adds are those of its own
+convolutions and matrix products, as PyTorch counts them. Needs torch and diffusers, of the extra `reference`, and for a GPU torch as it is
+built for that.
 """
 
 import argparse
@@ -18,37 +23,66 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # it counts here, and must not take the GPU's memory
+os.environ["JAX_PLATFORMS"] = "cpu"  # it plans here, and must not take the GPU's memory
 if __name__ == "__main__":
     sys.modules["torchvision"] = None  # nothing here needs it, and one that was built for another torch ends the imports below
 
-import jax
-import jax.numpy as jnp
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from jaxsr.bench.count import multiply_adds
 from jaxsr.bench.measure import circumstances, device_peak, peak_memory, summary
 from jaxsr.bench.synthetic import synthetic_head
 from jaxsr.experiment import Experiment, load_experiment
-from jaxsr.methods.base import Batch
-from jaxsr.methods.teacher import Teacher, TeacherConfig
+from jaxsr.methods.sr3 import Sr3Config
+from jaxsr.methods.teacher import TeacherConfig
 from jaxsr.train.build import build_method
-from jaxsr.upscale.plan import Plan, make_plan
+from jaxsr.upscale.plan import make_plan
 from jaxsr.volume.slices import AXES
 
-LEFT_OUT = "autoencoder, image encoder, guidance, and what the host does of a volume"
+
+class Peer(NamedTuple):
+    """Attributes:
+    network: diffusers'.
+    channels: of what is diffused; as many again are told beside it.
+    factor: pixels to a side of one of its.
+    context: tokens and their width, or None.
+    left_out: what ours does besides.
+    """
+
+    network: torch.nn.Module
+    channels: int
+    factor: int
+    context: tuple[int, int] | None
+    left_out: str
 
 
-def peer_network(config: TeacherConfig) -> UNet2DConditionModel:
-    """diffusers' network of the config's sizes; its `attention_head_dim` is the number of heads, as in Stable Diffusion v1's own."""
+def peer_of(config: TeacherConfig | Sr3Config) -> Peer:
+    """diffusers' network of the config's sizes; its `attention_head_dim` is the number of heads in the one, their width in the other."""
+    if isinstance(config, Sr3Config):
+        sizes = config.network
+        attends = [2**level in sizes.attention_at for level in range(len(sizes.multipliers))]
+        widths = [sizes.width * multiplier for multiplier in sizes.multipliers]
+        network = UNet2DModel(
+            in_channels=2 * sizes.patch**2,
+            out_channels=sizes.patch**2,
+            down_block_types=["AttnDownBlock2D" if attending else "DownBlock2D" for attending in attends],
+            up_block_types=["AttnUpBlock2D" if attending else "UpBlock2D" for attending in reversed(attends)],
+            block_out_channels=widths,
+            layers_per_block=sizes.blocks,
+            attention_head_dim=max(widths),  # one head
+            norm_num_groups=sizes.groups,
+            dropout=sizes.dropout,
+        )
+        return Peer(network, sizes.patch**2, sizes.patch, None, "what the host does of a volume")
     unet, latent = config.unet, config.autoencoder.network.latent
     attends = [2**level in unet.attention_at for level in range(len(unet.multipliers))]
-    return UNet2DConditionModel(
+    network = UNet2DConditionModel(
         in_channels=2 * latent,
         out_channels=latent,
         down_block_types=tuple("CrossAttnDownBlock2D" if attending else "DownBlock2D" for attending in attends),
@@ -60,59 +94,115 @@ def peer_network(config: TeacherConfig) -> UNet2DConditionModel:
         transformer_layers_per_block=unet.depth,
         norm_num_groups=unet.groups,
     )
+    tokens = 1 if not config.image_encoder or config.image_encoder.context == "pooled" else 1 + config.image_encoder.patches
+    left_out = "autoencoder, image encoder, guidance, and what the host does of a volume"
+    return Peer(network, latent, config.autoencoder.build().multiple, (tokens, unet.context_width), left_out)
 
 
-def bench_peer(
-    experiment: Experiment, shape: tuple[int, int, int], steps: int, batch_size: int, *, repeats: int, device: str, mode: str
+class Runner:
+    """A peer on its device, ready to be run."""
+
+    def __init__(self, experiment: Experiment, device: str, mode: str):
+        torch.manual_seed(experiment.seed)
+        self.peer, self.cuda, self.mode = peer_of(experiment.method), device == "cuda", mode  # type: ignore[arg-type]
+        self.device, self.format = device, torch.channels_last
+        self.network = self.peer.network.to(device, memory_format=self.format)
+        self.parameters = sum(parameter.numel() for parameter in self.network.parameters())
+
+    def compiled(self, network: torch.nn.Module) -> Callable[..., Any]:
+        return network if self.mode == "off" else torch.compile(network, mode=self.mode, dynamic=False)  # type: ignore[no-any-return]
+
+    def drawn(self, batch: int, sides: tuple[int, int], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+        """What is diffused, what is told beside it, and the context where there is one."""
+        z, told = (torch.randn(batch, self.peer.channels, *sides, device=self.device, dtype=dtype) for _ in range(2))
+        context = self.peer.context
+        return z, told, () if context is None else (torch.randn(batch, *context, device=self.device, dtype=dtype),)
+
+    def multiply_adds(self, sides: tuple[int, int]) -> int:
+        """Of one evaluation for one slice."""
+        z, told, context = self.drawn(1, sides, torch.float32)
+        # Of attention it knows the operations of a GPU.
+        on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+        with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter, torch.no_grad():
+            self.network(torch.cat([z, told], 1), torch.ones(1, device=self.device), *context)
+        return int(counter.get_total_flops()) // 2
+
+    def times(self, function: Callable[[], None], repeats: int) -> list[float]:
+        found = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            function()
+            if self.cuda:
+                torch.cuda.synchronize()
+            found.append(time.perf_counter() - start)
+        return found
+
+    def told(self, experiment: Experiment, work: int, seconds: float) -> dict[str, Any]:
+        """What every figure is worth nothing without."""
+        name = type(self.network).__name__
+        kind, precision = (torch.cuda.get_device_name(), "bf16") if self.cuda else ("cpu", "f32")
+        peak, about = device_peak(kind, precision), circumstances(experiment)
+        used = {"peak_memory_bytes": torch.cuda.max_memory_allocated(), "peak_memory_of": "device"} if self.cuda else peak_memory()
+        return {
+            **about,
+            **used,
+            "peer": f"diffusers {name}" + ("" if self.mode == "off" else f", torch.compile {self.mode}"),
+            "parameters": self.parameters,
+            "multiply_adds": work,
+            "flops_per_second": 2 * work / seconds,
+            "peak_flops_per_second": peak,
+            "share_of_peak": peak and 2 * work / seconds / peak,
+            "matrix_flops_per_second": None,
+            "share_of_matrix_rate": None,
+            "precision": precision,
+            "device": kind,
+            "devices": 1,
+            "versions": {
+                "jaxsr": about["versions"]["jaxsr"],
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "diffusers")},
+            },
+        }
+
+
+def peer_upscale(
+    experiment: Experiment, shape: tuple[int, int, int], steps: int | None, batch_size: int, *, repeats: int, device: str, mode: str
 ) -> dict[str, Any]:
     """As `jaxsr.bench.upscale.bench_upscale`, of the peer; `mode`: torch.compile's, or 'off'."""
-    config, method = experiment.method, build_method(experiment)
-    assert isinstance(config, TeacherConfig)
-    assert isinstance(method, Teacher)
-    volume = synthetic_head(shape, experiment)
-    plan = make_plan(method, volume.grid, experiment.data.voxel_size, tuple(AXES), "pad", method.default_request._replace(steps=steps))
-    torch.manual_seed(experiment.seed)
-    cuda = device == "cuda"
-    dtype = torch.bfloat16 if cuda else torch.float32
-    unet = peer_network(config).eval().to(device, dtype, memory_format=torch.channels_last if cuda else torch.preserve_format)
-    parameters = sum(parameter.numel() for parameter in unet.parameters())
-    denoise = unet if mode == "off" else torch.compile(unet, mode=mode, dynamic=False)
+    runner, method = Runner(experiment, device, mode), build_method(experiment)
+    request = method.default_request if steps is None else method.default_request._replace(steps=steps)
+    plan = make_plan(method, synthetic_head(shape, experiment).grid, experiment.data.voxel_size, tuple(AXES), "pad", request)
+    factor = runner.peer.factor
+    batches = [
+        (height // factor, width // factor)
+        for (height, width), count in zip(plan.shapes, plan.counts, strict=True)
+        for _ in range(-(-count // batch_size))
+    ]
+    of_slice = {sides: runner.multiply_adds(sides) for sides in set(batches)}
+    dtype = torch.bfloat16 if runner.cuda else torch.float32
+    denoise = runner.compiled(runner.network.eval().to(dtype))
     scheduler = DDIMScheduler(beta_start=8.5e-4, beta_end=1.2e-2, beta_schedule="scaled_linear", clip_sample=False)
-    scheduler.set_timesteps(steps, device=device)
-    tokens = 1 if not config.image_encoder or config.image_encoder.context == "pooled" else 1 + config.image_encoder.patches
+    scheduler.set_timesteps(request.steps, device=device)
 
     @torch.no_grad()
-    def sample(height: int, width: int) -> torch.Tensor:
-        latent = config.autoencoder.network.latent
-        z, spatial = (torch.randn(batch_size, latent, height, width, device=device, dtype=dtype) for _ in range(2))
-        context = torch.randn(batch_size, tokens, config.unet.context_width, device=device, dtype=dtype)
+    def sample(sides: tuple[int, int]) -> None:
+        z, told, context = runner.drawn(batch_size, sides, dtype)
         for t in scheduler.timesteps:
-            eps = denoise(torch.cat([z, spatial], 1), t, context).sample
+            eps = denoise(torch.cat([z, told], 1).contiguous(memory_format=runner.format), t, *context).sample
             z = scheduler.step(eps, t, z).prev_sample
-        return z
-
-    batches = _latents(method, plan, batch_size)
 
     def whole() -> None:
         for sides in batches:
-            sample(*sides)
-        if cuda:
-            torch.cuda.synchronize()
+            sample(sides)
 
-    first = _times(whole, 1)[0]
-    times = summary(_times(whole, repeats))
-    memory = peak_memory() if not cuda else {"peak_memory_bytes": torch.cuda.max_memory_allocated(), "peak_memory_of": "device"}
-    of_slice = _multiply_adds(method, config, set(batches), tokens)
-    work = steps * batch_size * sum(of_slice[sides] for sides in batches)
-    kind, precision = (torch.cuda.get_device_name(), "bf16") if cuda else ("cpu", "f32")
-    achieved, peak = 2 * work / times["median"], device_peak(kind, precision)
-    about = circumstances(experiment)
-    packages = {name: version(name) for name in ("torch", "diffusers")}
+    first = runner.times(whole, 1)[0]
+    times = summary(runner.times(whole, repeats))
+    work = request.steps * batch_size * sum(of_slice[sides] for sides in batches)
     return {
-        "peer": "diffusers UNet2DConditionModel" + ("" if mode == "off" else f", torch.compile {mode}"),
-        "left_out": LEFT_OUT,
+        **runner.told(experiment, work, times["median"]),
+        "left_out": runner.peer.left_out,
         "shape": list(shape),
-        "sampling_steps": steps,
+        "sampling_steps": request.steps,
         "batch_size": batch_size,
         "slice_map": "pad",
         "slices": plan.slices,
@@ -120,75 +210,76 @@ def bench_peer(
         "slices_per_second": plan.slices / times["median"],
         "first_volume_seconds": first,
         "compilations": 0 if mode == "off" else len(set(batches)),
-        "parameters": parameters,
-        "multiply_adds": work,
-        "flops_per_second": achieved,
-        "peak_flops_per_second": peak,
-        "share_of_peak": peak and achieved / peak,
-        "matrix_flops_per_second": None,
-        "share_of_matrix_rate": None,
-        **memory,
         "volume_seconds": times,
-        **about,
-        "precision": precision,
-        "device": kind,
-        "devices": 1,
-        "versions": {"jaxsr": about["versions"]["jaxsr"], "python": platform.python_version(), **packages},
     }
 
 
-def _latents(method: Teacher, plan: Plan, batch_size: int) -> list[tuple[int, int]]:
-    """The sides of the latents of every batch."""
-    factor = method.autoencoder.multiple
-    return [
-        (height // factor, width // factor)
-        for (height, width), count in zip(plan.shapes, plan.counts, strict=True)
-        for _ in range(-(-count // batch_size))
-    ]
+def peer_train(experiment: Experiment, steps: int, warmup: int, *, device: str, mode: str) -> dict[str, Any]:
+    """As `jaxsr.bench.train.bench_train`, of the peer. A training step is three evaluations' work."""
+    runner, config = Runner(experiment, device, mode), experiment.train
+    side = experiment.data.crop // runner.peer.factor
+    work = 3 * config.batch_size * runner.multiply_adds((side, side))
+    network, rates = runner.network.train(), experiment.optimizer
+    denoise = runner.compiled(network)
+    parameters = list(network.parameters())
+    average = [parameter.detach().clone() for parameter in parameters]
+    optimizer = torch.optim.AdamW(parameters, lr=rates.learning_rate, betas=rates.betas, weight_decay=rates.weight_decay, fused=True)
+    noise, told, context = runner.drawn(config.batch_size, (side, side), torch.float32)
+    scheduler = DDIMScheduler()
 
+    def step() -> None:
+        t = torch.randint(0, 1000, (config.batch_size,), device=device)
+        z = scheduler.add_noise(told, noise, t)
+        both = torch.cat([z, told], 1).contiguous(memory_format=runner.format)
+        with torch.autocast("cuda", torch.bfloat16) if runner.cuda else nullcontext():
+            loss = torch.nn.functional.mse_loss(denoise(both, t, *context).sample.float(), noise)
+        loss.backward()
+        if rates.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, rates.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            torch._foreach_lerp_(average, parameters, 1 - config.ema)
 
-def _multiply_adds(method: Teacher, config: TeacherConfig, latents: set[tuple[int, int]], tokens: int) -> dict[tuple[int, int], int]:
-    """Of one evaluation of the UNet for one slice, by the sides of its latents; counted in ours."""
-    image = jax.ShapeDtypeStruct((1, method.multiple, method.multiple, 1), jnp.float32)
-    params = jax.eval_shape(method.init, jax.random.key(0), Batch(image, image))["params"]["unet"]
-
-    def counted(sides: tuple[int, int]) -> int:
-        shapes = ((1, *sides, 2 * config.autoencoder.network.latent), (1,), (1, tokens, config.unet.context_width))
-        found = multiply_adds(method.unet.apply, {"params": params}, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
-        assert found
-        return found
-
-    return {sides: counted(sides) for sides in latents}
-
-
-def _times(function: Callable[[], None], repeats: int) -> list[float]:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return times
+    first = runner.times(step, 1)[0]
+    times = summary(runner.times(step, warmup + steps)[warmup:])
+    return {
+        **runner.told(experiment, work, times["median"]),
+        "left_out": "autoencoder, image encoder, guidance" if isinstance(experiment.method, TeacherConfig) else "",
+        "batch_size": config.batch_size,
+        "size": experiment.data.crop,
+        "seconds_per_step": times["median"],
+        "steps_per_second": 1 / times["median"],
+        "slices_per_second": config.batch_size / times["median"],
+        "first_step_seconds": first,
+        "step_seconds": times,
+    }
 
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, help="of a teacher")
+    parser.add_argument("what", choices=("upscale", "train"))
+    parser.add_argument("config", type=Path, help="of a teacher or of SR3")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--shape", default="96,96,96", help="voxels of the volume (%(default)s)")
-    parser.add_argument("--sampling-steps", type=int, help="the model's, if it is not given")
-    parser.add_argument("--batch-size", type=int, default=16, help="(%(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="after a first volume, which compiles (%(default)s)")
+    parser.add_argument("--shape", default="96,96,96", help="upscale: voxels of the volume (%(default)s)")
+    parser.add_argument("--sampling-steps", type=int, help="upscale: the model's, if it is not given")
+    parser.add_argument("--batch-size", type=int, default=16, help="upscale: (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="upscale: after a first volume, which compiles (%(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="train: measured (%(default)s)")
+    parser.add_argument("--warmup", type=int, default=3, help="train: before (%(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--compile", metavar="MODE", help="of torch.compile, or off (default on CUDA, off on a CPU)")
+    parser.add_argument("--compile", metavar="MODE", help="of torch.compile, or off (max-autotune on CUDA, off on a CPU)")
     given = parser.parse_intermixed_args(words)
     experiment = load_experiment(given.config, given.overrides)
-    if not isinstance(experiment.method, TeacherConfig):
-        parser.error(f"{given.config} is of kind {experiment.method.kind}, and diffusers' UNet is the peer of a teacher's")
+    if not isinstance(experiment.method, TeacherConfig | Sr3Config):
+        parser.error(f"{given.config} is of kind {experiment.method.kind}: there are peers of teachers and of SR3")
     device = given.device if given.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    x, y, z = (int(side) for side in given.shape.split(","))
-    steps = given.sampling_steps or experiment.method.sampling_steps
-    mode = given.compile or ("default" if device == "cuda" else "off")
-    found = bench_peer(experiment, (x, y, z), steps, given.batch_size, repeats=given.repeats, device=device, mode=mode)
+    how = {"device": device, "mode": given.compile or ("max-autotune" if device == "cuda" else "off")}
+    if given.what == "train":
+        found = peer_train(experiment, given.steps, given.warmup, **how)
+    else:
+        x, y, z = (int(side) for side in given.shape.split(","))
+        found = peer_upscale(experiment, (x, y, z), given.sampling_steps, given.batch_size, repeats=given.repeats, **how)
     print(json.dumps(found))
 
 

@@ -160,8 +160,16 @@ def circumstances(experiment: Experiment) -> dict[str, Any]:
         "precision": experiment.precision,
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
-        "processor": _processor(),
-        "versions": {"jaxsr": jaxsr.__version__, "python": platform.python_version(), **{p: version(p) for p in ("jax", "jaxlib", "flax")}},
+        "processor": processor(),
+        **versions(),
+    }
+
+
+def versions() -> dict[str, Any]:
+    """Of what computed, and when."""
+    packages = {name: version(name) for name in ("jax", "jaxlib", "flax")}
+    return {
+        "versions": {"jaxsr": jaxsr.__version__, "python": platform.python_version(), **packages},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -192,7 +200,7 @@ def describe_times(times: dict[str, Any]) -> str:
     return f"{times['median']:.4g} s (quartiles {times['lower_quartile']:.4g} … {times['upper_quartile']:.4g}, {times['repeats']} times)"
 
 
-def _processor() -> str:
+def processor() -> str:
     """The host's, as Linux names it."""
     try:
         with open("/proc/cpuinfo") as file:

@@ -4,12 +4,21 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jaxsr.cli.options import AsJson, BatchSize, Config, Device, Overrides, bare, check_sampling, select_device, slices_at_a_time
 from jaxsr.cli.output import print_result
+from jaxsr.cli.status import Exit
+
+if TYPE_CHECKING:
+    from jaxsr.experiment import Experiment
+
+Peer = Annotated[
+    bool,
+    bare("--peer", help="The same by diffusers on PyTorch after it, and ratios: a teacher or SR3, from a clone with [reference]."),
+]
 
 
 def bench_count(
@@ -37,16 +46,56 @@ def bench_train(
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps measured.")] = 20,
     warmup: Annotated[int, typer.Option(min=0, help="Steps before.")] = 3,
+    peer: Peer = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Time the training step of CONFIG on synthetic slices."""
-    select_device(device)
+    """Time the training step of CONFIG on synthetic slices; of several processes, as launchers start them, over the devices of all.
+
+    Examples:
+
+        jaxsr bench train configs/sr3-small.yaml --peer
+
+        launch/local.sh 2 bench train configs/sr3-small.yaml
+    """
+    select_device(device, join=True)
     from jaxsr.bench import train as bench
     from jaxsr.experiment import load_experiment
+    from jaxsr.runtime.distributed import is_first
 
-    result = bench.bench_train(load_experiment(config, overrides or []), steps, warmup)
-    print_result(result, bench.describe(result), as_json)
+    experiment = load_experiment(config, overrides or [])
+    if peer:
+        _check_peer(experiment)
+    result = bench.bench_train(experiment, steps, warmup)
+    rows = bench.describe(result)
+    if peer:
+        result, more = _beside_peer(result, "train", [config, *(overrides or []), "--steps", steps, "--warmup", warmup])
+        rows += more
+    if is_first():
+        print_result(result, rows, as_json)
+
+
+def bench_links(
+    repeats: Annotated[int, typer.Option(min=1, help="Of each size.")] = 20,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Time all-reduces over all devices, of all processes, and say what links `jaxsr bench scale` may take them for.
+
+    Example:
+
+        launch/local.sh 2 bench links
+    """
+    select_device(device, join=True)
+    from jaxsr.bench import links as bench
+    from jaxsr.runtime.distributed import is_first
+
+    try:
+        result = bench.bench_links(repeats=repeats)
+    except ValueError as error:
+        raise Exit(3, str(error)) from error
+    if is_first():
+        print_result(result, bench.describe(result), as_json)
 
 
 def bench_data(
@@ -96,10 +145,16 @@ def bench_upscale(
     shape: Annotated[str, typer.Option(help="Voxels of the volume.")] = "96,96,96",
     sampling_steps: Annotated[int | None, bare(min=1, help="[default: the model's]")] = None,
     batch_size: BatchSize = "auto",
+    peer: Peer = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Time upscaling a synthetic volume with the network of CONFIG and random weights."""
+    """Time upscaling a synthetic volume with the network of CONFIG and random weights.
+
+    Example:
+
+        jaxsr bench upscale configs/teacher-tiny.yaml --shape 96,96,96 --sampling-steps 10 --batch-size 16 --peer
+    """
     parts = [part.strip() for part in shape.split(",")]
     if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
         raise typer.BadParameter(f"'{shape}' is not three sides X,Y,Z in voxels, as in 96,96,96", param_hint="--shape")
@@ -116,8 +171,15 @@ def bench_upscale(
     if min(sides) < (least := smallest_side(experiment)):
         said = f"'{shape}' is too small: at {experiment.data.voxel_size:g} mm every side must have at least {least} voxels"
         raise typer.BadParameter(f"{said}, for the scan that it is upscaled from to have slices that serve", param_hint="--shape")
+    if peer:
+        _check_peer(experiment)
     result = bench.bench_upscale(experiment, sides, sampling_steps, size)
-    print_result(result, bench.describe(result), as_json)
+    rows = bench.describe(result)
+    if peer:
+        asked = ["--shape", shape, "--sampling-steps", result["sampling_steps"], "--batch-size", result["batch_size"]]
+        result, more = _beside_peer(result, "upscale", [config, *(overrides or []), *asked])
+        rows += more
+    print_result(result, rows, as_json)
 
 
 def bench_compile(
@@ -199,6 +261,19 @@ def bench_scale(
     numbers = [int(part) for part in counts]
     result = bench.bench_scale(_read_json(compiled), machine, numbers, trained=measured, step_seconds=step_seconds, share=share)
     print_result(result, bench.describe(result), as_json)
+
+
+def _check_peer(experiment: "Experiment") -> None:
+    """Before anything is timed."""
+    if experiment.method.kind not in ("teacher", "sr3"):
+        raise typer.BadParameter(f"there are peers of teachers and of SR3, not of kind {experiment.method.kind}", param_hint="--peer")
+
+
+def _beside_peer(result: dict[str, Any], what: str, words: list[Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    from jaxsr.bench import peer
+
+    both = peer.compared(result, peer.run_peer(what, [str(word) for word in words]))
+    return both, peer.describe(both)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

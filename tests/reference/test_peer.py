@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,7 @@ def peer():
 
 def test_it_has_our_parameters_and_samples_as_many_slices_and_our_table_can_be_made_of_what_it_tells(peer, capsys):
     config = ROOT / "configs" / "teacher-tiny.yaml"
-    peer.main([str(config), *TINY, "--shape", "32,40,32", "--sampling-steps", "2", "--batch-size", "12", "--repeats", "1"])
+    peer.main(["upscale", str(config), *TINY, "--shape", "32,40,32", "--sampling-steps", "2", "--batch-size", "12", "--repeats", "1"])
     told = json.loads(capsys.readouterr().out)
     ours = count(load_experiment(config, TINY), 32)["parts"]["denoiser"]
     assert told["parameters"] == ours["parameters"]
@@ -45,7 +47,33 @@ def test_it_has_our_parameters_and_samples_as_many_slices_and_our_table_can_be_m
     assert dict(describe(told))["volume"] == "32 × 40 × 32, 104 slices, pad"
 
 
-def test_it_is_none_of_a_model_that_is_no_teacher(peer, capsys):
+SMALL_SR3 = ["method.network={width: 8, multipliers: [1, 2], blocks: 1, attention_at: [2], groups: 4, patch: 2}", "data.crop=16"]
+
+
+@pytest.mark.parametrize("name, settings, part", [("teacher-tiny", TINY, "denoiser"), ("sr3-small", SMALL_SR3, None)])
+def test_a_training_step_is_of_a_network_as_large_as_ours(name, settings, part, peer, capsys):
+    """SR3's tells blocks the noise level by its width, the peer by four times that: a tenth more parameters, hardly more work."""
+    config = ROOT / "configs" / f"{name}.yaml"
+    peer.main(["train", str(config), *settings, "train.batch_size=2", "--steps", "2", "--warmup", "0"])
+    told = json.loads(capsys.readouterr().out)
+    experiment = load_experiment(config, settings)
+    ours = count(experiment)
+    ours = ours["parts"][part] if part else ours
+    assert told["parameters"] == pytest.approx(ours["parameters"], rel=0.15 if part is None else 0)
+    assert told["multiply_adds"] == pytest.approx(3 * 2 * ours["multiply_adds"], rel=0.08)
+    assert told["slices_per_second"] == pytest.approx(2 * told["steps_per_second"])
+
+
+def test_both_in_one_command_are_told_with_their_ratios(peer):
+    words = [str(ROOT / "configs" / "sr3-small.yaml"), *SMALL_SR3, "train.batch_size=2", "--steps", "2", "--warmup", "0", "--peer"]
+    done = subprocess.run([sys.executable, "-m", "jaxsr", "bench", "train", *words, "--json"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["ratios"]["slices_per_second"] == pytest.approx(told["slices_per_second"] / told["peer"]["slices_per_second"])
+    assert told["peer"]["peer"] == "diffusers UNet2DModel"
+
+
+def test_it_is_none_of_a_model_that_is_neither(peer, capsys):
     with pytest.raises(SystemExit):
-        peer.main([str(ROOT / "configs" / "sr3-small.yaml")])
-    assert "of kind sr3, and diffusers' UNet is the peer of a teacher's" in capsys.readouterr().err
+        peer.main(["train", str(ROOT / "configs" / "student-tiny.yaml")])
+    assert "of kind student: there are peers of teachers and of SR3" in capsys.readouterr().err

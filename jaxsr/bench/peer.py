@@ -1,0 +1,52 @@
+"""The same work by PyTorch, in the same run: `launch/peer_diffusers.py`, in a process of its own, as nothing here imports torch."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import jaxsr
+from jaxsr.config import ConfigError
+
+SCRIPT = Path(jaxsr.__file__).parents[1] / "launch" / "peer_diffusers.py"
+
+
+def run_peer(what: str, words: Sequence[str]) -> dict[str, Any]:
+    """What the peer of `what`, 'train' or 'upscale', found, on the device that this process computes on.
+
+    Raises:
+      ConfigError: where there is no peer, or it failed; with what it said.
+    """
+    if not SCRIPT.is_file():
+        raise ConfigError(
+            f"the peer is a script of the repository, {SCRIPT.name}: install jaxsr from a clone, with pip install -e '.[reference]'"
+        )
+    device = "cpu" if jax.default_backend() == "cpu" else "cuda"
+    done = subprocess.run([sys.executable, str(SCRIPT), what, *words, "--device", device], capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        hint = " (pip install -e '.[reference]')" if "No module named" in last else ""
+        raise ConfigError(f"the peer failed: {last}{hint}")
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def compared(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
+    """`ours` with the peer's figures, and how many times its rates ours are."""
+    ratios = {key: ours[key] / peer[key] for key in ("slices_per_second", "flops_per_second") if ours.get(key) and peer.get(key)}
+    return {**ours, "peer": peer, "ratios": ratios}
+
+
+def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows of a table for people."""
+    peer, ratios = result["peer"], result["ratios"]
+    without = f", without {peer['left_out']}" if peer["left_out"] else ""
+    names = {"slices_per_second": "slices/s", "flops_per_second": "FLOP/s"}
+    return [
+        ("the peer", f"{peer['peer']}, {peer['parameters']:,} parameters, {peer['precision']}{without}"),
+        ("its slices/s", f"{peer['slices_per_second']:.4g}"),
+        *((f"ours to its {names[key]}", f"{ratio:.2f}") for key, ratio in ratios.items()),
+    ]
