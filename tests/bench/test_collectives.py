@@ -45,7 +45,8 @@ for data in (2, 4):
     settings = {"method": {"kind": "sr3", "network": network}, "data": {"crop": 8}, "train": {"batch_size": 4 * data}, "mesh": sizes}
     bench.make_mesh = lambda **sizes: ours.make_mesh(**sizes, devices=jax.devices()[: 2 * data])
     steps.append(bench.compile_train(from_dict(settings, Experiment))["collectives"])
-print(json.dumps({"found": found, "notes": notes, "steps": steps}))
+from jaxsr.bench.links import bench_links
+print(json.dumps({"found": found, "notes": notes, "steps": steps, "links": bench_links((2**12, 2**16), repeats=2)}))
 """
 
 
@@ -77,6 +78,12 @@ def test_payloads_of_a_step_do_not_depend_on_how_far_data_goes(eight):
     )
     assert two == four
     assert sum(two.values()) > 0
+
+
+def test_links_are_timed_over_all_devices(eight):
+    links = eight["links"]
+    assert (links["devices"], [one["bytes"] for one in links["measured"]]) == (8, [2**12, 2**16])
+    assert links["bytes_per_second"] > 0 <= links["latency"]
 
 
 def test_a_ring_sends_what_it_sends():
