@@ -58,7 +58,7 @@ def bench_train(experiment: Experiment, steps: int = 20, warmup: int = 3) -> dic
         out_shardings=(shardings, replicated(mesh)),
     )
     batch = jax.device_put(synthetic_batch(shape, experiment.seed), batch_sharding(mesh))
-    root = jax.device_put(jax.random.key(2), replicated(mesh))
+    root = jax.jit(lambda: jax.random.key(2), out_shardings=replicated(mesh))()
     with jax.set_mesh(mesh):
         program, compilation = compiled(step_fn, state, batch, root, frozen)
 

@@ -277,11 +277,12 @@ def _beside_peer(result: dict[str, Any], what: str, words: list[Any]) -> tuple[d
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """An object that another command printed."""
+    """An object that another command printed, last; with several processes gloo has said something before it."""
     from jaxsr.config import ConfigError
 
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        lines = path.read_text(encoding="utf-8").splitlines()
+        found = json.loads(next((line for line in reversed(lines) if line.startswith("{")), ""))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as what `jaxsr bench … --json` prints: {error}") from error
     if not isinstance(found, dict):
