@@ -8,7 +8,7 @@
 
 The cluster needs the JobSet controller (sigs.k8s.io/jobset); IMAGE is one in which jaxsr[cuda] is installed; CLAIM is a volume that all
 nodes can write to, mounted at /data. If a process of a training fails or its node is taken away, all are started again and resume; what
-would fail again (usage, config or input 2, no model 4, diverged 6) ends it. Processes that upscale share nothing: one that fails is started
+would fail again (usage, config or input, no model, diverged) ends it. Processes that upscale share nothing: one that fails is started
 again alone, and what is there already is skipped.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 PORT = 8476
-FINAL = [1, 2, 3, 4, 6]  # exit statuses of jaxsr after which starting again is of no use
+FINAL = [2, 3, 4, 6]  # exit statuses of jaxsr after which starting again is of no use: usage, nothing to do, no model, diverged
 GRACE = 180  # seconds to save after SIGTERM
 ENVIRONMENT = {"JAX_OPTIMIZATION_LEVEL": "O1", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9", "NCCL_NVLS_ENABLE": "1"}  # as environment.sh
 
@@ -55,7 +55,8 @@ def job_set(name: str, image: str, nodes: int, gpus: int, claim: str, words: Seq
         ],
     }
     # Training: the first failure ends the job, and the set starts it anew as a whole. Upscaling: pods are replaced one by one.
-    final = {"operator": "In", "values": FINAL}
+    # A status of 1 is a crash of a training, as where another process has died, and of upscaling that some volumes are no good.
+    final = {"operator": "In", "values": FINAL if together else [1, *FINAL]}
     job = {
         "parallelism": nodes,
         "completions": nodes,

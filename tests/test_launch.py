@@ -236,7 +236,9 @@ def test_a_job_set_is_what_kubernetes_takes(words):
     assert environment.get("JAXSR_COORDINATOR") == (f"sr3-{replicated['name']}-0-0.sr3:8476" if together else None)
     assert (job.get("backoffLimit") == 0, made["spec"]["failurePolicy"]["maxRestarts"] > 0) == (together, together)
     assert made["spec"]["network"]["enableDNSHostnames"]
-    assert 143 not in job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
+    final = job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
+    assert 143 not in final
+    assert (1 in final) != together  # a traceback, where another process has died: then all are to be started again
 
 
 @pytest.mark.parametrize("words", [["sr3"], ["pod", "zone", "a.yaml", "b"]])

@@ -1,6 +1,6 @@
 """What devices say to one another in a compiled program: its collectives, as the optimised program has them.
 
-A collective of a payload of S bytes between n devices, by rings, has each device send [Thakur et al. 2005, Table 1]
+A collective of a payload of S bytes between n devices, by rings, has each device send [Thakur et al. 2005]
 
     all-gather       (n − 1)/n × S      S what comes out of it
     reduce-scatter   (n − 1)/n × S      S what goes into it
@@ -31,7 +31,7 @@ KINDS = {
 }  # how often (n − 1)/n of the payload is sent; 0: all of it, once
 
 _BYTES = {"pred": 1, "token": 0, **{f"{kind}{bits}": bits / 8 for kind in "su" for bits in (2, 4, 8, 16, 32, 64)}}
-_BYTES |= {"bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
+_BYTES |= {"bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}  # what is not here has one, as f8e4m3fn
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*-> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?)\s([a-z][\w\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
@@ -125,7 +125,7 @@ def _run(text: str, notes: list[str]) -> Iterator[tuple[str, str, str, int]]:
 
 def _payload(operation: str, shapes: str, devices: int) -> int:
     """S of one. The result of an asynchronous start is a tuple of what goes in and what comes out, and what is none of both."""
-    sizes = [round(math.prod(map(int, filter(None, sides.split(",")))) * _BYTES[name]) for name, sides in _ARRAY.findall(shapes)]
+    sizes = [round(math.prod(map(int, filter(None, sides.split(",")))) * _BYTES.get(name, 1)) for name, sides in _ARRAY.findall(shapes)]
     if operation == "all-gather-start":
         sizes = sizes[len(sizes) // 2 :]
     if operation == "collective-permute-start":

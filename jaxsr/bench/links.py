@@ -46,11 +46,11 @@ def bench_links(sizes: Sequence[int] = SIZES, repeats: int = 20) -> dict[str, An
 
 
 def fit(devices: int, sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """r and l above. Latency is none where the fit would have it below."""
+    """r in bytes/s and l in seconds, above. Where times are too noisy for both, as where one would be negative, all of them is the rate's."""
     t = np.asarray(seconds)
     of_size, of_hop = 2 * (devices - 1) / devices * np.asarray(sizes, float), np.full(len(t), 2.0 * math.ceil(math.log2(devices)))
     (slope, latency), *_ = np.linalg.lstsq(np.stack([of_size / t, of_hop / t], 1), np.ones(len(t)))
-    if latency < 0:
+    if latency < 0 or slope <= 0:
         slope, latency = float(np.sum(of_size / t) / np.sum((of_size / t) ** 2)), 0.0
     return float(1 / slope), float(latency)
 

@@ -68,7 +68,7 @@ def bench_train(
         _check_peer(experiment)
     result = bench.bench_train(experiment, steps, warmup)
     rows = bench.describe(result)
-    if peer:
+    if peer and is_first():  # once, however many processes there are
         result, more = _beside_peer(result, "train", [config, *(overrides or []), "--steps", steps, "--warmup", warmup])
         rows += more
     if is_first():

@@ -19,8 +19,9 @@ def test_rate_and_latency_are_found_in_times_that_the_scaling_model_makes_of_the
     np.testing.assert_allclose(fit(devices, SIZES, seconds), (3e9, 2e-5), rtol=1e-6)
 
 
-def test_a_latency_that_would_be_negative_is_none():
-    rate, latency = fit(2, [1e6, 1e8], [1e-3, 2e-1])
+@pytest.mark.parametrize("seconds", [(1e-3, 2e-1), (2e-3, 1e-3)])
+def test_where_rate_or_latency_would_be_negative_there_is_no_latency(seconds):
+    rate, latency = fit(2, [1e6, 1e8], seconds)
     assert latency == 0
     assert rate > 0
 

@@ -28,8 +28,7 @@ MESHES = {"fsdp 8": (1, 8, 1, 1), "fsdp 4, tensor 2": (1, 4, 2, 1)}
 def parameters(config):
     experiment = load_experiment(CONFIGS / f"{config}.yaml")
     method, batch = build_method(experiment), abstract_batch(experiment)
-    zeros = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
-    return jax.eval_shape(method.init, jax.random.key(0), zeros)["params"]
+    return jax.eval_shape(method.init, jax.random.key(0), batch)["params"]
 
 
 def rows(boxed, sizes):
