@@ -46,7 +46,7 @@ def bench_links(sizes: Sequence[int] = SIZES, repeats: int = 20) -> dict[str, An
 
 
 def fit(devices: int, sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """r in bytes/s and l in seconds, above. Where times are too noisy for both, as where one would be negative, all of them is the rate's."""
+    """r in bytes/s and l in seconds, above; no latency where times are so noisy that one of the two would be negative."""
     t = np.asarray(seconds)
     of_size, of_hop = 2 * (devices - 1) / devices * np.asarray(sizes, float), np.full(len(t), 2.0 * math.ceil(math.log2(devices)))
     (slope, latency), *_ = np.linalg.lstsq(np.stack([of_size / t, of_hop / t], 1), np.ones(len(t)))
