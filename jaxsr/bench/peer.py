@@ -1,5 +1,6 @@
 """The same work by PyTorch, in the same run: `launch/peer_diffusers.py`, in a process of its own, as nothing here imports torch."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -15,22 +16,23 @@ from jaxsr.config import ConfigError
 SCRIPT = Path(jaxsr.__file__).parents[1] / "launch" / "peer_diffusers.py"
 
 
+def check_peer() -> None:
+    """Raises ConfigError where the peer cannot be run: before anything is timed."""
+    if not SCRIPT.is_file() or not all(importlib.util.find_spec(name) for name in ("torch", "diffusers")):
+        raise ConfigError(f"the peer is {SCRIPT.name}, of the repository: install jaxsr from a clone, with pip install -e '.[reference]'")
+
+
 def run_peer(what: str, words: Sequence[str]) -> dict[str, Any]:
     """What the peer of `what`, 'train' or 'upscale', found, on the device that this process computes on.
 
     Raises:
-      ConfigError: where there is no peer, or it failed; with what it said.
+      ConfigError: where it failed; with what it said last.
     """
-    if not SCRIPT.is_file():
-        raise ConfigError(
-            f"the peer is a script of the repository, {SCRIPT.name}: install jaxsr from a clone, with pip install -e '.[reference]'"
-        )
     device = "cpu" if jax.default_backend() == "cpu" else "cuda"
     done = subprocess.run([sys.executable, str(SCRIPT), what, *words, "--device", device], capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        hint = " (pip install -e '.[reference]')" if "No module named" in last else ""
-        raise ConfigError(f"the peer failed: {last}{hint}")
+        raise ConfigError(f"the peer failed: {last}")
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 

@@ -267,6 +267,9 @@ def _check_peer(experiment: "Experiment") -> None:
     """Before anything is timed."""
     if experiment.method.kind not in ("teacher", "sr3"):
         raise typer.BadParameter(f"there are peers of teachers and of SR3, not of kind {experiment.method.kind}", param_hint="--peer")
+    from jaxsr.bench.peer import check_peer
+
+    check_peer()
 
 
 def _beside_peer(result: dict[str, Any], what: str, words: list[Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
