@@ -95,3 +95,20 @@ def identity_method():
             return UpscaleOutput(condition.low, {})
 
     return Identity()
+
+
+# Many trainings and upscalings of one small network.
+_MADE_ONCE = ("train", "methods", "precompute", "upscale", "test_cli.py", "test_demo.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_programs_once(request):
+    """As tests/once.py says, for all of a module. What processes of their own do, which share nothing, is in tests/robustness."""
+    if not {request.path.name, request.path.parent.name} & {*_MADE_ONCE}:
+        yield
+        return
+    from once import make_once
+
+    with pytest.MonkeyPatch.context() as patch:
+        make_once(patch.setattr)
+        yield

@@ -1,6 +1,6 @@
 """What training carries from step to step, and how it is laid over devices."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -90,13 +90,18 @@ def init_state(method: Method, optimizer: optax.GradientTransformation, batch: B
 
 def new_state(method: Method, optimizer: optax.GradientTransformation, batch: Batch, key: Array, shardings: State) -> State:
     """A new state, made where `shardings` says."""
+    return jax.jit(make_init(method, optimizer, batch), out_shardings=shardings)(key)  # type: ignore[no-any-return]
 
-    def new(key: Array) -> State:
+
+def make_init(method: Method, optimizer: optax.GradientTransformation, batch: Batch) -> Callable[[Array], State]:
+    """`init(key) -> state`, to be jitted."""
+
+    def init(key: Array) -> State:
         variables = nn.meta.unbox(method.init(key, _zeros(batch)))
         params = variables["params"]
         return State(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params), variables["stats"])
 
-    return jax.jit(new, out_shardings=shardings)(key)  # type: ignore[no-any-return]
+    return init
 
 
 def started(state: State, weights: Mapping[str, Any]) -> State:

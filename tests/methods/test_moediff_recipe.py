@@ -68,9 +68,24 @@ def keys_of(count=SIZE):
 
 
 @functools.cache
-def loss_of(progress=LATE, **changes):
-    method, variables, batch = made(**changes)
-    return jax.jit(method.loss)(variables, batch, keys_of(), progress)
+def step_of(progress=LATE, **changes):
+    """The loss and its gradients."""
+    _, variables, batch = made(**changes)
+    return program_of(**changes)(variables["params"], variables, batch, keys_of(), progress)
+
+
+@functools.cache
+def program_of(**changes):
+    def loss(params, variables, *operands):
+        output = method.loss({**variables, "params": params}, *operands)
+        return output.loss, output
+
+    method, *_ = made(**changes)
+    return jax.jit(jax.grad(loss, has_aux=True))
+
+
+def loss_of(*progress, **changes):
+    return step_of(*progress, **changes)[1]
 
 
 @functools.cache
@@ -83,11 +98,8 @@ def image_of(**request):
 @pytest.mark.parametrize("gate", ["slice", "token"])
 def test_the_loss_is_made_of_its_terms_and_every_trained_parameter_learns(gate):
     """Eq. 18, and no network stands idle: the gate too has a gradient, through Eqs. 13 and 16."""
-    method, variables, batch = made(gate=gate)
-    out = loss_of(gate=gate)
+    gradients, out = step_of(**({} if gate == "slice" else {"gate": gate}))
     np.testing.assert_allclose(out.loss, out.metrics["experts"] + out.metrics["gating_weight"] * out.metrics["gating"], rtol=1e-5)
-    of = lambda params: method.loss({**variables, "params": params}, batch, keys_of(), LATE).loss  # noqa: E731
-    gradients = jax.jit(jax.grad(of))(variables["params"])
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
     for name in ("encoder", "gate", "map"):
@@ -98,11 +110,10 @@ def test_the_loss_is_made_of_its_terms_and_every_trained_parameter_learns(gate):
 
 def test_the_gate_is_uniform_for_the_first_fifth_of_a_run_and_no_gradient_moves_its_queries_then():
     """§III-C: 1000 of 5000 epochs."""
-    method, variables, batch = made()
-    out = loss_of(progress=0.1)
+    method, *_ = made()
+    gradients, out = step_of(0.1)
     np.testing.assert_allclose([out.metrics[f"gate_{name}"] for name in method.experts], 1 / 3, rtol=1e-6)
-    of = lambda params: method.loss({**variables, "params": params}, batch, keys_of(), 0.1).loss  # noqa: E731
-    assert not np.any(jax.jit(jax.grad(of))(variables["params"])["gate"]["queries"])
+    assert not np.any(gradients["gate"]["queries"])
     assert abs(float(loss_of().metrics["gate_smooth"]) - 1 / 3) > 1e-4
 
 

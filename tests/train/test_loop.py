@@ -1,6 +1,5 @@
 """Laws of the trainer: what stops and goes on is what never stopped, and what goes wrong is told where it began."""
 
-import functools
 import json
 import os
 import re
@@ -27,12 +26,9 @@ from jaxsr.data.records import file_sha256
 from jaxsr.data.subjects import AnatomySubjects
 from jaxsr.experiment import Experiment
 from jaxsr.runtime.checkpoint import CheckpointError, find_damage
-from jaxsr.train import loop
 from jaxsr.train.build import build_stream, build_subjects, fitted
 from jaxsr.train.loop import TrainingDiverged, train
 from jaxsr.train.metrics import HELD, NotFinite, Recent
-from jaxsr.train.state import new_state as new_state_as_it_is
-from jaxsr.train.step import make_step
 from jaxsr.train.stop import Stopped
 from jaxsr.upscale.export import export_model
 from jaxsr.upscale.files import training_scans
@@ -70,29 +66,6 @@ def tiny(**changes):
             node = node.setdefault(name, {})
         node[last] = value
     return from_dict(data, Experiment)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    """Runs of one network and optimiser share the traced and compiled step, and the weights drawn for it, which would be most of the time.
-
-    Runs in processes of their own, which share nothing, are in tests/robustness/test_kill.py.
-    """
-    methods, optimizers, steps = (functools.cache(f) for f in (lambda config, kind: config.build(kind), loop.make_optimizer, make_step))
-    made = {}
-
-    def new_state(method, optimizer, shape, key, shardings):
-        name = (method, optimizer, shape)
-        if name not in made:
-            made[name] = jax.device_get(new_state_as_it_is(method, optimizer, shape, key, shardings))
-        return jax.device_put(jax.tree.map(jnp.array, made[name]), shardings)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "build_method", lambda experiment: methods(experiment.method, jnp.float32))
-        patch.setattr(loop, "make_optimizer", lambda config, count, players: optimizers(config, count if config.decay == "cosine" else 0))
-        patch.setattr(loop, "make_step", steps)
-        patch.setattr(loop, "new_state", new_state)
-        yield
 
 
 @pytest.fixture(scope="module")
