@@ -43,6 +43,9 @@ def select_device(device: str, *, join: bool = False, apart: bool = False, check
     if platforms:
         os.environ["JAX_PLATFORMS"] = platforms
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from jaxsr.runtime.cpu import choose_convolutions
+
+    choose_convolutions()
     import jax
 
     from jaxsr.runtime.cache import use_compilation_cache

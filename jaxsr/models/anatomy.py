@@ -15,7 +15,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsr.nn.convolution import conv, group_norm
+from jaxsr.nn.convolution import conv
+from jaxsr.nn.norm import GroupNorm
 from jaxsr.nn.resnet import Downsample, ResnetBlock, Upsample
 
 AIR = -1.0  # of the intensity window
@@ -60,7 +61,7 @@ class AnatomyExtractor(nn.Module):
         for level in reversed(range(levels - 1)):
             x = Upsample(self.dtype, name=f"up{level}_double")(x)
             x = blocks(jnp.concatenate([x, skips.pop()], axis=-1), level, "up")
-        x = nn.swish(group_norm(self.groups, dtype=self.dtype, name="norm")(x))
+        x = nn.swish(GroupNorm(self.groups, dtype=self.dtype, name="norm")(x))
         return conv(self.classes, 1, dtype=jnp.float32, name="out")(x.astype(jnp.float32))
 
 

@@ -16,7 +16,8 @@ from jax import Array
 
 from jaxsr.diffusion.sampling import draw_noise
 from jaxsr.nn.attention import PixelAttention
-from jaxsr.nn.convolution import conv, group_norm
+from jaxsr.nn.convolution import conv
+from jaxsr.nn.norm import GroupNorm
 from jaxsr.nn.resnet import Downsample, ResnetBlock, Upsample
 
 EPSILON = 1e-6  # of every norm
@@ -111,7 +112,7 @@ class Decoder(nn.Module):
                 x = _block(self, f"up{level}_{i}", x, self.width * multiplier)
             if level:
                 x = Upsample(self.dtype, name=f"up{level}_double")(x)
-        x = nn.swish(group_norm(self.groups, epsilon=EPSILON, dtype=self.dtype, name="norm")(x))
+        x = nn.swish(GroupNorm(self.groups, epsilon=EPSILON, dtype=self.dtype, name="norm")(x))
         return conv(self.channels, dtype=jnp.float32, name="out")(x.astype(jnp.float32))
 
 
@@ -152,7 +153,7 @@ def encoded(network: Sizes, x: Array) -> Array:
         if level < levels - 1:
             x = Downsample(network.dtype, padding=(0, 1), name=f"down{level}_half")(x)
     x = _middle(network, x)
-    x = nn.swish(group_norm(network.groups, epsilon=EPSILON, dtype=network.dtype, name="norm")(x))
+    x = nn.swish(GroupNorm(network.groups, epsilon=EPSILON, dtype=network.dtype, name="norm")(x))
     return x.astype(jnp.float32)
 
 

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsr.nn.attention import PixelAttention
-from jaxsr.nn.convolution import conv, dense, group_norm
+from jaxsr.nn.convolution import conv, dense
 from jaxsr.nn.embedding import sinusoids
+from jaxsr.nn.norm import GroupNorm
 from jaxsr.nn.resnet import Downsample, ResnetBlock, Upsample, depth_to_space, space_to_depth
 
 
@@ -96,6 +97,6 @@ class Sr3UNet(nn.Module):
             if level:
                 x = Upsample(self.dtype, name=f"up{level}_double")(x)
 
-        x = nn.swish(group_norm(self.groups, dtype=self.dtype, name="norm")(x))
+        x = nn.swish(GroupNorm(self.groups, dtype=self.dtype, name="norm")(x))
         x = conv(self.channels * self.patch**2, dtype=jnp.float32, zero=True, name="out")(x.astype(jnp.float32))
         return depth_to_space(x, self.patch)

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsr.models.modulation import modulated
-from jaxsr.nn.convolution import conv, dense, group_norm
+from jaxsr.nn.convolution import conv, dense
 from jaxsr.nn.embedding import sinusoids
+from jaxsr.nn.norm import GroupNorm
 from jaxsr.nn.resnet import Downsample, ResnetBlock, Upsample
 from jaxsr.nn.transformer import SpatialTransformer
 
@@ -123,5 +124,5 @@ class LatentUNet(nn.Module):
             if level:
                 x = Upsample(self.dtype, name=f"up{level}_double")(x)
 
-        x = nn.swish(group_norm(self.groups, dtype=self.dtype, name="norm")(x))
+        x = nn.swish(GroupNorm(self.groups, dtype=self.dtype, name="norm")(x))
         return conv(self.channels, dtype=jnp.float32, zero=True, name="out")(x.astype(jnp.float32))

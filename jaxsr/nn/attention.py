@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsr.nn.convolution import conv, dense, group_norm
+from jaxsr.nn.convolution import conv, dense
+from jaxsr.nn.norm import GroupNorm
 
 
 class PixelAttention(nn.Module):
@@ -34,7 +35,7 @@ class PixelAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
-        normed = group_norm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
+        normed = GroupNorm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
         if self.fused:
             parts = jnp.split(conv(3 * channels, 1, bias=False, dtype=self.dtype, name="qkv")(normed), 3, axis=-1)
         else:

@@ -76,8 +76,3 @@ def dense(
 
 def _identity(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
     return jnp.eye(*shape, dtype=dtype) if shape[0] == shape[1] else nn.initializers.lecun_normal()(key, shape, dtype)
-
-
-def group_norm(groups: int, *, epsilon: float = 1e-5, dtype: Any = None, name: str | None = None) -> nn.GroupNorm:
-    """Group normalisation whose statistics are float32 whatever `dtype` is."""
-    return nn.GroupNorm(groups, epsilon=epsilon, dtype=dtype, force_float32_reductions=True, name=name)

@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsr.nn.convolution import conv, dense, group_norm
+from jaxsr.nn.convolution import conv, dense
+from jaxsr.nn.norm import GroupNorm
 
 
 class Film(nn.Module):
@@ -45,5 +46,5 @@ class FilmConvBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, embedding: Array) -> Array:
         h = conv(self.features, dilation=self.dilation, dtype=self.dtype, name="conv")(x)
-        h = group_norm(self.groups, dtype=self.dtype, name="norm")(h)
+        h = GroupNorm(self.groups, dtype=self.dtype, name="norm")(h)
         return nn.swish(Film(self.dtype, name="film")(h, embedding))

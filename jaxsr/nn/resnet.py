@@ -14,8 +14,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsr.nn.convolution import conv, dense, group_norm
+from jaxsr.nn.convolution import conv, dense
 from jaxsr.nn.film import Film
+from jaxsr.nn.norm import GroupNorm
 
 
 class ResnetBlock(nn.Module):
@@ -40,11 +41,11 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array | None = None, train: bool = False) -> Array:
-        h = nn.swish(group_norm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="norm1")(x))
+        h = nn.swish(GroupNorm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="norm1")(x))
         h = self.convolution(self.features, dtype=self.dtype, name="conv1")(h)
         if embedding is not None and not self.film:
             h += dense(self.features, dtype=self.dtype, name="embedding")(embedding)[:, None, None, :]
-        h = group_norm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="norm2")(h)
+        h = GroupNorm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="norm2")(h)
         if embedding is not None and self.film:
             h = Film(self.dtype, name="film")(h, embedding)
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.swish(h))

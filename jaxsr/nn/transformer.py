@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsr.nn.convolution import conv, dense, group_norm
+from jaxsr.nn.convolution import conv, dense
+from jaxsr.nn.norm import GroupNorm
 
 GROUP_EPSILON = 1e-6  # of the norm over pixels; the norms over a token's features have another
 LAYER_EPSILON = 1e-5
@@ -91,7 +92,7 @@ class SpatialTransformer(nn.Module):
         batch, height, width, channels = x.shape
         if channels % self.heads:
             raise ValueError(f"attention needs channels that its heads divide, got {channels} channels and {self.heads} heads")
-        t = group_norm(self.groups, epsilon=GROUP_EPSILON, dtype=self.dtype, name="norm")(x)
+        t = GroupNorm(self.groups, epsilon=GROUP_EPSILON, dtype=self.dtype, name="norm")(x)
         t = conv(channels, 1, dtype=self.dtype, name="in")(t).reshape(batch, height * width, channels)
         for i in range(self.depth):
             t = TransformerBlock(self.heads, self.dtype, name=f"block{i}")(t, context)

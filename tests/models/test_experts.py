@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh, AxisType
 from jaxsr.bench.count import multiply_adds
 from jaxsr.models.experts import EXPERTS, CortexExpert, JunctionExpert, SmoothExpert
 from jaxsr.nn.attention import ChannelAttention, NonLocal
+from jaxsr.nn.norm import GroupNorm
 from jaxsr.runtime.mesh import AXES, variable_shardings
 
 CHANNELS, CONDITION = 6, 3
@@ -181,7 +182,7 @@ def seen(network, *blind):
     variables = drawn(network, z_t, condition, time)
 
     def pass_on(next_function, args, kwargs, context):
-        passes = isinstance(context.module, (nn.GroupNorm, *blind)) and context.method_name == "__call__"
+        passes = isinstance(context.module, (GroupNorm, *blind)) and context.method_name == "__call__"
         return args[0] if passes else next_function(*args, **kwargs)
 
     with nn.intercept_methods(pass_on):
