@@ -1,10 +1,12 @@
 """How fast volumes are upscaled: the engine of `jaxsr upscale`, fed a synthetic head, with weights drawn at random.
 
 The input has the voxels of the configured acquisition over the same field of view, so that bringing it to the target grid counts too; files
-are neither read nor written. Multiply-adds are those that the devices do: of padded slices and full batches. Of slices that go to one
+are neither read nor written. What devices take alone is measured with slices that lie there already; its share of a volume's time says what
+is lost to the host. Multiply-adds are those that the devices do: of padded slices and full batches. Of slices that go to one
 expert each they are what that takes at most, and so are the rates made of them.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,9 +21,12 @@ from jaxsr.methods.precision import held_to_upscale
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train.build import build_method
 from jaxsr.upscale.batches import BatchSize
-from jaxsr.upscale.engine import Engine
+from jaxsr.upscale.engine import Engine, ways
 from jaxsr.upscale.forecast import trace_batches, volume_multiply_adds
+from jaxsr.upscale.plan import Plan
 from jaxsr.volume.slices import AXES, SliceMapKind
+
+IN_A_ROW = 4
 
 
 def bench_upscale(
@@ -56,6 +61,7 @@ def bench_upscale(
 
     first = call_times(lambda: engine.upscale(volume, request, to_mm=to_mm).volume.data, 1)[0]
     times = summary(call_times(lambda: engine.upscale(volume, request, to_mm=to_mm).volume.data, repeats))
+    devices = device_seconds(engine, plan, repeats) if len(ways(method, request)) == 1 else None
     memory = peak_memory()  # before the matrix product of `rates` adds its own
     traces = trace_batches(method, variables, plan, engine.batch_size)
     work = volume_multiply_adds(traces, plan, engine.batch_size, method, variables)
@@ -67,6 +73,8 @@ def bench_upscale(
         "slices": plan.slices,
         "seconds_per_volume": times["median"],
         "slices_per_second": plan.slices / times["median"],
+        "device_seconds": devices,
+        "device_share": devices and devices / times["median"],
         "first_volume_seconds": first,
         "compilations": engine.compilations,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
@@ -78,6 +86,13 @@ def bench_upscale(
     }
 
 
+def device_seconds(engine: Engine, plan: Plan, repeats: int) -> float:
+    """What the batches of a volume take where the host has nothing to do: of each shape, the median of `repeats` times `IN_A_ROW` of them."""
+    several = lambda call: [call() for _ in range(IN_A_ROW)]  # noqa: E731
+    each = {sides: summary(call_times(partial(several, call), repeats))["median"] / IN_A_ROW for sides, call in engine.alone()}
+    return float(sum(each[sides] * -(-count // engine.batch_size) for sides, count in zip(plan.shapes, plan.counts, strict=True) if count))
+
+
 def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows of a table for people."""
     return [
@@ -85,6 +100,7 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("sampling", f"{result['sampling_steps']} steps, {result['batch_size']} slices at a time"),
         ("seconds a volume", describe_times(result["volume_seconds"])),
         ("slices/s", f"{result['slices_per_second']:.4g}"),
+        *([("devices alone", f"{devices:.4g} s, {result['device_share']:.1%}")] if (devices := result["device_seconds"]) else []),
         ("first volume", f"{result['first_volume_seconds']:.1f} s, with {result['compilations']} compilations"),
         ("multiply-adds a volume", quantity(result["multiply_adds"])),
         *describe_rates(result),

@@ -1,5 +1,6 @@
 """Slices in batches of one size on the devices of one process: a program for each shape, smaller batches where memory is short."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -141,6 +142,13 @@ class Batches:
         index = jax.ShapeDtypeStruct((self.size,), np.int32)
         with jax.set_mesh(self._mesh):  # which a mixture's experts are laid over
             return program.lower(self._variables, condition, index, jax.eval_shape(jax.random.key, 0)).compile()
+
+    def alone(self) -> Iterator[tuple[tuple[int, int], Callable[[], Any]]]:
+        """Of each program that is compiled: the sides of its slices, and a call of it on slices that lie on the devices already."""
+        for (sides, _, names), program in self._programs.items():
+            condition = {name: np.zeros((self.size, *sides, MAP_CHANNELS[name]), np.float32) for name in names}
+            index, key = np.zeros(self.size, np.int32), jax.device_put(jax.random.key(0), self._everywhere)
+            yield sides, functools.partial(program, self._variables, *jax.device_put((condition, index), self._by_batch), key)
 
     def _shrink(self, error: Exception, note: Note) -> None:
         """Makes the batch smaller after `error`, or raises: `error` itself where it is not about memory."""

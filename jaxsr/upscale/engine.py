@@ -84,6 +84,10 @@ class Engine:
         """Programs compiled so far."""
         return self._batches.compilations
 
+    def alone(self) -> Iterator[tuple[tuple[int, int], Callable[[], Any]]]:
+        """As `Batches.alone`: what devices do, without the host."""
+        return self._batches.alone()
+
     def plan(
         self,
         volume: Volume,

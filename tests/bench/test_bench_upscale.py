@@ -1,9 +1,11 @@
 """The upscaling benchmark runs the engine and counts its work."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from jaxsr.bench import upscale
 from jaxsr.bench.count import count
 from jaxsr.bench.synthetic import smallest_side, synthetic_head
 from jaxsr.bench.upscale import bench_upscale, describe
@@ -31,6 +33,19 @@ def test_the_result_is_json_and_has_a_table(result):
 
 def test_one_shape_is_compiled_once(result):
     assert (result["slices"], result["compilations"]) == (96, 1)
+
+
+def test_what_devices_take_alone_is_that_of_as_many_batches(monkeypatch):
+    """Of 32 and 40 slices in batches of 12: 3 and 4; an axis whose slices stay as they are takes none."""
+    plan = SimpleNamespace(shapes=((8, 8), (8, 16), (8, 8)), counts=(32, 40, 0))
+    engine = SimpleNamespace(batch_size=12, alone=lambda: iter([((8, 8), lambda: 2.0), ((8, 16), lambda: 10.0)]))
+    monkeypatch.setattr(upscale, "call_times", lambda call, repeats: [sum(call())] * repeats)
+    assert upscale.device_seconds(engine, plan, 3) == 3 * 2 + 4 * 10
+
+
+def test_devices_take_no_longer_than_a_volume_by_much(result):
+    assert 0 < result["device_share"] < 2
+    assert result["device_seconds"] == pytest.approx(result["device_share"] * result["seconds_per_volume"])
 
 
 def test_work_is_that_of_every_slice_and_step_with_the_last_batch_filled_up(result):
