@@ -1,4 +1,4 @@
-"""The same work by PyTorch, in the same run: `launch/peer_diffusers.py`, in a process of its own, as nothing here imports torch."""
+"""The same work by PyTorch in the same run: `launch/peer_*.py`, in processes of their own, as nothing here imports torch."""
 
 import importlib.util
 import json
@@ -13,23 +13,24 @@ import jax
 import jaxsr
 from jaxsr.config import ConfigError
 
-SCRIPT = Path(jaxsr.__file__).parents[1] / "launch" / "peer_diffusers.py"
+_LAUNCH = Path(jaxsr.__file__).parents[1] / "launch"
+NETWORKS, LAYERS = _LAUNCH / "peer_diffusers.py", _LAUNCH / "peer_layers.py"
 
 
-def check_peer() -> None:
+def check_peer(script: Path = NETWORKS) -> None:
     """Raises ConfigError where the peer cannot be run: before anything is timed."""
-    if not SCRIPT.is_file() or not all(importlib.util.find_spec(name) for name in ("torch", "diffusers")):
-        raise ConfigError(f"the peer is {SCRIPT.name}, of the repository: install jaxsr from a clone, with pip install -e '.[reference]'")
+    if not script.is_file() or not all(importlib.util.find_spec(name) for name in ("torch", "diffusers")):
+        raise ConfigError(f"the peer is {script.name}, of the repository: install jaxsr from a clone, with pip install -e '.[reference]'")
 
 
-def run_peer(what: str, words: Sequence[str]) -> dict[str, Any]:
-    """What the peer of `what`, 'train' or 'upscale', found, on the device that this process computes on.
+def run_peer(words: Sequence[str], script: Path = NETWORKS) -> dict[str, Any]:
+    """What the peer, given `words`, found, on the device that this process computes on.
 
     Raises:
       ConfigError: where it failed; with what it said last.
     """
     device = "cpu" if jax.default_backend() == "cpu" else "cuda"
-    done = subprocess.run([sys.executable, str(SCRIPT), what, *words, "--device", device], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(script), *words, "--device", device], capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise ConfigError(f"the peer failed: {last}")

@@ -87,7 +87,7 @@ def bench_upscale(
 
 
 def device_seconds(engine: Engine, plan: Plan, repeats: int) -> float:
-    """What the batches of a volume take where the host has nothing to do: of each shape, the median of `repeats` times `IN_A_ROW` of them."""
+    """What the batches of a volume take where the host does nothing: of each shape the median of `repeats` times `IN_A_ROW`."""
     several = lambda call: [call() for _ in range(IN_A_ROW)]  # noqa: E731
     each = {sides: summary(call_times(partial(several, call), repeats))["median"] / IN_A_ROW for sides, call in engine.alone()}
     return float(sum(each[sides] * -(-count // engine.batch_size) for sides, count in zip(plan.shapes, plan.counts, strict=True) if count))
@@ -100,7 +100,7 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("sampling", f"{result['sampling_steps']} steps, {result['batch_size']} slices at a time"),
         ("seconds a volume", describe_times(result["volume_seconds"])),
         ("slices/s", f"{result['slices_per_second']:.4g}"),
-        *([("devices alone", f"{devices:.4g} s, {result['device_share']:.1%}")] if (devices := result["device_seconds"]) else []),
+        *([("devices alone", f"{devices:.4g} s, {result['device_share']:.1%}")] if (devices := result.get("device_seconds")) else []),
         ("first volume", f"{result['first_volume_seconds']:.1f} s, with {result['compilations']} compilations"),
         ("multiply-adds a volume", quantity(result["multiply_adds"])),
         *describe_rates(result),

@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -73,6 +73,38 @@ def bench_train(
         rows += more
     if is_first():
         print_result(result, rows, as_json)
+
+
+def bench_layers(
+    batch_size: Annotated[int, typer.Option(min=1, help="Feature maps at a time.")] = 8,
+    side: Annotated[int, typer.Option(min=2, help="Of the first level's, in pixels.")] = 64,
+    channels: Annotated[int, typer.Option(min=1, help="There; twice as many at half the side.")] = 64,
+    levels: Annotated[int, typer.Option(min=1, help="Resolutions.")] = 3,
+    precision: Annotated[Literal["f32", "bf16"], typer.Option(help="Of the computation.")] = "f32",
+    peer: Annotated[bool, bare("--peer", help="PyTorch's after them, and ratios; from a clone with [reference].")] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Time convolutions, norms and attention one by one: where a network's time goes, and which of them another library does faster.
+
+    Example:
+
+        jaxsr bench layers --channels 32 --peer
+    """
+    select_device(device)
+    from jaxsr.bench import layers as bench
+    from jaxsr.bench import peer as other
+
+    if side % 2**levels:
+        raise typer.BadParameter(f"{side} is not halved {levels} times", param_hint="--side")
+    if peer:
+        other.check_peer(other.LAYERS)
+    result = bench.bench_layers(batch_size, side, channels, levels, precision)
+    if peer:
+        asked = {"--batch-size": batch_size, "--side": side, "--channels": channels, "--levels": levels, "--precision": precision}
+        words = [str(word) for pair in asked.items() for word in pair]
+        result = bench.compared(result, other.run_peer(words, other.LAYERS))
+    print_result(result, bench.describe(result), as_json)
 
 
 def bench_links(
@@ -275,7 +307,7 @@ def _check_peer(experiment: "Experiment") -> None:
 def _beside_peer(result: dict[str, Any], what: str, words: list[Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     from jaxsr.bench import peer
 
-    both = peer.compared(result, peer.run_peer(what, [str(word) for word in words]))
+    both = peer.compared(result, peer.run_peer([what, *(str(word) for word in words)]))
     return both, peer.describe(both)
 
 

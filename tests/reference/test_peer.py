@@ -77,3 +77,33 @@ def test_it_is_none_of_a_model_that_is_neither(peer, capsys):
     with pytest.raises(SystemExit):
         peer.main(["train", str(ROOT / "configs" / "student-tiny.yaml")])
     assert "of kind student: there are peers of teachers and of SR3" in capsys.readouterr().err
+
+
+def test_layers_are_those_of_the_peer_in_work_and_shape():
+    """Ours and PyTorch's of one kind have as many parameters and give as large a result, else the ratio would be of two things."""
+    import flax.linen as nn
+    import jax
+    import torch
+
+    from jaxsr.bench.layers import _module, cases_of
+
+    spec = importlib.util.spec_from_file_location("peer_layers", ROOT / "launch" / "peer_layers.py")
+    layers = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(layers)
+    for case in cases_of(2, 16, 64, 2):
+        theirs, ours = layers.module_of(case), _module(case, None)
+        x = jax.ShapeDtypeStruct((case.batch, case.side, case.side, case.channels), "float32")
+        y, variables = jax.eval_shape(ours.init_with_output, jax.random.key(0), x)
+        count = sum(leaf.size for leaf in jax.tree.leaves(nn.meta.unbox(variables)))
+        assert count == sum(parameter.numel() for parameter in theirs.parameters()), case
+        batch, channels, height, width = theirs(torch.zeros(case.batch, case.channels, case.side, case.side)).shape
+        assert y.shape == (batch, height, width, channels), case
+
+
+def test_layers_of_both_are_told_with_their_ratios_in_one_command():
+    words = ["--batch-size", "1", "--side", "8", "--channels", "4", "--levels", "1", "--peer", "--json"]
+    done = subprocess.run([sys.executable, "-m", "jaxsr", "bench", "layers", *words], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert all(layer["ratios"]["gradients"] > 0 for layer in told["layers"])
+    assert len(told["layers"]) == 6
