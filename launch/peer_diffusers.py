@@ -5,10 +5,10 @@
     python launch/peer_diffusers.py train CONFIG [key=value …] --steps N --warmup N
 
 The peer of a teacher is UNet2DConditionModel on its latents, that of SR3 UNet2DModel on its pixels. Upscaling: from noise, in the batches
-that `jaxsr bench upscale` makes of such a volume, padded and filled up alike, with random weights: S evaluations a batch, each with a step
-of DDIMScheduler. Training: the mean squared error of the noise, its gradient, clipping as configured, AdamW, and the moving average, of
-train.batch_size slices. On CUDA in bfloat16 (autocast when training), channels last, through torch.compile, attention by PyTorch's
-scaled_dot_product_attention; on a CPU in float32, channels last, as it is. It prints one line of JSON, whose figures have the names that
+that `jaxsr bench upscale` makes of such a volume, padded or resized and filled up alike, with random weights: S evaluations a batch, each
+with a step of DDIMScheduler. Training: the mean squared error of the noise, its gradient, clipping as configured, AdamW, and the moving
+average, of train.batch_size slices. On CUDA in bfloat16 (autocast when training), channels last, through torch.compile, attention by
+PyTorch's scaled_dot_product_attention; on a CPU in float32, channels last, as it is. It prints one line of JSON, whose figures have the names that
 `jaxsr bench … --json` gives them; `jaxsr bench train --peer` and `bench upscale --peer` run both and print the ratios.
 
 What it does not do stands under `left_out`, and is in our time: compare FLOP/s, or seconds knowing that. Multiply-adds are those of its own
@@ -43,7 +43,7 @@ from jaxsr.methods.sr3 import Sr3Config
 from jaxsr.methods.teacher import TeacherConfig
 from jaxsr.train.build import build_method
 from jaxsr.upscale.plan import make_plan
-from jaxsr.volume.slices import AXES
+from jaxsr.volume.slices import AXES, SliceMapKind
 
 
 class Peer(NamedTuple):
@@ -166,12 +166,20 @@ class Runner:
 
 
 def peer_upscale(
-    experiment: Experiment, shape: tuple[int, int, int], steps: int | None, batch_size: int, *, repeats: int, device: str, mode: str
+    experiment: Experiment,
+    shape: tuple[int, int, int],
+    steps: int | None,
+    batch_size: int,
+    *,
+    slices: SliceMapKind,
+    repeats: int,
+    device: str,
+    mode: str,
 ) -> dict[str, Any]:
     """As `jaxsr.bench.upscale.bench_upscale`, of the peer; `mode`: torch.compile's, or 'off'."""
     runner, method = Runner(experiment, device, mode), build_method(experiment)
     request = method.default_request if steps is None else method.default_request._replace(steps=steps)
-    plan = make_plan(method, synthetic_head(shape, experiment).grid, experiment.data.voxel_size, tuple(AXES), "pad", request)
+    plan = make_plan(method, synthetic_head(shape, experiment).grid, experiment.data.voxel_size, tuple(AXES), slices, request)
     factor = runner.peer.factor
     batches = [
         (height // factor, width // factor)
@@ -204,7 +212,7 @@ def peer_upscale(
         "shape": list(shape),
         "sampling_steps": request.steps,
         "batch_size": batch_size,
-        "slice_map": "pad",
+        "slice_map": slices,
         "slices": plan.slices,
         "seconds_per_volume": times["median"],
         "slices_per_second": plan.slices / times["median"],
@@ -264,6 +272,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--shape", default="96,96,96", help="upscale: voxels of the volume (%(default)s)")
     parser.add_argument("--sampling-steps", type=int, help="upscale: the model's, if it is not given")
     parser.add_argument("--batch-size", type=int, default=16, help="upscale: (%(default)s)")
+    parser.add_argument("--slices", choices=("pad", "resize"), default="pad", help="upscale: (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="upscale: after a first volume, which compiles (%(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="train: measured (%(default)s)")
     parser.add_argument("--warmup", type=int, default=3, help="train: before (%(default)s)")
@@ -279,7 +288,9 @@ def main(words: Sequence[str] | None = None) -> None:
         found = peer_train(experiment, given.steps, given.warmup, **how)
     else:
         x, y, z = (int(side) for side in given.shape.split(","))
-        found = peer_upscale(experiment, (x, y, z), given.sampling_steps, given.batch_size, repeats=given.repeats, **how)
+        how |= {"slices": given.slices, "repeats": given.repeats}
+        found = peer_upscale(experiment, (x, y, z), given.sampling_steps, given.batch_size, **how)
+
     print(json.dumps(found))
 
 

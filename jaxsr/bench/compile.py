@@ -30,17 +30,22 @@ from jaxsr.upscale.forecast import dearest
 from jaxsr.upscale.guides import maps_to_upscale
 
 
-def compile_train(experiment: Experiment) -> dict[str, Any]:
+def compile_train(experiment: Experiment, encoded: bool = False) -> dict[str, Any]:
     """The trainer's step of `experiment` on its mesh over all devices, as JSON can hold it; bytes are of one device.
+
+    Args:
+      encoded: of slices that were encoded before.
 
     Raises:
       MeshError: where the batch does not divide over the devices, as training would.
+      ConfigError: as `abstract_batch`.
     """
     asked = experiment
     experiment, estimated = _compilable(experiment)
     mesh, method = make_mesh(**dict(experiment.mesh)), build_method(experiment)
     share_of_batch(mesh, experiment.train.batch_size)
-    optimizer, batch = make_optimizer(experiment.optimizer, experiment.train.steps, players_of(method)), abstract_batch(experiment)
+    optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, players_of(method))
+    batch = abstract_batch(experiment, encoded=encoded)
     state = abstract_state(method, optimizer, batch, mesh)
     shapes, laid = abstract_variables(method, batch)["frozen"], frozen_shardings(method, mesh, batch)
     frozen = _laid(held_to_train(method, shapes, batch, experiment.precision), laid)
@@ -55,7 +60,8 @@ def compile_train(experiment: Experiment) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         program, times = compiled(step, state, placed, key, frozen)
     held = {"state": _bytes(state), "frozen": _bytes(held_frozen), "batch": _bytes(placed)}
-    facts = {"what": "training step", "batch_size": experiment.train.batch_size, "size": experiment.data.crop}
+    what = "training step, encoded slices" if encoded else "training step"
+    facts = {"what": what, "batch_size": experiment.train.batch_size, "size": experiment.data.crop}
     facts["multiply_adds"] = step_multiply_adds(method, batch)
     memory = _memory(program, held, estimated, _bytes(state.params))
     return {**facts, **memory, **_spoken(program, mesh), **times, **_about(asked, mesh, estimated)}

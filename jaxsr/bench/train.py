@@ -33,10 +33,10 @@ from jaxsr.train.state import State, abstract_state, abstract_variables, frozen_
 from jaxsr.train.step import make_step
 
 
-def bench_train(experiment: Experiment, steps: int = 20, warmup: int = 3) -> dict[str, Any]:
-    """Times `steps` steps after `warmup` others, as JSON can hold it; of an encoded set, where data.manifest names one.
+def bench_train(experiment: Experiment, steps: int = 20, warmup: int = 3, encoded: bool = False) -> dict[str, Any]:
+    """Times `steps` steps after `warmup` others, as JSON can hold it; of an encoded set, where data.manifest names one, or if asked.
 
-    Raises: as training on that set would.
+    Raises: as training on that set would; ConfigError as `abstract_batch`.
     """
     records = prepared_set(experiment.data)
     experiment = fitted(experiment, records)
@@ -44,7 +44,7 @@ def bench_train(experiment: Experiment, steps: int = 20, warmup: int = 3) -> dic
     mesh = make_mesh(**dict(experiment.mesh))
     method = build_method(experiment)
     optimizer = make_optimizer(experiment.optimizer, config.steps, players_of(method))
-    shape = abstract_batch(experiment, records)
+    shape = abstract_batch(experiment, records, encoded)
     shardings = shardings_of(abstract_state(method, optimizer, shape, mesh))
     variables = synthetic_variables(method, shape, experiment.seed)
     state = synthetic_state(variables, optimizer, shardings)
@@ -73,6 +73,7 @@ def bench_train(experiment: Experiment, steps: int = 20, warmup: int = 3) -> dic
     return {
         "batch_size": config.batch_size,
         "size": experiment.data.crop,
+        "encoded": shape.latents is not None,
         "seconds_per_step": times["median"],
         "steps_per_second": 1 / times["median"],
         "slices_per_second": config.batch_size / times["median"],
@@ -118,7 +119,7 @@ def step_multiply_adds(method: Method, batch: Batch) -> int | None:
 def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows of a table for people."""
     return [
-        ("one step of", f"{result['batch_size']} slices of {result['size']} × {result['size']}"),
+        ("one step of", f"{result['batch_size']} slices of {result['size']} × {result['size']}{', encoded' if result['encoded'] else ''}"),
         ("seconds a step", describe_times(result["step_seconds"])),
         ("steps/s", f"{result['steps_per_second']:.4g}"),
         ("slices/s", f"{result['slices_per_second']:.4g}"),

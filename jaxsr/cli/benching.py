@@ -15,6 +15,7 @@ from jaxsr.cli.status import Exit
 if TYPE_CHECKING:
     from jaxsr.experiment import Experiment
 
+Encoded = Annotated[bool, bare("--encoded", help="Of slices that were encoded before, as by `jaxsr prepare --encode`.")]
 Peer = Annotated[
     bool,
     bare("--peer", help="The same by diffusers on PyTorch after it, and ratios: a teacher or SR3, from a clone with [reference]."),
@@ -46,6 +47,7 @@ def bench_train(
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps measured.")] = 20,
     warmup: Annotated[int, typer.Option(min=0, help="Steps before.")] = 3,
+    encoded: Encoded = False,
     peer: Peer = False,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -66,7 +68,7 @@ def bench_train(
     experiment = load_experiment(config, overrides or [])
     if peer:
         _check_peer(experiment)
-    result = bench.bench_train(experiment, steps, warmup)
+    result = bench.bench_train(experiment, steps, warmup, encoded)
     rows = bench.describe(result)
     if peer and is_first():  # once, however many processes there are
         result, more = _beside_peer(result, "train", [config, *(overrides or []), "--steps", steps, "--warmup", warmup])
@@ -177,6 +179,8 @@ def bench_upscale(
     shape: Annotated[str, typer.Option(help="Voxels of the volume.")] = "96,96,96",
     sampling_steps: Annotated[int | None, bare(min=1, help="[default: the model's]")] = None,
     batch_size: BatchSize = "auto",
+    slice_map: Annotated[Literal["pad", "resize"], bare("--slices", help="As of upscale: padded, or brought to 256².")] = "pad",
+    repeats: Annotated[int, typer.Option(min=1, help="Volumes measured, after a first.")] = 3,
     peer: Peer = False,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -205,11 +209,17 @@ def bench_upscale(
         raise typer.BadParameter(f"{said}, for the scan that it is upscaled from to have slices that serve", param_hint="--shape")
     if peer:
         _check_peer(experiment)
-    result = bench.bench_upscale(experiment, sides, sampling_steps, size)
+    result = bench.bench_upscale(experiment, sides, sampling_steps, size, repeats=repeats, slice_map=slice_map)
     rows = bench.describe(result)
     if peer:
-        asked = ["--shape", shape, "--sampling-steps", result["sampling_steps"], "--batch-size", result["batch_size"]]
-        result, more = _beside_peer(result, "upscale", [config, *(overrides or []), *asked])
+        asked = {
+            "--shape": shape,
+            "--sampling-steps": result["sampling_steps"],
+            "--batch-size": result["batch_size"],
+            "--slices": slice_map,
+            "--repeats": repeats,
+        }
+        result, more = _beside_peer(result, "upscale", [config, *(overrides or []), *(word for pair in asked.items() for word in pair)])
         rows += more
     print_result(result, rows, as_json)
 
@@ -225,6 +235,7 @@ def bench_compile(
     distill: Annotated[int | None, bare("--distill", min=1, help="The same of a teacher in distill.")] = None,
     steps: Annotated[int | None, bare(min=2, help="With --distill: sampling steps. [default: 200]")] = None,
     size: Annotated[int | None, bare(help="Side of those slices in pixels. [default: data.crop]")] = None,
+    encoded: Encoded = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -254,13 +265,15 @@ def bench_compile(
     from jaxsr.experiment import load_experiment
 
     experiment = load_experiment(config, [*(overrides or []), *sizes])
+    if encoded and (upscale is not None or distill is not None):
+        raise typer.BadParameter("is for a training step", param_hint="--encoded")
     side = size or experiment.data.crop
     if distill is not None:
         result = bench.compile_distill(experiment, distill, side, steps or 200)
     elif upscale is not None:
         result = bench.compile_upscale(experiment, upscale, side)
     else:
-        result = bench.compile_train(experiment)
+        result = bench.compile_train(experiment, encoded)
     print_result(result, bench.describe(result), as_json)
 
 

@@ -166,8 +166,12 @@ def only_to_train(method: Method) -> tuple[str, ...]:
     return getattr(method, "only_to_train", ())
 
 
-def abstract_batch(experiment: Experiment, records: PreparedSet | None = None) -> Batch:
-    """Shapes of one global batch; `records`: the prepared set that it is of, where that may be an encoded one."""
+def abstract_batch(experiment: Experiment, records: PreparedSet | None = None, encoded: bool = False) -> Batch:
+    """Shapes of one global batch; `records`: the prepared set that it is of, where that may be an encoded one; `encoded`: as of such a set.
+
+    Raises:
+      ConfigError: where it is to be encoded, and the method has no use for that.
+    """
     size, crop = experiment.train.batch_size, experiment.data.crop
     plane = (size, crop, crop)
     image = jax.ShapeDtypeStruct((*plane, 1), jnp.float32)
@@ -181,7 +185,9 @@ def abstract_batch(experiment: Experiment, records: PreparedSet | None = None) -
     }
     shapes: dict[str, Any] = {"high": image, "low": image}
     precomputed = build_method(experiment).precomputed(crop)
-    if precomputed and (precomputed.required or (records and records.manifest.precomputed)):
+    if encoded and not precomputed:
+        raise ConfigError(f"method.kind={experiment.method.kind} trains on slices alone, so there is nothing to be encoded")
+    if precomputed and (encoded or precomputed.required or (records and records.manifest.precomputed)):
         taken = {name: jax.ShapeDtypeStruct((size, *shape), jnp.float32) for name, shape in precomputed.shapes.items()}
         shapes = {"high": None, "low": None} | taken
     if takes_unpaired(experiment):

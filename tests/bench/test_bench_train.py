@@ -1,6 +1,7 @@
 """The training benchmark runs the trainer's step and counts its work."""
 
 import json
+from pathlib import Path
 
 import jax
 import pytest
@@ -8,13 +9,15 @@ import pytest
 from jaxsr.bench.count import count, multiply_adds
 from jaxsr.bench.synthetic import synthetic_variables
 from jaxsr.bench.train import bench_train, describe, step_multiply_adds, synthetic_state
-from jaxsr.experiment import DataConfig, Experiment, TrainConfig
+from jaxsr.config import ConfigError
+from jaxsr.experiment import DataConfig, Experiment, TrainConfig, load_experiment
 from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.state import abstract_state, make_optimizer, shardings_of
 from jaxsr.train.step import make_step
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 NETWORK = Sr3NetworkConfig(width=8, multipliers=(1,), blocks=1, attention_at=(), groups=4, dropout=0.0, middle_attention=False)
 
 
@@ -60,3 +63,16 @@ def test_a_synthetic_state_is_the_trainers_but_for_its_values():
     state = synthetic_state(synthetic_variables(method, batch, seed=0), optimizer, shardings_of(expected))
     assert jax.tree.structure(state) == jax.tree.structure(expected)
     assert jax.tree.all(jax.tree.map(lambda a, b: (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding), state, expected))
+
+
+def test_slices_that_were_encoded_before_cost_no_encoder():
+    """As a set of `jaxsr prepare --encode` would: what is left is the denoiser's."""
+    settings = ["train.batch_size=2", "data.crop=16", "method.lambda_rec=0.0"]
+    experiment = load_experiment(CONFIGS / "teacher-tiny.yaml", settings)
+    whole, encoded = (step_multiply_adds(build_method(experiment), abstract_batch(experiment, encoded=of)) for of in (False, True))
+    assert encoded < 0.9 * whole
+    result = bench_train(experiment, 1, 0, encoded=True)
+    assert result["multiply_adds"] == encoded
+    assert "encoded" in dict(describe(result))["one step of"]
+    with pytest.raises(ConfigError, match="trains on slices alone"):
+        bench_train(load_experiment(CONFIGS / "demo.yaml"), 1, 0, encoded=True)
