@@ -8,8 +8,8 @@ The peer of a teacher is UNet2DConditionModel on its latents, that of SR3 UNet2D
 that `jaxsr bench upscale` makes of such a volume, padded or resized and filled up alike, with random weights: S evaluations a batch, each
 with a step of DDIMScheduler. Training: the mean squared error of the noise, its gradient, clipping as configured, AdamW, and the moving
 average, of train.batch_size slices. On CUDA in bfloat16 (autocast when training), channels last, through torch.compile, attention by
-PyTorch's scaled_dot_product_attention; on a CPU in float32, channels last, as it is. It prints one line of JSON, whose figures have the names that
-`jaxsr bench … --json` gives them; `jaxsr bench train --peer` and `bench upscale --peer` run both and print the ratios.
+PyTorch's scaled_dot_product_attention; on a CPU in float32, channels last, as it is. It prints one line of JSON, whose figures have the
+names that `jaxsr bench … --json` gives them; `jaxsr bench train --peer` and `bench upscale --peer` run both and print the ratios.
 
 What it does not do stands under `left_out`, and is in our time: compare FLOP/s, or seconds knowing that. Multiply-adds are those of its own
 convolutions and matrix products, as PyTorch counts them. Needs torch and diffusers, of the extra `reference`, and for a GPU torch as it is
