@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # What only a CUDA machine can tell, in under 8 minutes:
-#   launch/gpu_check.sh OUT [tests] [sr3] [teacher] [student] [mixture] [spcdd]
-# Runs the GPU tests, the doctor and the benchmarks at the small and the real size, of all or of the parts that are named. OUT gets
+#   launch/gpu_check.sh OUT [tests] [targets] [peers] [sr3] [teacher] [student] [mixture] [spcdd]
+# Runs the GPU tests, the doctor and the benchmarks at the small and the real size, of all or of the parts that are named: targets are what
+# BENCHMARKS.md sets out to reach, peers the same work by PyTorch, where torch and diffusers are there. OUT gets
 # results.jsonl (one benchmark a line), table.md (ready for BENCHMARKS.md), doctor.json and log.txt. A step that fails, outlasts its time or
 # has none left is named at the end and does not stop the others. Needs no installation: from a checkout, with the dependencies importable.
 # PYTHON names the interpreter (default python3); CHECK_SECONDS is what all may take together (default 470).
 set -uo pipefail
-usage() { sed -n '2,7s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+usage() { sed -n '2,8s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 [[ $# -ge 1 && $1 != -* ]] || usage
-for part in "${@:2}"; do [[ $part =~ ^(tests|sr3|teacher|student|mixture|spcdd)$ ]] || usage; done
+for part in "${@:2}"; do [[ $part =~ ^(tests|targets|peers|sr3|teacher|student|mixture|spcdd)$ ]] || usage; done
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 parts=" ${*:2} "
-[[ $# -gt 1 ]] || parts=" tests sr3 teacher student mixture spcdd "
+[[ $# -gt 1 ]] || parts=" tests targets peers sr3 teacher student mixture spcdd "
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 source launch/environment.sh
 
@@ -25,6 +26,8 @@ teacher_small=configs/teacher-small.yaml
 student=configs/student.yaml
 mixture=configs/moediff.yaml
 spcdd=configs/spcdd.yaml
+latents=(method.lambda_rec=0.0 train.batch_size=64 --encoded --steps 10 --warmup 2)
+whole=(--shape "260,310,260" --batch-size 64)
 histograms="method.losses={denoising: 1, reconstruction: 0, histogram: 1, gradient: 1}"
 log=$out/log.txt results=$out/results.jsonl
 answer=$(mktemp)
@@ -73,6 +76,18 @@ if has tests; then
   step "GPU tests" 170 -m pytest -q -m gpu tests
   tail -n 3 "$answer"
   step "doctor" 40 -m jaxsr doctor --json && cp "$answer" "$out/doctor.json"
+fi
+if has targets; then # random weights; 64 slices at a time
+  benchmark "target: train the teacher on encoded slices" 120 train $teacher "${latents[@]}"
+  benchmark "target: a volume by the teacher, resized" 100 upscale $teacher "${whole[@]}" --sampling-steps 50 --slices resize --repeats 1
+  benchmark "target: a volume by the teacher, padded" 130 upscale $teacher "${whole[@]}" --sampling-steps 50 --repeats 1
+  benchmark "target: a volume by the student of 5 stages" 60 upscale $student method.stages.count=5 "${whole[@]}" --sampling-steps 1 --repeats 1
+  benchmark "target: a volume by the student of 20 stages" 100 upscale $student "${whole[@]}" --sampling-steps 1 --repeats 1
+fi
+if has peers && "$python" -c 'import torch, diffusers' 2>>"$log"; then # the compiler of PyTorch takes minutes for a teacher
+  benchmark "layers" 90 layers --precision bf16 --channels 320 --side 32 --batch-size 64 --peer
+  benchmark "train the teacher on encoded slices, and the peer" 240 train $teacher "${latents[@]}" --peer
+  benchmark "upscale by the teacher, and the peer" 300 upscale $teacher --shape 128,128,64 --sampling-steps 10 --batch-size 64 --repeats 1 --peer
 fi
 if has sr3; then
   benchmark "count, small" 15 count $small

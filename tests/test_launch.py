@@ -73,10 +73,10 @@ def test_a_failing_step_of_the_gpu_check_is_told_and_does_not_stop_the_others(st
     environment = stub('case "$*" in *pytest*) exit 1;; *upscale*) echo words;; *) echo \'{"seconds": 0.25}\';; esac')
     answer = subprocess.run([LAUNCH / "gpu_check.sh", tmp_path / "out"], capture_output=True, text=True, env=environment, timeout=120)
     assert answer.returncode == 1
-    assert answer.stdout.count("not a JSON object") == 12
+    assert answer.stdout.count("not a JSON object") == 17
     assert "GPU tests: status 1" in answer.stdout
     assert "| train, small | 0.25 |" in (tmp_path / "out/table.md").read_text()
-    assert len((tmp_path / "out/results.jsonl").read_text().splitlines()) == 16
+    assert len((tmp_path / "out/results.jsonl").read_text().splitlines()) == 19
 
 
 def test_the_gpu_check_ends_in_its_time_and_tells_what_it_left_out(stub, tmp_path):
@@ -84,7 +84,7 @@ def test_the_gpu_check_ends_in_its_time_and_tells_what_it_left_out(stub, tmp_pat
     text = (LAUNCH / "gpu_check.sh").read_text()
     assert int(re.search(r"CHECK_SECONDS:-(\d+)", text)[1]) + 5 < 480  # and 5 s for a step that has to be killed
     steps = re.findall(r'^ *(?:step|benchmark) "([^"]+)" (\d+) ', text, re.MULTILINE)
-    assert len(steps) == 30
+    assert len(steps) == 38
     environment = {**stub("sleep 1.5; echo '{}'"), "CHECK_SECONDS": "6"}
     answer = subprocess.run(
         [LAUNCH / "gpu_check.sh", tmp_path / "out", "teacher"], capture_output=True, text=True, env=environment, timeout=60
@@ -92,7 +92,8 @@ def test_the_gpu_check_ends_in_its_time_and_tells_what_it_left_out(stub, tmp_pat
     assert answer.returncode == 1
     began = re.findall(r"^== (.*): python", answer.stdout, re.MULTILINE)
     left_out = re.findall(r"^  (.*): left out, as 6 s are over$", answer.stdout, re.MULTILINE)
-    assert began + left_out == [name for name, _ in steps if "teacher" in name]
+    of_teacher = re.search(r"^if has teacher;.*?^fi", text, re.MULTILINE | re.DOTALL)[0]
+    assert began + left_out == [name for name, _ in steps if f'"{name}"' in of_teacher]
     assert began
     assert left_out
 
@@ -100,7 +101,7 @@ def test_the_gpu_check_ends_in_its_time_and_tells_what_it_left_out(stub, tmp_pat
 def test_the_gpu_check_knows_its_parts(stub, tmp_path):
     answer = subprocess.run([LAUNCH / "gpu_check.sh", tmp_path / "out", "moediff"], capture_output=True, text=True, env=stub("exit 1"))
     assert answer.returncode == 2
-    assert "[tests] [sr3] [teacher] [student] [mixture] [spcdd]" in answer.stderr
+    assert "[tests] [targets] [peers] [sr3] [teacher] [student] [mixture] [spcdd]" in answer.stderr
     assert not (tmp_path / "out").exists()
 
 
