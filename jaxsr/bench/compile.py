@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsr.bench.collectives import collectives, summed
-from jaxsr.bench.count import quantity
+from jaxsr.bench.count import check_size, quantity
 from jaxsr.bench.measure import circumstances, compiled
 from jaxsr.bench.train import step_multiply_adds
 from jaxsr.experiment import Experiment
@@ -72,8 +72,12 @@ def compile_upscale(experiment: Experiment, batch_size: int, size: int) -> dict[
 
     Where slices go to one expert each it is a batch of the one with most to do. Like the engine's, the batch is rounded up to a multiple of
     the devices; `asked_batch_size` is what it was.
+
+    Raises:
+      ConfigError: where `size` does not suit the network.
     """
     found = build_method(experiment)
+    check_size(found, size)
     request = dearest(found, variables_to_upscale(experiment, found), (size, size), found.default_request)
     alone = "" if request.expert is None else f", by the dearest of {len(found.experts)} experts"  # type: ignore[attr-defined]
 
@@ -87,9 +91,10 @@ def compile_distill(experiment: Experiment, batch_size: int, size: int, steps: i
     """The same of a batch in `distill`, of which the teacher, that `experiment` describes, makes what a student learns from.
 
     Raises:
-      ConfigError: for a method that is no teacher, or cannot sample in so many steps.
+      ConfigError: for a method that is no teacher, or cannot sample in so many steps, or where `size` does not suit its network.
     """
     check_teacher(build_method(experiment), f"method.kind={experiment.method.kind}", steps)
+    check_size(build_method(experiment), size)
 
     def distill(method: Any, variables: Any, maps: dict[str, Any], keys: Any) -> Any:
         return distill_slices(method.sampler(variables, Condition(**maps)), keys, Request(steps, method.default_request.eta))

@@ -21,7 +21,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from jaxsr.config import ConfigError
 from jaxsr.experiment import Experiment
-from jaxsr.methods.base import Part
+from jaxsr.methods.base import Method, Part
 from jaxsr.train.build import build_method
 
 OUTSIDE = "(outside its modules)"
@@ -43,6 +43,12 @@ class Operation(NamedTuple):
     written: int
 
 
+def check_size(method: Method, size: int) -> None:
+    """Raises ConfigError where slices of `size`² pixels are none that the network takes."""
+    if size < 1 or size % method.multiple:
+        raise ConfigError(f"the size must be a positive multiple of {method.multiple} for this network, got {size}")
+
+
 def count(experiment: Experiment, size: int | None = None) -> dict[str, Any]:
     """What one evaluation of each network on one slice of `size`² pixels (None: `data.crop`) takes, as JSON can hold it.
 
@@ -53,8 +59,7 @@ def count(experiment: Experiment, size: int | None = None) -> dict[str, Any]:
     """
     method = build_method(experiment)
     size = experiment.data.crop if size is None else size
-    if size < 1 or size % method.multiple:
-        raise ConfigError(f"the size must be a positive multiple of {method.multiple} for this network, got {size}")
+    check_size(method, size)
     notes: list[str] = []
     parts = {name: count_part(part, notes) for name, part in method.parts(size).items()}
     summed = ("parameters", "multiply_adds", "parameter_bytes", "activation_bytes")

@@ -122,3 +122,11 @@ def test_what_a_teacher_needs_to_distil_does_not_depend_on_the_number_of_images_
 def test_what_cannot_teach_is_refused(method, size, steps, said):
     with pytest.raises(ConfigError, match=said):
         compile_distill(from_dict({"method": method, "data": {"crop": size}}, Experiment), 1, size, steps)
+
+
+@pytest.mark.parametrize(
+    "compiled", [lambda e: compile_upscale(e, 1, 7), lambda e: compile_distill(e, 1, 7, 2)], ids=["upscale", "distill"]
+)
+def test_slices_that_the_network_does_not_take_are_refused_in_a_sentence(compiled):
+    with pytest.raises(ConfigError, match="a positive multiple of"):
+        compiled(EXPERIMENT)
