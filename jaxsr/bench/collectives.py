@@ -46,6 +46,7 @@ class Collective(NamedTuple):
     axes: of the mesh, along which its devices differ.
     devices: that take part in each.
     payload: bytes of one (S above).
+    arrays: that one takes together.
     times: that it is done in a run of the program.
     """
 
@@ -53,6 +54,7 @@ class Collective(NamedTuple):
     axes: tuple[str, ...]
     devices: int
     payload: int
+    arrays: int
     times: int
 
     @property
@@ -69,7 +71,7 @@ def wire_factor(kind: str, devices: int) -> float:
 
 def collectives(text: str, mesh: Mapping[str, int], notes: list[str]) -> list[Collective]:
     """Those of an optimised program (`Compiled.as_text()`) over `mesh`, sizes by axis, equal ones together, those that send most first."""
-    count: Counter[tuple[str, tuple[str, ...], int, int]] = Counter()
+    count: Counter[tuple[str, tuple[str, ...], int, int, int]] = Counter()
     for operation, shapes, rest, times in _run(text, notes):
         kind = operation.removesuffix("-start")
         groups = _groups(rest, math.prod(mesh.values()), kind, notes)
@@ -77,8 +79,8 @@ def collectives(text: str, mesh: Mapping[str, int], notes: list[str]) -> list[Co
             continue
         places = np.stack(np.unravel_index(groups[0], tuple(mesh.values())))
         axes = tuple(name for name, along in zip(mesh, places, strict=True) if len(set(along.tolist())) > 1)
-        count[kind, axes, groups.shape[1], _payload(operation, shapes, groups.shape[1])] += times
-    found = [Collective(kind, axes, devices, payload, times) for (kind, axes, devices, payload), times in count.items()]
+        count[kind, axes, groups.shape[1], *_payload(operation, shapes, groups.shape[1])] += times
+    found = [Collective(*one, times) for one, times in count.items()]
     return sorted(found, key=lambda one: -one.sent)
 
 
@@ -88,6 +90,7 @@ def summed(found: list[Collective]) -> list[dict[str, object]]:
     for one in found:
         row = rows.setdefault((one.kind, one.axes), {"kind": one.kind, "axes": list(one.axes), "devices": one.devices, "times": 0})
         row["times"] = row["times"] + one.times  # type: ignore[operator]
+        row["arrays"] = row.get("arrays", 0) + one.times * one.arrays  # type: ignore[operator]
         row["payload_bytes"] = row.get("payload_bytes", 0) + one.times * one.payload  # type: ignore[operator]
         row["sent_bytes"] = row.get("sent_bytes", 0) + round(one.sent)  # type: ignore[operator]
     return list(rows.values())
@@ -123,14 +126,15 @@ def _run(text: str, notes: list[str]) -> Iterator[tuple[str, str, str, int]]:
     yield from visit(entry, 1)
 
 
-def _payload(operation: str, shapes: str, devices: int) -> int:
-    """S of one. The result of an asynchronous start is a tuple of what goes in and what comes out, and what is none of both."""
+def _payload(operation: str, shapes: str, devices: int) -> tuple[int, int]:
+    """S of one, and of how many arrays. The result of an asynchronous start is a tuple of what goes in and what comes out, and what is none
+    of both."""
     sizes = [round(math.prod(map(int, filter(None, sides.split(",")))) * _BYTES.get(name, 1)) for name, sides in _ARRAY.findall(shapes)]
     if operation == "all-gather-start":
         sizes = sizes[len(sizes) // 2 :]
     if operation == "collective-permute-start":
         sizes = sizes[1:2]
-    return sum(sizes) * (devices if operation == "reduce-scatter" else 1)
+    return sum(sizes) * (devices if operation == "reduce-scatter" else 1), len(sizes)
 
 
 def _groups(rest: str, devices: int, kind: str, notes: list[str]) -> np.ndarray | None:

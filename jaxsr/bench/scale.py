@@ -6,7 +6,9 @@ between them, of which each device has a part of S/m:
 
     t = f ((m − 1)/m S/r_in + (k − 1)/k (S/m)/r_out) + f (l_in ⌈log₂ m⌉ + l_out ⌈log₂ k⌉),    f = 2 for an all-reduce, else 1
 
-r are the links' rates, l their latencies, of a hop of a tree. Of a step that computes for c seconds and exchanges for t in all,
+r are the links' rates, l their latencies, of a hop of a tree; where a machine does not group the arrays of an exchange into one message,
+as gloo does not, which is what processes on CPUs talk by, the latency is paid for each. Of a step that computes for c seconds and
+exchanges for t in all,
 
     nothing of it hidden:  c + t          all of it that can be:  max(c, t)
 
@@ -48,6 +50,7 @@ class Machine(Strict):
     inside: Inside
     between: Links
     peak: pydantic.PositiveFloat | None = None
+    grouped: bool = True
     reached: float = pydantic.Field(1.0, gt=0, le=1)
 
 
@@ -152,15 +155,16 @@ def predict(compiled: Mapping[str, Any], machine: Machine, compute_seconds: floa
     return [_predicted(compiled["collectives"], {**mesh, "data": count // one}, machine, compute_seconds) for count in chips]
 
 
-def exchange_seconds(kind: str, payload: float, devices: int, nodes: int, machine: Machine) -> float:
-    """t above of one collective between `devices`, as many on each of `nodes`."""
+def exchange_seconds(kind: str, payload: float, devices: int, nodes: int, machine: Machine, arrays: float = 1) -> float:
+    """t above of one collective of `arrays` between `devices`, as many on each of `nodes`."""
+    messages = 1 if machine.grouped else arrays
     passes, within = max(1, KINDS[kind]), devices // nodes
     inside, between = (links.bytes_per_second * machine.reached for links in (machine.inside, machine.between))
     if not KINDS[kind]:  # all of it, to one other
-        return payload / (between if nodes > 1 else inside) + (machine.between if nodes > 1 else machine.inside).latency
+        return payload / (between if nodes > 1 else inside) + messages * (machine.between if nodes > 1 else machine.inside).latency
     moved = (within - 1) / within * payload / inside + (nodes - 1) / nodes * payload / within / between
     hops = machine.inside.latency * _depth(within) + machine.between.latency * _depth(nodes)
-    return passes * (moved + hops)
+    return passes * (moved + messages * hops)
 
 
 def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -194,7 +198,8 @@ def _predicted(found: Sequence[Mapping[str, Any]], mesh: dict[str, int], machine
         if devices == 1:
             continue
         nodes = devices // _within(row["axes"], mesh, machine.inside.devices)
-        total += row["times"] * exchange_seconds(row["kind"], row["payload_bytes"] / row["times"], devices, nodes, machine)
+        each = row["payload_bytes"] / row["times"], devices, nodes, machine, row.get("arrays", row["times"]) / row["times"]
+        total += row["times"] * exchange_seconds(row["kind"], *each)
     seconds = max(compute, total), compute + total
     return Predicted(math.prod(mesh.values()), mesh, total, seconds, (compute / seconds[0], compute / seconds[1]))
 

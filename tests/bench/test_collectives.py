@@ -63,10 +63,10 @@ def test_kinds_axes_bytes_and_runs_of_a_program_are_those_that_were_written(eigh
     """A device has 2 × 32 float32 of x: 256 bytes; the loop runs five times."""
     assert eight["notes"] == []
     expected = [
-        {"kind": "all-gather", "axes": ["fsdp"], "devices": 4, "times": 5, "payload_bytes": 5 * 1024, "sent_bytes": 5 * 768},
-        {"kind": "all-reduce", "axes": ["data"], "devices": 2, "times": 5, "payload_bytes": 5 * 256, "sent_bytes": 5 * 256},
-        {"kind": "all-reduce", "axes": ["data", "fsdp"], "devices": 8, "times": 1, "payload_bytes": 256, "sent_bytes": 448},
-        {"kind": "collective-permute", "axes": ["fsdp"], "devices": 2, "times": 1, "payload_bytes": 256, "sent_bytes": 256},
+        {"kind": "all-gather", "axes": ["fsdp"], "devices": 4, "times": 5, "arrays": 5, "payload_bytes": 5 * 1024, "sent_bytes": 5 * 768},
+        {"kind": "all-reduce", "axes": ["data"], "devices": 2, "times": 5, "arrays": 5, "payload_bytes": 5 * 256, "sent_bytes": 5 * 256},
+        {"kind": "all-reduce", "axes": ["data", "fsdp"], "devices": 8, "times": 1, "arrays": 1, "payload_bytes": 256, "sent_bytes": 448},
+        {"kind": "collective-permute", "axes": ["fsdp"], "devices": 2, "times": 1, "arrays": 1, "payload_bytes": 256, "sent_bytes": 256},
     ]
     assert sorted(eight["found"], key=str) == sorted(expected, key=str)
 
@@ -91,7 +91,7 @@ def test_a_ring_sends_what_it_sends():
     kinds = ("all-gather", "reduce-scatter", "all-to-all", "all-reduce", "collective-permute")
     assert [wire_factor(kind, 4) for kind in kinds] == [0.75, 0.75, 0.75, 1.5, 1]
     assert [wire_factor(kind, 1) for kind in kinds] == [0] * 5
-    assert Collective("all-reduce", ("data",), 4, 100, 3).sent == 450
+    assert Collective("all-reduce", ("data",), 4, 100, 7, 3).sent == 450
 
 
 @pytest.mark.parametrize(
@@ -140,15 +140,23 @@ def test_an_accelerator_s_asynchronous_program_is_read_too():
     notes = []
     text = PROGRAM.format(trips=', backend_config={"known_trip_count":{"n":"3"}}', groups="replica_groups=[2,4]<=[8]")
     assert collectives(text, MESH, notes) == [
-        Collective("all-gather", ("fsdp",), 4, 64, 3),
-        Collective("reduce-scatter", ("fsdp",), 4, 4 * 32, 1),
+        Collective("all-gather", ("fsdp",), 4, 64, 1, 3),
+        Collective("reduce-scatter", ("fsdp",), 4, 4 * 32, 1, 1),
     ]
     assert notes == []
+
+
+def test_arrays_that_are_reduced_together_are_counted():
+    """As the gradients of a step are: one all-reduce, whose arrays gloo sends one after another."""
+    text = "ENTRY %main (x: f32[2]) -> f32[2] {\n  %all = (f32[2]{0}, f32[4,8]{1,0}, /*index=2*/f32[]) all-reduce(%a, %b, %c), replica_groups={}\n}"
+    [found] = collectives(text, MESH, [])
+    assert (found.arrays, found.payload) == (3, 4 * (2 + 32 + 1))
+    assert summed([found._replace(times=2)])[0]["arrays"] == 6
 
 
 def test_what_cannot_be_counted_is_told():
     notes = []
     found = collectives(PROGRAM.format(trips="", groups="replica_groups=@something"), MESH, notes)
-    assert found == [Collective("all-gather", ("fsdp",), 4, 64, 1)]
+    assert found == [Collective("all-gather", ("fsdp",), 4, 64, 1, 1)]
     assert [("counted once" in note, "not counted" in note) for note in notes] == [(True, False), (False, True)]
     assert [row["sent_bytes"] for row in summed(found)] == [48]

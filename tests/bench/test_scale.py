@@ -53,6 +53,16 @@ def test_an_all_reduce_over_nodes_of_a_device_each_is_a_ring():
     assert exchange_seconds("collective-permute", GIB, 2, 2, links) == pytest.approx(GIB / 10e9 + 1e-5)
 
 
+def test_where_arrays_do_not_travel_together_each_has_its_latency():
+    """As by gloo: a step's gradients are one all-reduce of a hundred arrays."""
+    links = machine(inside={"latency": 1e-3, "bytes_per_second": 1e30})
+    step = compiled(("all-reduce", ["data"], GIB, 1), fsdp=1)
+    step["collectives"][0]["arrays"] = 100
+    [grouped], [alone] = (predict(step, links.model_copy(update={"grouped": of}), 1.0, [2]) for of in (True, False))
+    assert grouped.exchange_seconds == pytest.approx(2e-3)
+    assert alone.exchange_seconds == pytest.approx(0.2)
+
+
 def test_links_that_reach_half_of_their_rate_take_twice_as_long():
     half = machine().model_copy(update={"reached": 0.5})
     assert exchange_seconds("all-reduce", GIB, 64, 8, half) == pytest.approx(2 * exchange_seconds("all-reduce", GIB, 64, 8, machine()))
