@@ -148,7 +148,8 @@ def test_an_accelerator_s_asynchronous_program_is_read_too():
 
 def test_arrays_that_are_reduced_together_are_counted():
     """As the gradients of a step are: one all-reduce, whose arrays gloo sends one after another."""
-    text = "ENTRY %main (x: f32[2]) -> f32[2] {\n  %all = (f32[2]{0}, f32[4,8]{1,0}, /*index=2*/f32[]) all-reduce(%a, %b, %c), replica_groups={}\n}"
+    shapes = "(f32[2]{0}, f32[4,8]{1,0}, /*index=2*/f32[])"
+    text = f"ENTRY %main (x: f32[2]) -> f32[2] {{\n  %all = {shapes} all-reduce(%a, %b, %c), replica_groups={{}}\n}}"
     [found] = collectives(text, MESH, [])
     assert (found.arrays, found.payload) == (3, 4 * (2 + 32 + 1))
     assert summed([found._replace(times=2)])[0]["arrays"] == 6
