@@ -8,6 +8,7 @@ accelerators choose other layouts, workspaces and fusions.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from jaxsr.bench.train import step_multiply_adds
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import MAP_CHANNELS, Condition, Request
 from jaxsr.methods.precision import held_to_train, held_to_upscale
+from jaxsr.nn.attend import using
 from jaxsr.precompute.teacher_cache import check_teacher, distill_slices, maps_seen
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
 from jaxsr.train.build import abstract_batch, build_method, variables_to_upscale
@@ -57,7 +59,7 @@ def compile_train(experiment: Experiment, encoded: bool = False) -> dict[str, An
         donate_argnums=0,
         out_shardings=(shardings_of(state), replicated(mesh)),
     )
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), _as_planned(estimated):
         program, times = compiled(step, state, placed, key, frozen)
     held = {"state": _bytes(state), "frozen": _bytes(held_frozen), "batch": _bytes(placed)}
     what = "training step, encoded slices" if encoded else "training step"
@@ -117,7 +119,7 @@ def _of_slices(experiment: Experiment, batch_size: int, size: int, do: Callable[
     maps = {name: jax.ShapeDtypeStruct((batch_size, size, size, MAP_CHANNELS[name]), jnp.float32) for name in names}
     placed = _laid(maps, {name: batch_sharding(mesh) for name in maps})
     keys = _laid(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size)), batch_sharding(mesh))
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), _as_planned(estimated):
         program, times = compiled(jax.jit(lambda v, c, k: do(method, v, c, k)), variables, placed, keys)
     facts = {"what": what, "batch_size": batch_size, "asked_batch_size": given, "size": size}
     held = {"parameters": _bytes(held_variables), "batch": _bytes(placed)}
@@ -147,6 +149,11 @@ def _compilable(experiment: Experiment) -> tuple[Experiment, bool]:
     """With the precision that this platform's compiler computes in, and whether that is another than was asked for."""
     estimated = jax.default_backend() == "cpu" and experiment.precision == "bf16"
     return (experiment.model_copy(update={"precision": "f32"}) if estimated else experiment), estimated
+
+
+def _as_planned(estimated: bool) -> AbstractContextManager[None]:
+    """An estimate is of an accelerator, which may hold all scores of attention; a CPU does not."""
+    return using("xla") if estimated else nullcontext()
 
 
 def _memory(program: Any, held: dict[str, int], estimated: bool, gradients: int = 0) -> dict[str, Any]:

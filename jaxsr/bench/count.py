@@ -22,6 +22,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jaxsr.config import ConfigError
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Method, Part
+from jaxsr.nn.attend import using
 from jaxsr.train.build import build_method
 
 OUTSIDE = "(outside its modules)"
@@ -72,7 +73,8 @@ def count_part(part: Part, notes: list[str]) -> dict[str, Any]:
     """Sums of one network, and of each of its submodules; what could not be counted is added to `notes`."""
     variables = nn.meta.unbox(part.variables)
     params = variables.get("params", variables)
-    found = operations(jax.make_jaxpr(part.apply)(part.variables, *part.inputs), notes)
+    with using("xla"):
+        found = operations(jax.make_jaxpr(part.apply)(part.variables, *part.inputs), notes)
     work: dict[str, int] = {}  # in the order of their work, those without any last
     for operation in found:
         name = next((name for name in re.split(r"[/()]", operation.scope) if name in params), OUTSIDE)
@@ -90,7 +92,8 @@ def count_part(part: Part, notes: list[str]) -> dict[str, Any]:
 def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int | None:
     """Multiply-adds of `function(*arguments)`; None where shapes do not tell them. Arguments may be abstract."""
     notes: list[str] = []
-    total = sum(operation.multiply_adds for operation in operations(jax.make_jaxpr(function)(*arguments), notes))
+    with using("xla"):
+        total = sum(operation.multiply_adds for operation in operations(jax.make_jaxpr(function)(*arguments), notes))
     return None if notes else total
 
 

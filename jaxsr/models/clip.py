@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxsr.nn.attend import attend
 from jaxsr.nn.convolution import DENSE, conv, dense
 
 CLIP: Mapping[str, Mapping[str, int]] = {
@@ -106,7 +107,7 @@ class Block(nn.Module):
             dense(width, dtype=self.dtype, name=name)(normed).reshape(*x.shape[:2], self.heads, width // self.heads)
             for name in ("query", "key", "value")
         )
-        y = jax.nn.dot_product_attention(query, key, value)  # [B, N, heads, d]; softmax in float32
+        y = attend(query, key, value)  # [B, N, heads, d]; softmax in float32
         x = x + dense(width, dtype=self.dtype, name="out")(y.reshape(x.shape))
         y = dense(4 * width, dtype=self.dtype, name="wide")(_norm(self.dtype, "norm2")(x))
         return x + dense(width, dtype=self.dtype, name="narrow")(y * nn.sigmoid(1.702 * y))

@@ -8,10 +8,10 @@ y = x ⊙ sigmoid(W_2 relu(W_1 mean(x))),                          mean over pix
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxsr.nn.attend import attend
 from jaxsr.nn.convolution import conv, dense
 from jaxsr.nn.norm import GroupNorm
 
@@ -41,7 +41,7 @@ class PixelAttention(nn.Module):
         else:
             parts = [conv(channels, 1, dtype=self.dtype, name=name)(normed) for name in ("query", "key", "value")]
         q, k, v = (part.reshape(batch, height * width, self.heads, channels // self.heads) for part in parts)
-        y = jax.nn.dot_product_attention(q, k, v)  # [B, HW, heads, d]; softmax in float32
+        y = attend(q, k, v)  # [B, HW, heads, d]; softmax in float32
         return x + conv(channels, 1, dtype=self.dtype, name="out")(y.reshape(x.shape))
 
 
@@ -61,7 +61,7 @@ class NonLocal(nn.Module):
             raise ValueError(f"a non-local block works on half of its channels, so it needs an even number, got {channels}")
         embedded = (conv(channels // 2, 1, dtype=self.dtype, name=name)(x) for name in ("theta", "phi", "g"))
         theta, phi, g = (part.reshape(batch, height * width, 1, channels // 2) for part in embedded)
-        y = jax.nn.dot_product_attention(theta, phi, g, scale=1.0)  # [B, HW, 1, C/2]; softmax in float32
+        y = attend(theta, phi, g, scale=1.0)  # [B, HW, 1, C/2]; softmax in float32
         return x + conv(channels, 1, zero=True, dtype=self.dtype, name="out")(y.reshape(batch, height, width, channels // 2))
 
 

@@ -9,10 +9,10 @@ feedforward(t) = W_2 (a ⊙ gelu(b)),      (a, b) = W_1 t,  each 4 times as wide
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxsr.nn.attend import attend
 from jaxsr.nn.convolution import conv, dense
 from jaxsr.nn.norm import GroupNorm
 
@@ -40,7 +40,7 @@ class Attention(nn.Module):
             return x.reshape(*x.shape[:2], self.heads, channels // self.heads)
 
         q, k, v = project(tokens, "query"), project(context, "key"), project(context, "value")
-        seen = jax.nn.dot_product_attention(q, k, v)  # [B, N, heads, d]; softmax in float32
+        seen = attend(q, k, v)  # [B, N, heads, d]; softmax in float32
         return jnp.asarray(dense(channels, dtype=self.dtype, name="out")(seen.reshape(tokens.shape)))
 
 

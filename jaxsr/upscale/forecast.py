@@ -18,6 +18,7 @@ from jaxsr.bench.count import operations, quantity
 from jaxsr.files import shown
 from jaxsr.methods.base import Condition, Method, Mixture, Request
 from jaxsr.methods.precision import held_to_upscale
+from jaxsr.nn.attend import using
 from jaxsr.train.build import variables_to_upscale
 from jaxsr.upscale.batches import BatchSize, first_batch_size
 from jaxsr.upscale.engine import programs_each, ways
@@ -179,10 +180,11 @@ def _of_axes(plan: Plan, batch_size: int) -> list[tuple[tuple[int, int], Request
 def _trace(method: Method, variables: Any, sides: tuple[int, int], batch_size: int, what: Request | str) -> ClosedJaxpr:
     """A batch of slices of `sides`, upscaled as asked, or given to the mixture's function of that name."""
     condition = Condition(jax.ShapeDtypeStruct((batch_size, *sides, 1), jnp.float32))  # type: ignore[arg-type]
-    if isinstance(what, str):
-        return jax.make_jaxpr(getattr(method, what))(variables, condition)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
-    return jax.make_jaxpr(functools.partial(method.upscale, request=what))(variables, condition, keys)
+    with using("xla"):  # as networks are counted
+        if isinstance(what, str):
+            return jax.make_jaxpr(getattr(method, what))(variables, condition)
+        return jax.make_jaxpr(functools.partial(method.upscale, request=what))(variables, condition, keys)
 
 
 def _work(trace: ClosedJaxpr, notes: list[str]) -> int:
