@@ -1,7 +1,11 @@
 """How times and memory are taken. What they are is never asserted."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxsr.bench import measure
@@ -95,3 +99,12 @@ def test_a_multiply_add_is_two_operations():
 def test_equal_experiments_have_equal_digests_and_others_do_not():
     one, other, different = (Experiment(method=Sr3Config(), seed=seed) for seed in (0, 0, 1))
     assert measure.config_digest(one) == measure.config_digest(other) != measure.config_digest(different)
+
+
+def test_memory_is_of_this_process_and_not_of_the_one_that_started_it():
+    """Linux hands getrusage's down to what is started; this one holds 400 MB of its own."""
+    held = np.ones(50_000_000)
+    program = "from jaxsr.bench.measure import peak_memory; print(peak_memory()['peak_memory_bytes'])"
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert int(told) < measure.peak_memory()["peak_memory_bytes"]
+    assert measure.peak_memory()["peak_memory_bytes"] > held.nbytes
