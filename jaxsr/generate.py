@@ -12,6 +12,7 @@ NAME begins with the person whose label map a head comes from: heads of one map 
 one that training with `data.labels` or on the embedded set renders with the same seed.
 """
 
+import functools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ from jaxsr.files import write_text, write_whole
 from jaxsr.physics.protocol import named_acquisition
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid
-from jaxsr.volume.io import Volume, write_volume
+from jaxsr.volume.io import Volume, save_image, write_volume
 
 SCALE = 1000.0
 WARNING = "Synthetic: rendered from label maps or tissue averages; no scanner measured it. For research only, not for diagnosis."
@@ -134,7 +135,7 @@ def _write(out: Path, name: str, head: Head, grid: Grid, maps: Sequence[str], ca
         vectors = nib.Nifti1Image(np.asarray(head.gradient, np.float32)[:, :, :, None], affine)
         vectors.header.set_intent("vector")
         vectors.header.set_xyzt_units("mm")
-        write_whole(out / "gradient" / f"{name}.nii.gz", lambda part: nib.save(vectors, part))
+        write_whole(out / "gradient" / f"{name}.nii.gz", functools.partial(save_image, vectors))
     write_volume(out / "high" / f"{name}.nii.gz", Volume(image * SCALE, affine), description="jaxsr: synthetic")
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
 
 from jaxsr.files import Writer, shown, write_together
 from jaxsr.volume.decode import load_data, open_image
@@ -127,7 +128,17 @@ def volume_writer(path: Path, volume: Volume, description: str = "", *, labels: 
 
     data, affine = from_ras(np.asarray(volume.data, np.uint8 if labels else np.float32), volume.affine, turn_from(volume.orientation))
     image = nib.MGHImage(data, affine) if suffix in (".mgh", ".mgz") else _nifti(data, affine, volume.codes, description)
-    return functools.partial(nib.save, image)
+    return functools.partial(save_image, image)
+
+
+def save_image(image: nib.Nifti1Image | nib.MGHImage, path: Path) -> None:
+    """As nibabel does, but for the time that compression takes: a fifteenth with the same size, by Intel's library."""
+    with open(path, "wb") as file:
+        if not path.name.lower().endswith((".gz", ".mgz")):
+            image.to_stream(file)
+            return
+        with igzip.IGzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as compressed:  # no time and no name: the same bytes again
+            image.to_stream(compressed)
 
 
 def straighten(volume: Volume) -> Volume:
@@ -172,7 +183,7 @@ def _check_values(data: np.ndarray, nan: str, constant: str) -> tuple[np.ndarray
     return data, data.size - int(finite.sum()), notes
 
 
-def _nifti(data: np.ndarray, affine: np.ndarray, codes: tuple[int, int], description: str) -> nib.Nifti1Pair:
+def _nifti(data: np.ndarray, affine: np.ndarray, codes: tuple[int, int], description: str) -> nib.Nifti1Image:
     kind = nib.Nifti2Image if max(data.shape) > _NIFTI1_SIDE else nib.Nifti1Image
     image = kind(data, affine)
     image.header.set_data_dtype(data.dtype)

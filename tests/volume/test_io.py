@@ -126,6 +126,21 @@ def test_a_file_can_be_replaced_by_what_was_read_from_it(tmp_path):
     assert (read_volume(path).data == before).all()
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_is_written_is_what_nibabel_writes(tmp_path, suffix):
+    """Unpacked to the byte; packed, it is one gzip member without name or time, of about the size."""
+    volume = Volume(np.random.default_rng(0).normal(size=(24, 20, 16)).astype(np.float32), np.diag([1.0, 2, 3, 1]))
+    ours, theirs = tmp_path / f"ours{suffix}", tmp_path / f"theirs{suffix}"
+    write_volume(ours, volume)
+    nib.save(nib.load(ours), theirs)
+    packed = suffix.endswith("z")
+    unpacked = [gzip.decompress(path.read_bytes()) if packed else path.read_bytes() for path in (ours, theirs)]
+    assert unpacked[0] == unpacked[1]
+    if packed:
+        assert ours.read_bytes()[:10] == b"\x1f\x8b\x08\x00" + bytes(4) + ours.read_bytes()[8:10]
+        assert ours.stat().st_size < 1.05 * theirs.stat().st_size
+
+
 @pytest.mark.parametrize(
     "failure, raised, message",
     [(OSError(errno.ENOSPC, "No space left on device"), FileError, "disk is full"), (KeyboardInterrupt(), KeyboardInterrupt, None)],
@@ -139,7 +154,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_pa
         Path(name).write_bytes(b"half")
         raise failure
 
-    monkeypatch.setattr(nib, "save", fail)
+    monkeypatch.setattr("jaxsr.volume.io.save_image", fail)
     with pytest.raises(raised, match=message):
         write_volume(path, make_volume((8, 8, 8)))
     assert os.listdir(tmp_path) == ["v.nii"]
