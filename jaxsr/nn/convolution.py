@@ -6,9 +6,32 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from jaxsr.nn.layout import by_slices
+
 # Names of the dimensions of every parameter in this package; runtime/mesh.py maps them to mesh axes.
 KERNEL = ("kernel_height", "kernel_width", "conv_in", "conv_out")
 DENSE = ("embed_in", "embed_out")
+
+
+class Conv(nn.Conv):
+    """flax's, its output laid over devices by slices."""
+
+    def __call__(self, inputs: Array) -> Array:
+        return by_slices(super().__call__(inputs))
+
+
+class ConvTranspose(nn.ConvTranspose):
+    """flax's, its output laid over devices by slices."""
+
+    def __call__(self, inputs: Array) -> Array:
+        return by_slices(super().__call__(inputs))
+
+
+class Dense(nn.Dense):
+    """flax's, its output laid over devices by slices."""
+
+    def __call__(self, inputs: Array) -> Array:
+        return by_slices(super().__call__(inputs))
 
 
 def conv(
@@ -22,11 +45,11 @@ def conv(
     zero: bool = False,
     dtype: Any = None,
     name: str | None = None,
-) -> nn.Conv:
+) -> Conv:
     """A `size` × `size` convolution, NHWC, padded by `dilation * (size // 2)` on every side as in PyTorch, or by `padding` (before, after)
     in both directions; its taps lie `dilation` pixels apart; `zero` starts it at zero."""
     init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
-    return nn.Conv(
+    return Conv(
         features,
         (size, size),
         (stride, stride),
@@ -40,14 +63,14 @@ def conv(
     )
 
 
-def conv_transpose(features: int, *, dtype: Any = None, name: str | None = None) -> nn.ConvTranspose:
+def conv_transpose(features: int, *, dtype: Any = None, name: str | None = None) -> ConvTranspose:
     """Twice the resolution by a transposed 4 × 4 convolution of stride 2: `[B, H, W, C]` → `[B, 2H, 2W, features]`.
 
     PyTorch's `ConvTranspose2d(C, features, 4, 2, 1)`, whose kernel is this one turned by 180°. A pixel of the result sums 4 of the 16 taps,
     so they start with 4 times the variance of a convolution's.
     """
     init = nn.initializers.variance_scaling(4.0, "fan_in", "truncated_normal")
-    return nn.ConvTranspose(
+    return ConvTranspose(
         features,
         (4, 4),
         (2, 2),
@@ -61,10 +84,10 @@ def conv_transpose(features: int, *, dtype: Any = None, name: str | None = None)
 
 def dense(
     features: int, *, bias: bool = True, identity: bool = False, zero: bool = False, dtype: Any = None, name: str | None = None
-) -> nn.Dense:
+) -> Dense:
     """A linear layer over the last dimension; `identity` starts it as that, where it has as many features in as out; `zero` at zero."""
     init = nn.initializers.zeros if zero else _identity if identity else nn.initializers.lecun_normal()
-    return nn.Dense(
+    return Dense(
         features,
         use_bias=bias,
         kernel_init=nn.with_logical_partitioning(init, DENSE),

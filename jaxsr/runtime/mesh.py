@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxsr.nn.layout import SLICES
+
 AXES = ("data", "fsdp", "tensor", "expert")
 
 # Every logical name that a layer may use. A name that is not here is an error, not a silent replication.
@@ -25,7 +27,7 @@ LOGICAL_AXES: Mapping[str, str | None] = {
     "experts": "expert",
 }
 
-BATCH = PartitionSpec(("data", "fsdp"))  # slices are split over both: fsdp is data parallelism with split parameters
+BATCH = PartitionSpec(SLICES)  # slices are split over both: fsdp is data parallelism with split parameters
 FSDP_FLOOR = 2**16  # elements; splitting less costs more in latency than it saves
 
 
