@@ -105,7 +105,7 @@ def bench_scale(
     Raises:
       ConfigError: where the one is no training step, the other is of another size or number of devices, or nothing says how long.
     """
-    if compiled.get("what") != "training step" or "collectives" not in compiled:
+    if not str(compiled.get("what")).startswith("training step") or "collectives" not in compiled:
         raise ConfigError("what is scaled is a training step, as `jaxsr bench compile CONFIG --mesh … --json` describes it")
     found, mesh = read_machine(machine), compiled["mesh"]
     slices = compiled["batch_size"] / (mesh["data"] * mesh["fsdp"])
@@ -133,6 +133,8 @@ def bench_scale(
 
 
 def _measured(trained: Mapping[str, Any], compiled: Mapping[str, Any], slices: float) -> float:
+    if trained.get("encoded", False) != ("encoded" in compiled["what"]):
+        raise ConfigError("one of the two is of encoded slices and the other is not: ask both for --encoded, or neither")
     if trained.get("devices") != 1 or trained.get("batch_size") != slices or trained.get("size") != compiled["size"]:
         raise ConfigError(
             f"measure one device with {slices:g} slices of {compiled['size']}² pixels, by jaxsr bench train CONFIG "

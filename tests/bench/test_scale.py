@@ -106,6 +106,14 @@ def test_a_device_computes_as_long_as_was_measured_given_or_assumed():
             bench_scale(step, "h100", [8], trained={**trained, **wrong})
 
 
+def test_encoded_slices_are_held_to_encoded_slices():
+    trained = {"devices": 1, "batch_size": 4, "size": 64, "seconds_per_step": 0.5, "device": "X", "date": "2026-01-01", "encoded": True}
+    encoded = compiled(what="training step, encoded slices")
+    assert bench_scale(encoded, "h100", [8], trained=trained)["compute_seconds"] == 0.5
+    with pytest.raises(ConfigError, match="encoded slices and the other is not"):
+        bench_scale(compiled(), "h100", [8], trained=trained)
+
+
 def test_chips_that_do_not_hold_a_whole_split_and_what_is_no_step_are_refused():
     with pytest.raises(ConfigError, match="multiples of 8"):
         predict(compiled(), machine(), 1.0, [8, 12])
