@@ -15,7 +15,12 @@ def make_once(setattr: Callable[[Any, str, Any], None] = setattr) -> None:
     """Methods, optimisers and steps of the same settings are the same objects from here on, and so are compiled programs of `upscale`."""
     made: dict = {}
 
-    def once(function: Callable, name_of: Callable = lambda *arguments, **options: (arguments, *sorted(options.items()))) -> Callable:
+    def as_named(*arguments: Any, **options: Any) -> tuple:
+        """A batch by its shapes, which are all that counts of it here."""
+        shapes = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else leaf  # noqa: E731
+        return tuple(jax.tree.map(shapes, argument) for argument in arguments), *sorted(options.items())
+
+    def once(function: Callable, name_of: Callable = as_named) -> Callable:
         def remembered(*arguments: Any, **options: Any) -> Any:
             name = (function, name_of(*arguments, **options))
             if name not in made:
