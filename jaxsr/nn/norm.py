@@ -42,6 +42,6 @@ class GroupNorm(nn.Module):
     def _mean(self, x: Array) -> Array:
         """Over pixels and each group's channels: `[B, 1, …, C]`."""
         batch, *pixels, channels = x.shape
-        means = x.mean(range(1, x.ndim - 1)).reshape(batch, self.groups, -1).mean(-1, keepdims=True)
+        means = x.mean(tuple(range(1, x.ndim - 1))).reshape(batch, self.groups, -1).mean(-1, keepdims=True)
         each = jnp.broadcast_to(means, (batch, self.groups, channels // self.groups))
         return each.reshape(batch, *(1,) * len(pixels), channels)
