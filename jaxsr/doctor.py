@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel", "nilearn", "matplotlib",
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel", "isal", "nilearn", "matplotlib",
     "pydantic", "PyYAML", "array-record", "jinja2", "safetensors", "pooch", "typer", "rich",
 )  # fmt: skip
 EXTRAS: Mapping[str, tuple[str, ...]] = {
