@@ -290,7 +290,6 @@ def main(words: Sequence[str] | None = None) -> None:
         x, y, z = (int(side) for side in given.shape.split(","))
         how |= {"slices": given.slices, "repeats": given.repeats}
         found = peer_upscale(experiment, (x, y, z), given.sampling_steps, given.batch_size, **how)
-
     print(json.dumps(found))
 
 

@@ -108,7 +108,7 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.add_argument(name, type=int, default=value, help="(%(default)s)")
     parser.add_argument("--precision", choices=("f32", "bf16"), default="f32")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--compile", metavar="MODE", help="of torch.compile, or off (max-autotune on CUDA, off on a CPU)")
+    parser.add_argument("--compile", metavar="MODE", help="of torch.compile, or off (max-autotune-no-cudagraphs on CUDA, off on a CPU)")
     given = parser.parse_args(words)
     device = given.device if given.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32

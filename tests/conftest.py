@@ -42,6 +42,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in _LONGEST)
 
 
+def _is_of(request: pytest.FixtureRequest, names: tuple[str, ...]) -> bool:
+    """Whether a test's file, or its folder, is among `names`."""
+    return bool({request.path.name, request.path.parent.name} & {*names})
+
+
 # Here heads are something to train on; what they are is tested elsewhere.
 _HEADS_ARE_INPUT = ("train", "methods", "precompute", "upscale", "test_cli.py", "test_demo.py")
 
@@ -49,7 +54,7 @@ _HEADS_ARE_INPUT = ("train", "methods", "precompute", "upscale", "test_cli.py", 
 @pytest.fixture(scope="module", autouse=True)
 def same_heads_once(request):
     """Small heads that were rendered once in this process are not rendered again: a second each, in hundreds of trainings."""
-    if not {request.path.name, request.path.parent.name} & {*_HEADS_ARE_INPUT}:
+    if not _is_of(request, _HEADS_ARE_INPUT):
         yield
         return
     import jax
@@ -106,7 +111,7 @@ _MADE_ONCE = ("train", "methods", "precompute", "upscale", "test_cli.py", "test_
 @pytest.fixture(scope="module", autouse=True)
 def same_programs_once(request):
     """As tests/once.py says, for all of a module. What processes of their own do, which share nothing, is in tests/robustness."""
-    if not {request.path.name, request.path.parent.name} & {*_MADE_ONCE}:
+    if not _is_of(request, _MADE_ONCE):
         yield
         return
     from once import make_once

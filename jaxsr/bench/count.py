@@ -73,7 +73,7 @@ def count_part(part: Part, notes: list[str]) -> dict[str, Any]:
     """Sums of one network, and of each of its submodules; what could not be counted is added to `notes`."""
     variables = nn.meta.unbox(part.variables)
     params = variables.get("params", variables)
-    with using("xla"):
+    with using("xla"):  # by parts, what is filled up would count
         found = operations(jax.make_jaxpr(part.apply)(part.variables, *part.inputs), notes)
     work: dict[str, int] = {}  # in the order of their work, those without any last
     for operation in found:

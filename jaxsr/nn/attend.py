@@ -54,17 +54,17 @@ def _quickest(query: Array, key: Array) -> str:
     if jax.default_backend() == "cpu":
         return "parts"
     flash = jax.default_backend() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16) and min(query.shape[1], key.shape[1]) >= _FLASH
-    return "cudnn" if flash and _cudnn_takes(query.shape, key.shape, query.dtype) else "xla"
+    return "cudnn" if flash and _cudnn_takes(query.shape[1:], key.shape[1:], query.dtype) else "xla"
 
 
 @functools.cache
 def _cudnn_takes(query: tuple[int, ...], key: tuple[int, ...], dtype: Any) -> bool:
-    """Whether it compiles, for one of a batch, values and gradients."""
+    """Whether it compiles for one of a batch, `[N, heads, d]` and `[M, heads, d]`: values and gradients."""
 
     def loss(q: Array, k: Array, v: Array) -> Array:
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn").sum()
 
-    q, k = (jax.ShapeDtypeStruct((1, *shape[1:]), dtype) for shape in (query, key))
+    q, k = (jax.ShapeDtypeStruct((1, *shape), dtype) for shape in (query, key))
     try:
         jax.jit(jax.value_and_grad(loss, (0, 1, 2))).lower(q, k, k).compile()
     except Exception:  # JAX's own checks raise three kinds, cuDNN's compiler a fourth
