@@ -13,6 +13,38 @@ from jaxsr.methods import MethodConfig
 from jaxsr.physics.protocol import Acquisition, named_acquisition
 
 
+class SourceConfig(Strict):
+    """One source of a mixture.
+
+    Attributes:
+      share: of the visits, beside the other sources' shares.
+      volumes, labels: as of `DataConfig`; neither: the embedded anatomy.
+      voxel_size: mm of the target.
+      native: volumes are left as coarse as they are along an axis where they are coarser than that; slices are cut where pixels are about
+        square.
+      acquisitions: what the low-resolution side is simulated as: each visit draws one; one that stands here twice is drawn twice as often.
+        None: those of `DataConfig`.
+      subjects, contrast: as of `DataConfig`.
+    """
+
+    share: float = pydantic.Field(1.0, gt=0)
+    volumes: Path | None = None
+    labels: Path | None = None
+    voxel_size: float = pydantic.Field(1.0, ge=0.1, le=10)
+    native: bool = False
+    acquisitions: tuple[Acquisition, ...] = ()
+    subjects: int = pydantic.Field(1000, ge=1)
+    contrast: Literal["random", "T1w", "T2w", "PDw", "FLAIR"] = "random"
+
+    @pydantic.model_validator(mode="after")
+    def _one_set(self) -> "SourceConfig":
+        if self.volumes and self.labels:
+            raise ValueError("volumes and labels name two sets: make two sources of them")
+        if self.native and not self.volumes:
+            raise ValueError("native is of volumes: what is rendered has no voxels of its own")
+        return self
+
+
 class DataConfig(Strict):
     """Where slices come from.
 
@@ -21,6 +53,9 @@ class DataConfig(Strict):
       labels: a folder of label maps (FreeSurfer's numbers), of which endless heads are rendered, or null.
       manifest: a set that `jaxsr prepare` wrote, its folder or manifest.json, or null. Those of the keys below that say how slices are made
         (acquisition, interpolation, subjects, contrast, carries, draws, window) then mean nothing.
+      mixture: sources that are mixed, in place of one; each says for itself what the keys volumes, labels, voxel_size, acquisition,
+        subjects and contrast say of one. Those still say what is typical, as for `bench`.
+      acquisitions: of the sources of a mixture that name none.
       voxel_size: mm of the target, isotropic; that of the prepared set, where there is one.
       acquisition: what the low-resolution side is simulated as: 1.5T (2.0 mm), 3T (1.5 mm), 64mT or thick-slice; one of them with other
         settings, {name: thick-slice, snr: [10, 20]}; or one's own. The settings stand in physics/protocol.py.
@@ -45,6 +80,8 @@ class DataConfig(Strict):
     volumes: Path | None = None
     labels: Path | None = None
     manifest: Path | None = None
+    mixture: tuple[SourceConfig, ...] = ()
+    acquisitions: tuple[Acquisition, ...] = ()
     voxel_size: float = pydantic.Field(1.0, ge=0.1, le=10)
     acquisition: Acquisition = named_acquisition("1.5T")
     interpolation: Literal["linear", "cubic", "kspace"] = "cubic"
@@ -63,7 +100,13 @@ class DataConfig(Strict):
 
     @pydantic.model_validator(mode="after")
     def _one_set(self) -> "DataConfig":
-        named = [name for name in ("volumes", "labels", "manifest") if getattr(self, name) is not None]
+        named = [name for name in ("volumes", "labels", "manifest", "mixture") if getattr(self, name)]
+        if self.mixture and (self.maps or self.carries or self.unpaired or self.paired < 1):
+            raise ValueError("mixture: its slices have no maps, and all are pairs: leave out maps, carries, paired and unpaired")
+        if not self.acquisitions and not all(source.acquisitions for source in self.mixture):
+            raise ValueError("a source of the mixture names no acquisitions: give it some, or give acquisitions for all that name none")
+        if self.acquisitions and not self.mixture:
+            raise ValueError("acquisitions are of a mixture: name one as acquisition")
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} name {len(named)} sets: keep one of them, and leave out the rest or make it null")
         if self.contrast == "FLAIR" and self.labels is None:

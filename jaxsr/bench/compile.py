@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxsr.bench.collectives import collectives, summed
@@ -20,7 +19,7 @@ from jaxsr.bench.count import check_size, quantity
 from jaxsr.bench.measure import circumstances, compiled
 from jaxsr.bench.train import step_multiply_adds
 from jaxsr.experiment import Experiment
-from jaxsr.methods.base import MAP_CHANNELS, Condition, Request
+from jaxsr.methods.base import Condition, Request, abstract_condition
 from jaxsr.methods.precision import held_to_train, held_to_upscale
 from jaxsr.nn.attend import using
 from jaxsr.precompute.teacher_cache import check_teacher, distill_slices, maps_seen
@@ -116,7 +115,7 @@ def _of_slices(experiment: Experiment, batch_size: int, size: int, do: Callable[
     names = ("low", *maps_to_upscale(experiment))
     over, given = mesh.shape["data"] * mesh.shape["fsdp"], batch_size
     batch_size = -(-given // over) * over
-    maps = {name: jax.ShapeDtypeStruct((batch_size, size, size, MAP_CHANNELS[name]), jnp.float32) for name in names}
+    maps = {name: of for name, of in abstract_condition(method, (batch_size, size, size), names)._asdict().items() if of is not None}
     placed = _laid(maps, {name: batch_sharding(mesh) for name in maps})
     keys = _laid(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size)), batch_sharding(mesh))
     with jax.set_mesh(mesh), _as_planned(estimated):

@@ -31,8 +31,9 @@ SPACING = 32  # δ, pixels
 _LIMIT = 0.45 * SPACING
 _EDGE = 1e-3  # pixels; positions are rounded
 _DECAY = 12  # pixels; the cubic spline's pole to this power is 1e-7
-_OUTSIDE = {"high": -1.0, "low": -1.0, "reference": -1.0, "output": -1.0, "mean_map": -1.0}  # background of the window; of all else 0
-_ORDER = {"high": 3, "low": 3, "reference": 3, "bias": 1, "gradient": 1, "jacobian": 1, "labels": 0, "mask": 0}
+# Background of the window; of all else 0.
+_OUTSIDE = dict.fromkeys(("high", "low", "beside", "reference", "output", "mean_map"), -1.0)
+_ORDER = {"high": 3, "low": 3, "beside": 3, "reference": 3, "bias": 1, "gradient": 1, "jacobian": 1, "labels": 0, "mask": 0}
 
 Maps = dict[str, np.ndarray]
 
@@ -42,6 +43,7 @@ class AugmentConfig(Strict):
 
     Attributes:
       flip: each axis with probability ½.
+      transpose: rows are columns with probability ½; crops are square.
       rotation: degrees.
       scale: of the logarithm of the magnification.
       elastic: pixels that control points, 32 pixels apart, are moved by; cut off at 14, below which nothing folds.
@@ -49,6 +51,7 @@ class AugmentConfig(Strict):
     """
 
     flip: bool = True
+    transpose: bool = False
     rotation: float = pydantic.Field(0.0, ge=0, le=45)
     scale: float = pydantic.Field(0.0, ge=0, le=0.5)
     elastic: float = pydantic.Field(0.0, ge=0, le=14)
@@ -63,12 +66,14 @@ class Draw(NamedTuple):
       linear: A, `[2, 2]`.
       control: d in pixels, `[2, K, L]`.
       exponents: of high and low, of the reference.
+      transposed: whether rows become columns, at last.
     """
 
     flips: tuple[bool, bool] = (False, False)
     linear: np.ndarray | None = None
     control: np.ndarray | None = None
     exponents: tuple[float, float] = (1.0, 1.0)
+    transposed: bool = False
 
 
 def draw(config: AugmentConfig, crop: tuple[int, int], rng: np.random.Generator) -> Draw:
@@ -82,7 +87,8 @@ def draw(config: AugmentConfig, crop: tuple[int, int], rng: np.random.Generator)
         shape = (2, *((side - 1) // SPACING + 4 for side in crop))
         control = np.clip(config.elastic * rng.standard_normal(shape), -_LIMIT, _LIMIT)
     image, reference = np.exp(config.gamma * rng.standard_normal(2)) if config.gamma else (1.0, 1.0)
-    return Draw((rows, columns), linear, control, (float(image), float(reference)))
+    transposed = bool(config.transpose and rng.random() < 0.5)
+    return Draw((rows, columns), linear, control, (float(image), float(reference)), transposed)
 
 
 def take(maps: Mapping[str, np.ndarray], corner: tuple[int, int], crop: tuple[int, int], drawn: Draw) -> Maps:
@@ -100,7 +106,8 @@ def take(maps: Mapping[str, np.ndarray], corner: tuple[int, int], crop: tuple[in
         taken = _read(maps, positions(crop, drawn) + np.array(corner, np.float32)[:, None, None])
         if "gradient" in taken:
             taken["gradient"] = _solve(jacobian(crop, drawn), taken["gradient"])
-    return {name: np.ascontiguousarray(_bend(name, _flip(name, x, drawn.flips), drawn.exponents)) for name, x in taken.items()}
+    turned = {name: _transpose(name, _flip(name, x, drawn.flips), drawn.transposed) for name, x in taken.items()}
+    return {name: np.ascontiguousarray(_bend(name, x, drawn.exponents)) for name, x in turned.items()}
 
 
 def positions(crop: tuple[int, int], drawn: Draw) -> np.ndarray:
@@ -215,6 +222,13 @@ def _flip(name: str, x: np.ndarray, flips: tuple[bool, bool]) -> np.ndarray:
     if name == "gradient" and any(flips):
         x = x * np.array([*(-1 if flip else 1 for flip in flips), 1], x.dtype)
     return x
+
+
+def _transpose(name: str, x: np.ndarray, transposed: bool) -> np.ndarray:
+    if not transposed:
+        return x
+    x = np.swapaxes(x, 0, 1)
+    return x[..., [1, 0, 2]] if name == "gradient" else x
 
 
 def _bend(name: str, x: np.ndarray, exponents: tuple[float, float]) -> np.ndarray:

@@ -21,6 +21,7 @@ import numpy as np
 from jaxsr.volume.geometry import Grid
 
 MapName = Literal["reference", "bias", "gradient", "jacobian", "labels", "mask"]
+SQUARE = 1.5
 OPTIONAL: tuple[MapName, ...] = get_args(MapName)  # maps that a pair may lack
 
 
@@ -54,6 +55,28 @@ def cut(maps: dict[str, np.ndarray], axis: int, index: int) -> dict[str, np.ndar
     if "gradient" in slices:
         slices["gradient"] = slices["gradient"][..., slice_frame(axis)]
     return slices
+
+
+def beside(volume: np.ndarray, axis: int, index: int, context: int) -> np.ndarray:
+    """The `context` slices before slice `index` across `axis` and as many after it, `[H, W, 2 context]`; see `Condition.beside`."""
+    stack = np.moveaxis(volume, axis, 0)
+    return np.stack([stack[np.clip(index + step, 0, len(stack) - 1)] for step in steps_beside(context)], -1)
+
+
+def steps_beside(context: int) -> list[int]:
+    """How many slices away each of those lies."""
+    return [step for step in range(-context, context + 1) if step]
+
+
+def planes(grid: Grid) -> list[int]:
+    """Axes across which slices have about square pixels: one side at most `SQUARE` times the other; all three, where no plane has such."""
+    sizes = grid.voxel_size
+    square = [axis for axis in range(3) if _ratio([v for a, v in enumerate(sizes) if a != axis]) <= SQUARE]
+    return square or [0, 1, 2]
+
+
+def _ratio(sizes: list[float]) -> float:
+    return max(sizes) / min(sizes)
 
 
 def slice_frame(axis: int) -> list[int]:

@@ -20,9 +20,9 @@ import numpy as np
 
 from jaxsr.config import ConfigError
 from jaxsr.data.augmentation import AugmentConfig, Draw, draw, take
-from jaxsr.data.pairs import cut
+from jaxsr.data.pairs import beside, cut, planes
 from jaxsr.data.prepared import PreparedSet
-from jaxsr.data.subjects import Pair, Subjects
+from jaxsr.data.subjects import MixedSubjects, Pair, Subjects
 from jaxsr.volume.errors import VolumeError
 
 ENDLESS = 2**40
@@ -42,6 +42,7 @@ class Sample(TypedDict):
       paired: a number, where some slices have no pair: what this one's counts, 0 or 2.
       output, mean_map: `[H, W, 1]` float32, and spread, a number: of a distilled set.
       gradient: `[H, W, 3]` float32.
+      beside: `[H, W, 2 k]` float32, of a stream with context k.
       labels: `[H, W]` uint8.
       mask: `[H, W, 1]` bool.
       origin: `[4]`: visit, subject, axis, slice; of a prepared set visit, shard, axis, record of the shard.
@@ -61,6 +62,7 @@ class Sample(TypedDict):
     bias: NotRequired[np.ndarray]
     gradient: NotRequired[np.ndarray]
     jacobian: NotRequired[np.ndarray]
+    beside: NotRequired[np.ndarray]
     labels: NotRequired[np.ndarray]
     mask: NotRequired[np.ndarray]
     origin: np.ndarray
@@ -84,6 +86,7 @@ class SliceStream:
       window: subjects that are mixed at a time.
       augment: how slices are varied; True: flipped at random.
       maps: names of the optional maps that samples have.
+      context: slices of `low` on either side that samples have.
       chosen: which of the subjects; None: all.
       note: told of the first subject, and of those that cannot be loaded, from another thread.
 
@@ -99,6 +102,7 @@ class SliceStream:
         window: int = 4,
         augment: bool | AugmentConfig = True,
         maps: tuple[str, ...] = (),
+        context: int = 0,
         chosen: Sequence[int] | None = None,
         seed: int = 0,
         note: Callable[[str], None] = lambda text: None,
@@ -106,7 +110,7 @@ class SliceStream:
         if draws % window:
             raise ValueError(f"draws must be a multiple of window, got {draws} and {window}")
         self._subjects, self._crop, self._draws, self._window = subjects, crop, draws, window
-        self._augment, self._maps, self._seed = augmentation_of(augment), maps, seed
+        self._augment, self._maps, self._context, self._seed = augmentation_of(augment), maps, context, seed
         self._chosen = range(len(subjects.ids)) if chosen is None else chosen
         self._cache = _Cache(self._load, window + 2)
         self._note, self._told, self._began = note, set[int](), False
@@ -131,7 +135,9 @@ class SliceStream:
         return self._draw(pair, visit, subject, rng)
 
     def subject(self, visit: int) -> int:
-        """Whose turn it is at the `visit`-th place of the stream: a new random order each time all have been seen."""
+        """Whose turn it is at the `visit`-th place of the stream: a new random order each time all have been seen; in a mixture, drawn."""
+        if isinstance(self._subjects, MixedSubjects):
+            return self._subjects.turn(visit, self._seed)
         epoch, place = divmod(visit, len(self._chosen))
         return self._chosen[np.random.default_rng((self._seed, 0, epoch)).permutation(len(self._chosen))[place]]
 
@@ -156,14 +162,17 @@ class SliceStream:
         raise VolumeError(f"none of the {count} subjects can be loaded; the last: {reason}")
 
     def _draw(self, pair: Pair, visit: int, subject: int, rng: np.random.Generator) -> Sample:
+        across = planes(pair.grid)
         for _ in range(20):  # a crop without tissue teaches nothing; after so many, take what there is
-            axis = int(rng.integers(3))
+            axis = across[int(rng.integers(len(across)))]
             low = np.moveaxis(pair.low, axis, 0)
             index = int(rng.integers(len(low)))
             corner = draw_corner(rng, low.shape[1:], self._crop)
             if has_tissue(low[index], corner, self._crop):
                 break
         maps = cut(pair.maps(self._maps), axis, index)
+        if self._context:
+            maps["beside"] = beside(pair.low, axis, index, self._context)
         return make_sample(maps, corner, self._crop, draw(self._augment, self._crop, rng), np.array([visit, subject, axis, index]))
 
 

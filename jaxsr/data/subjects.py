@@ -33,6 +33,8 @@ from jaxsr.volume.header import place
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import SUFFIXES, Volume, VolumeError, read_volume, straighten
 
+Acquisitions = Acquisition | tuple[Acquisition, ...]
+WHICH = 2**20  # the purpose of the key by which one is drawn
 COARSER = 1.25  # a volume whose voxels are larger than this times the target's is no truth for it
 
 
@@ -45,12 +47,37 @@ class Subjects(Protocol):
     def load(self, index: int, visit: int = 0) -> Pair: ...
 
 
+class MixedSubjects:
+    """People of several sources. Whose turn it is, is drawn: a source by its share, and anybody in it alike, however many they are.
+
+    Args:
+      parts: each source and its share of the turns, above 0; shares need not add up to one.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Subjects, float]]):
+        self._parts = [part for part, _ in parts]
+        self._shares = np.array([share for _, share in parts]) / sum(share for _, share in parts)
+        self._starts = np.cumsum([0, *(len(part.ids) for part in self._parts)])
+        self.ids = [name for part in self._parts for name in part.ids]
+
+    def load(self, index: int, visit: int = 0) -> Pair:
+        part = int(np.searchsorted(self._starts, index, "right")) - 1
+        return self._parts[part].load(index - int(self._starts[part]), visit)
+
+    def turn(self, visit: int, seed: int) -> int:
+        """The index of whoever comes to the `visit`-th place of a stream."""
+        rng = np.random.default_rng((seed, 3, visit))
+        part = int(rng.choice(len(self._parts), p=self._shares))
+        return int(self._starts[part]) + int(rng.integers(len(self._parts[part].ids)))
+
+
 class RenderedSubjects(ABC):
     """Endless synthetic people of one split; whoever inherits says how a head is rendered.
 
     Args:
       grid: of every pair, `[X, Y, Z]` voxels.
       ids: everybody's name.
+      acquisition: or several, of which each visit draws one.
       maps: of those of a pair, what pairs come with.
       carries: which of the maps `bias` and `gradient` the truth shows: that bias field, that displacement.
     """
@@ -61,7 +88,7 @@ class RenderedSubjects(ABC):
         ids: Sequence[str],
         split: Split,
         *,
-        acquisition: Acquisition,
+        acquisition: Acquisitions,
         seed: int = 0,
         contrast: str = "random",
         interpolation: Kind = "cubic",
@@ -90,9 +117,8 @@ class RenderedSubjects(ABC):
 
     def load(self, index: int, visit: int = 0) -> Pair:
         key = jax.random.fold_in(jax.random.fold_in(self._acquisition_key, index), visit)
-        return pair_of_head(
-            self.head(index), self.grid, self._acquisition, key, self._interpolation, maps=self._maps, carries=self._carries
-        )
+        acquisition = drawn_acquisition(key, self._acquisition)
+        return pair_of_head(self.head(index), self.grid, acquisition, key, self._interpolation, maps=self._maps, carries=self._carries)
 
 
 class AnatomySubjects(RenderedSubjects):
@@ -114,6 +140,11 @@ class FolderSubjects:
     """High-resolution volumes under `root`, of any orientation, size and voxel size; the low-resolution side is simulated.
 
     A volume goes by its path below `root`: what is simulated of it does not depend on where the folder lies or what else is in it.
+
+    Args:
+      voxel_size: mm of the truth.
+      native: a volume is left as coarse as it is along an axis where it is coarser than that.
+      acquisition: or several, of which each visit draws one.
     """
 
     def __init__(
@@ -122,7 +153,8 @@ class FolderSubjects:
         root: Path,
         *,
         voxel_size: float,
-        acquisition: Acquisition,
+        acquisition: Acquisitions,
+        native: bool = False,
         seed: int = 0,
         interpolation: Kind = "cubic",
     ):
@@ -131,15 +163,16 @@ class FolderSubjects:
         self.paths = list(paths)
         self.ids = [p.relative_to(root).as_posix() for p in paths]
         self._key, self._voxel_size, self._acquisition = jax.random.key(seed), voxel_size, acquisition
-        self._interpolation = interpolation
+        self._native, self._interpolation = native, interpolation
 
     def load(self, index: int, visit: int = 0) -> Pair:
         volume = straighten(read_volume(self.paths[index]))
         source = volume.grid
-        grid = target_grid(source, self._voxel_size)
+        x, y, z = (max(mm, self._voxel_size) if self._native else self._voxel_size for mm in source.voxel_size)
+        grid = target_grid(source, (x, y, z))
         data = np.maximum(resample(volume.data, source, grid), 0)  # magnitudes; interpolation may leave a little below zero
         key = jax.random.fold_in(jax.random.fold_in(self._key, stable_hash(self.ids[index])), visit)
-        return make_pair(Volume(data, grid.affine), self._acquisition, key, self._interpolation)
+        return make_pair(Volume(data, grid.affine), drawn_acquisition(key, self._acquisition), key, self._interpolation)
 
 
 class ScanSubjects:
@@ -164,6 +197,13 @@ def template_grid() -> Grid:
     affine = np.diag([maps.spacing, maps.spacing, maps.spacing, 1.0])
     affine[:3, 3] = maps.origin
     return Grid((maps.logits.shape[1], maps.logits.shape[2], maps.logits.shape[3]), affine)
+
+
+def drawn_acquisition(key: jax.Array, acquisition: Acquisitions) -> Acquisition:
+    """One of several, all alike likely; of one, that one."""
+    if isinstance(acquisition, Acquisition):
+        return acquisition
+    return acquisition[int(jax.random.randint(jax.random.fold_in(key, WHICH), (), 0, len(acquisition)))]
 
 
 def simulate(truth: Volume, acquisition: Acquisition, key: jax.Array) -> Volume:

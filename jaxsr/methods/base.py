@@ -3,10 +3,11 @@
 A recipe knows no optimiser, no mesh, no file; the trainer and the upscaling engine know no paper. They meet in the types of this file.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from jax import Array
+import jax.numpy as jnp
+from jax import Array, ShapeDtypeStruct
 
 from jaxsr.config import Strict
 from jaxsr.diffusion.process import Prediction
@@ -26,6 +27,8 @@ class Condition(NamedTuple):
       bias: logarithm of the target's bias field, `[B, H, W, 1]`.
       gradient: displacement u by the target's gradient nonlinearity, mm along rows, columns and through the slice, `[B, H, W, 3]`.
       jacobian: log det(1 + ∇u) of it, `[B, H, W, 1]`.
+      beside: slices of `low` on either side, for a method with `context` k: at −k … −1, 1 … k, `[B, H, W, 2 k]`; the outermost slice stands
+        for those beyond it.
     """
 
     low: Array
@@ -33,6 +36,7 @@ class Condition(NamedTuple):
     bias: Array | None = None
     gradient: Array | None = None
     jacobian: Array | None = None
+    beside: Array | None = None
 
 
 # Of the maps of a condition, and of a batch.
@@ -41,6 +45,22 @@ MAP_CHANNELS: Mapping[str, int] = {"low": 1, "reference": 1, "bias": 1, "gradien
 # What makes the usual values of those of the target's scanner about one: a bias field is some tenths in its logarithm, a displacement some
 # millimetres, and the stretching that goes with it some hundredths.
 UNIT: Mapping[str, float] = {"bias": 0.2, "gradient": 2.0, "jacobian": 0.05}
+
+
+def channels_of(method: Any, name: str) -> int:
+    """Of the map `name` of a condition as `method` takes it."""
+    return 2 * context_of(method) if name == "beside" else MAP_CHANNELS[name]
+
+
+def context_of(method: Any) -> int:
+    """Slices on either side that the method, or its config, looks at beside the one that it upscales."""
+    return getattr(method, "context", 0)
+
+
+def abstract_condition(method: Any, shape: tuple[int, int, int], names: Sequence[str] = ("low",)) -> Condition:
+    """Of slices of `shape` (B, H, W): those maps, and `beside` where `method` takes it."""
+    taken = {*names, *(["beside"] if context_of(method) else [])}
+    return Condition(**{name: ShapeDtypeStruct((*shape, channels_of(method, name)), jnp.float32) for name in sorted(taken)})  # type: ignore[arg-type]
 
 
 class Batch(NamedTuple):
@@ -57,6 +77,7 @@ class Batch(NamedTuple):
       output: the teacher's, O_7T, `[B, H, W, 1]`.
       mean_map: F̄, the mean of its denoised images on the way there, `[B, H, W, 1]`.
       spread: the mean squared distance of those from it, `[B]`.
+      beside: of a condition, for a method with `context`.
       labels: tissue of each pixel, `[B, H, W]` uint8.
       mask: pixels that count, `[B, H, W, 1]` bool.
       paired: what each slice counts in losses that compare it with its pair, `[B]`, of mean one: 0 for those without. None: all are pairs.
@@ -68,6 +89,7 @@ class Batch(NamedTuple):
     bias: Array | None = None
     gradient: Array | None = None
     jacobian: Array | None = None
+    beside: Array | None = None
     labels: Array | None = None
     mask: Array | None = None
     latents: Array | None = None
@@ -86,7 +108,7 @@ class Batch(NamedTuple):
 
     @property
     def condition(self) -> Condition:
-        return Condition(self.low, self.reference, self.bias, self.gradient, self.jacobian)
+        return Condition(self.low, self.reference, self.bias, self.gradient, self.jacobian, self.beside)
 
 
 class Request(NamedTuple):

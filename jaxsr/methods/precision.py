@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
-from jaxsr.methods.base import Batch, Condition, Method, Variables
+from jaxsr.methods.base import Batch, Method, Variables, abstract_condition
 
 _CALLS = ("jaxpr", "call_jaxpr")  # under these an equation holds a program that takes its operands one by one
 
@@ -26,9 +26,9 @@ def held_to_upscale(method: Method, variables: Variables, precision: str) -> Var
     """`variables`, which may be abstract, as `method.upscale` is given them in `precision`, f32 or bf16."""
     if precision == "f32":
         return variables
-    low = jax.ShapeDtypeStruct((1, method.multiple, method.multiple, 1), jnp.float32)
+    condition = abstract_condition(method, (1, method.multiple, method.multiple))
     upscale = partial(method.upscale, request=method.default_request)
-    return rounded_ahead(upscale, variables, Condition(low), _keys(1))  # type: ignore[arg-type, no-any-return]
+    return rounded_ahead(upscale, variables, condition, _keys(1))  # type: ignore[no-any-return]
 
 
 def held_to_train(method: Method, frozen: Any, batch: Batch, precision: str) -> Any:

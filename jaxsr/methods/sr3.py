@@ -5,7 +5,8 @@
 
 The published recipe diffuses the target x_0 itself. With `residual_std` s, what is diffused is (target − y) / s: the low-resolution
 image already holds nearly everything, and a small network need not learn to copy it. `prediction` x0 or v then make a few sampling
-steps, even one, useful, where ε-prediction from nearly pure noise is ill-conditioned.
+steps, even one, useful, where ε-prediction from nearly pure noise is ill-conditioned. With `context` the condition is a slab: the slice and
+its neighbours, which show what lies through it.
 """
 
 import functools
@@ -49,6 +50,9 @@ class Sr3Config(Strict):
     Attributes:
       residual_std: null diffuses the target (published); a number s diffuses (target − condition) / s.
       loss: 'l1' (published) or 'l2', averaged over pixels, on what `prediction` names.
+      context: slices of the low-resolution volume on either side that the network is shown beside the one that it upscales; 0: published.
+      terminal: share of the training slices that are seen at t = T, from where one sampling step goes all the way; the others at any t.
+      pixels: mm, finest and coarsest that the network is meant for (`jaxsr.upscale.plan`); null: those of the target, whatever they are.
       bound: x̂_0 is kept within ± this while sampling (1 is the published sampler); null leaves it free.
       sampling_steps, eta: the default of `upscale`; 2000 and 1 are the published sampler.
     """
@@ -59,6 +63,9 @@ class Sr3Config(Strict):
     prediction: Prediction = "eps"
     loss: Literal["l1", "l2"] = "l1"
     residual_std: float | None = Field(None, gt=0)
+    context: int = Field(0, ge=0, le=8)
+    terminal: float = Field(0.0, ge=0, le=1)
+    pixels: tuple[float, float] | None = None
     bound: float | None = Field(1.5, gt=0)
     sampling_steps: int = 100
     eta: float = 1.0
@@ -86,22 +93,23 @@ class Sr3:
         self.schedule = config.schedule.build()
         self.network = Sr3UNet(**dict(config.network), dtype=dtype)
         self.pixels = Pixels(config.residual_std, config.bound)
-        self.multiple = config.multiple
+        self.multiple, self.context, self.pixel_range = config.multiple, config.context, config.pixels
         self.default_request = Request(config.sampling_steps, config.eta)
         self.most_steps = config.schedule.steps
 
     def init(self, key: Array, batch: Batch) -> Variables:
         level = jnp.ones(batch.low.shape[0])
-        return {"params": self.network.init(key, batch.low, batch.low, level)["params"], "stats": {}}
+        shown = jnp.zeros((*batch.low.shape[:-1], 1 + 2 * self.config.context))
+        return {"params": self.network.init(key, batch.low, shown, level)["params"], "stats": {}}
 
     def loss(self, variables: Variables, batch: Batch, keys: Array, progress: Array) -> LossOutput:
         draw = {name: jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i, name in enumerate(("time", "between", "noise", "dropout"))}
-        t = jax.vmap(lambda key: jax.random.randint(key, (), 1, self.schedule.steps + 1))(draw["time"])
+        t = jax.vmap(self._time)(draw["time"])
         level = continuous_level(self.schedule, t, jax.vmap(jax.random.uniform)(draw["between"]))
 
         x0 = self.pixels.diffused(batch.high, batch.low)
         noise = draw_noise(draw["noise"], 0, x0.shape[1:])
-        output = self._denoise(variables, batch.low, add_noise(x0, noise, level), level, dropout=draw["dropout"])
+        output = self._denoise(variables, self._shown(batch.condition), add_noise(x0, noise, level), level, dropout=draw["dropout"])
         errors = ERRORS[self.config.loss](output, target(self.config.prediction, x0, noise, level))
         return LossOutput(errors.mean(), {}, variables["stats"])
 
@@ -110,7 +118,7 @@ class Sr3:
         return UpscaleOutput(image, {"clipped": samples.clipped})
 
     def sampler(self, variables: Variables, condition: Condition) -> Sampler:
-        denoise = functools.partial(self._denoise, variables, condition.low)
+        denoise = functools.partial(self._denoise, variables, self._shown(condition))
         return self.pixels.sampler(self.schedule, self.config.prediction, denoise, condition.low)
 
     def frozen(self, batch: Batch | None = None) -> dict[str, Any]:
@@ -121,8 +129,22 @@ class Sr3:
 
     def parts(self, size: int) -> dict[str, Part]:
         image, level = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
-        variables = jax.eval_shape(self.network.init, jax.random.key(0), image, image, level)
-        return {"denoiser": Part(self.network.apply, variables, (image, image, level))}
+        shown = jax.ShapeDtypeStruct((1, size, size, 1 + 2 * self.config.context), jnp.float32)
+        variables = jax.eval_shape(self.network.init, jax.random.key(0), image, shown, level)
+        return {"denoiser": Part(self.network.apply, variables, (image, shown, level))}
+
+    def _time(self, key: Array) -> Array:
+        t = jax.random.randint(key, (), 1, self.schedule.steps + 1)
+        if not self.config.terminal:
+            return t
+        return jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 1), self.config.terminal), self.schedule.steps, t)
+
+    def _shown(self, condition: Condition) -> Array:
+        """What the network sees of the low-resolution volume, `[B, H, W, 1 + 2 context]`."""
+        if not self.config.context:
+            return condition.low
+        assert condition.beside is not None
+        return jnp.concatenate([condition.low, condition.beside], axis=-1)
 
     def _denoise(self, variables: Variables, low: Array, x_t: Array, level: Level, dropout: Array | None = None) -> Array:
         """What the network says of `x_t`; with `dropout` (keys `[B]`, training) each slice has masks of its own."""

@@ -15,13 +15,24 @@ from jaxsr.data.people import person_of
 from jaxsr.data.pipeline import SliceStream, Stream, check_maps
 from jaxsr.data.prepared import PreparedSet
 from jaxsr.data.record_stream import EncodedStream, RecordStream
-from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, ScanSubjects, Split, Subjects, find_volumes, split_by_subject
+from jaxsr.data.subjects import (
+    Acquisitions,
+    AnatomySubjects,
+    FolderSubjects,
+    MixedSubjects,
+    ScanSubjects,
+    Split,
+    Subjects,
+    find_volumes,
+    split_by_subject,
+)
 from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.data.unpaired import HalfPaired, split_paired
-from jaxsr.experiment import DataConfig, Experiment
-from jaxsr.methods.base import MAP_CHANNELS, Batch, Method, Variables
+from jaxsr.experiment import DataConfig, Experiment, SourceConfig
+from jaxsr.methods.base import MAP_CHANNELS, Batch, Method, Variables, context_of
 from jaxsr.train.precomputed import check_precomputed, no_set
 from jaxsr.train.state import abstract_variables
+from jaxsr.volume.geometry import Kind
 
 Note = Callable[[str], None]
 
@@ -32,8 +43,18 @@ def build_method(experiment: Experiment) -> Method:
 
 def build_subjects(data: DataConfig, split: Split, seed: int, note: Note = lambda text: None) -> Subjects:
     """The subjects of one split of the set that `data` names; what was left out is told to `note`."""
-    how: dict[str, Any] = {key: getattr(data, key) for key in ("voxel_size", "acquisition", "interpolation")} | {"seed": seed}
-    rendered = how | {"contrast": data.contrast, "maps": data.maps, "carries": data.carries}
+    if not data.mixture:
+        return _subjects(data, split, seed, data.acquisition, data.interpolation, note, maps=data.maps, carries=data.carries)
+    parts = [_subjects(source, split, seed, source.acquisitions or data.acquisitions, data.interpolation, note) for source in data.mixture]
+    return MixedSubjects([(part, source.share) for part, source in zip(parts, data.mixture, strict=True)])
+
+
+def _subjects(
+    of: DataConfig | SourceConfig, split: Split, seed: int, acquisition: Acquisitions, interpolation: Kind, note: Note, **rendered: Any
+) -> Subjects:
+    """Of one source; `rendered`: what else those take that are rendered."""
+    how: dict[str, Any] = {"voxel_size": of.voxel_size, "acquisition": acquisition, "interpolation": interpolation, "seed": seed}
+    native = isinstance(of, SourceConfig) and of.native
 
     def chosen(folder: Path, found: tuple[list[Path], list[str]], what: str) -> list[Path]:
         paths, left_out = found
@@ -43,11 +64,13 @@ def build_subjects(data: DataConfig, split: Split, seed: int, note: Note = lambd
         note(f"{split}: {len(paths_of_split)} of {len(paths)} {what} in {folder}")
         return paths_of_split
 
-    if data.labels is not None:
-        return LabelSubjects(chosen(data.labels, find_label_maps(data.labels), "label maps"), data.labels, data.subjects, split, **rendered)
-    if data.volumes is not None:
-        return FolderSubjects(chosen(data.volumes, find_volumes(data.volumes, data.voxel_size), "volumes"), data.volumes, **how)
-    return AnatomySubjects(data.subjects, split, **rendered)
+    if of.labels is not None:
+        paths = chosen(of.labels, find_label_maps(of.labels), "label maps")
+        return LabelSubjects(paths, of.labels, of.subjects, split, contrast=of.contrast, **how, **rendered)
+    if of.volumes is not None:
+        found = find_volumes(of.volumes, float("inf") if native else of.voxel_size)
+        return FolderSubjects(chosen(of.volumes, found, "volumes"), of.volumes, native=native, **how)
+    return AnatomySubjects(of.subjects, split, contrast=of.contrast, **how, **rendered)
 
 
 def prepared_set(data: DataConfig, split: Split = "train") -> PreparedSet | None:
@@ -148,7 +171,8 @@ def _stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note
             return EncodedStream(subjects, names, chosen=records, seed=experiment.seed, note=note)
         return RecordStream(subjects, crop, names, augment=data.augment, chosen=records, seed=experiment.seed, note=note)
     how: dict[str, Any] = {"draws": data.draws, "window": data.window, "augment": data.augment, "maps": data.maps, "chosen": chosen}
-    return SliceStream(subjects, crop, **how, seed=experiment.seed, note=note)
+    context = context_of(experiment.method)
+    return SliceStream(subjects, crop, **how, context=context, seed=experiment.seed, note=note)
 
 
 def variables_to_upscale(experiment: Experiment, method: Method) -> Variables:
@@ -184,6 +208,8 @@ def abstract_batch(experiment: Experiment, records: PreparedSet | None = None, e
         "mask": jax.ShapeDtypeStruct((*plane, 1), jnp.bool_),
     }
     shapes: dict[str, Any] = {"high": image, "low": image}
+    if context := context_of(experiment.method):
+        shapes["beside"] = jax.ShapeDtypeStruct((*plane, 2 * context), jnp.float32)
     precomputed = build_method(experiment).precomputed(crop)
     if encoded and not precomputed:
         raise ConfigError(f"method.kind={experiment.method.kind} trains on slices alone, so there is nothing to be encoded")

@@ -14,7 +14,7 @@ from jaxsr.data.pipeline import Sample, batches, sample_ids
 from jaxsr.data.prepared import PreparedSet
 from jaxsr.data.records import MANIFEST
 from jaxsr.data.subjects import Subjects
-from jaxsr.experiment import FREE_ON_RESUME, Experiment, load_experiment
+from jaxsr.experiment import FREE_ON_RESUME, DataConfig, Experiment, SourceConfig, load_experiment
 from jaxsr.files import write_text
 from jaxsr.methods.base import Batch
 from jaxsr.methods.precision import held_to_train
@@ -159,12 +159,18 @@ def _settled(experiment: Experiment) -> Experiment:
     data = experiment.data
     manifest = data.manifest / MANIFEST if data.manifest and data.manifest.is_dir() else data.manifest
     of_data = {"volumes": data.volumes, "labels": data.labels, "unpaired": data.unpaired, "manifest": manifest}
-    absolute = {name: path.resolve() for name, path in of_data.items() if path}
+    absolute: dict[str, Any] = {name: path.resolve() for name, path in of_data.items() if path}
+    absolute["mixture"] = tuple(_absolute(source) for source in data.mixture)
     settled: dict[str, Any] = {"data": data.model_copy(update=absolute)}
     if weights := getattr(experiment.method, "weights", None):
         absolute = {name: path.resolve() for name, path in weights if path}
         settled["method"] = experiment.method.model_copy(update={"weights": weights.model_copy(update=absolute)})
     return experiment.model_copy(update=settled)
+
+
+def _absolute(source: SourceConfig) -> SourceConfig:
+    named = {name: path.resolve() for name, path in (("volumes", source.volumes), ("labels", source.labels)) if path}
+    return source.model_copy(update=named)
 
 
 def check_start(experiment: Experiment, records: PreparedSet | None, run_dir: Path) -> None:
@@ -187,7 +193,7 @@ def _check_config(run_dir: Path, experiment: Experiment) -> None:
 
 def _check_set(run_dir: Path, experiment: Experiment, subjects: Subjects | PreparedSet) -> None:
     """Refuses to go on with other files than the run began with."""
-    if experiment.data.volumes or experiment.data.labels:
+    if _of_files(experiment.data):
         _check_volumes(run_dir / VOLUMES, subjects.ids)
     if experiment.data.unpaired:
         _check_volumes(run_dir / UNPAIRED, unpaired_scans(experiment.data).ids)
@@ -212,6 +218,11 @@ def _check_volumes(path: Path, names: Sequence[str]) -> None:
             )
 
 
+def _of_files(data: DataConfig) -> bool:
+    """Whether who is in the set depends on what is in folders."""
+    return bool(data.volumes or data.labels or any(source.volumes or source.labels for source in data.mixture))
+
+
 def _keys(path: Path) -> str:
     return "data.unpaired" if path.name == UNPAIRED else "data.volumes (or data.labels)"
 
@@ -223,7 +234,7 @@ def _claim(run_dir: Path, experiment: Experiment, subjects: Subjects | PreparedS
     if is_first():
         run_dir.mkdir(parents=True, exist_ok=True)
         write_text(run_dir / "config.yaml", dump(experiment))
-        names = "".join(f"{name}\n" for name in subjects.ids) if experiment.data.volumes or experiment.data.labels else ""
+        names = "".join(f"{name}\n" for name in subjects.ids) if _of_files(experiment.data) else ""
         checksum = f"{subjects.sha256}  {experiment.data.manifest}\n" if isinstance(subjects, PreparedSet) else ""
         scans = "".join(f"{name}\n" for name in unpaired_scans(experiment.data).ids) if experiment.data.unpaired else ""
         for path, text in ((run_dir / VOLUMES, names), (run_dir / UNPAIRED, scans), (run_dir / MANIFEST_SUM, checksum)):

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.stages import Compiled
 
-from jaxsr.methods.base import MAP_CHANNELS, Condition, Method, Request, Variables
+from jaxsr.methods.base import Condition, Method, Request, Variables, channels_of
 from jaxsr.runtime.memory import OutOfMemory, free_memory, is_out_of_memory, program_memory
 from jaxsr.runtime.mesh import MeshError, batch_sharding, replicated
 from jaxsr.volume.slices import SliceMap
@@ -19,7 +19,20 @@ FILL = 0.8  # of the memory that is free may be meant for a batch: allocators ne
 
 BatchSize = int | Literal["auto"]
 Note = Callable[[str], None]
-Cuts = Mapping[str, Sequence[np.ndarray]]  # of `low` and maps: slices across one axis, `[n, H, W]` each, one a channel
+Cuts = Mapping[str, "Sequence[np.ndarray | Shifted]"]  # of `low` and maps: slices across one axis, `[n, H, W]` each, one a channel
+
+
+class Shifted:
+    """Slices `step` further on in a stack of them, `[n, H, W]`, read as they are asked for; the outermost stands for those beyond."""
+
+    def __init__(self, stack: np.ndarray, step: int):
+        self._stack, self._at = stack, np.clip(np.arange(len(stack)) + step, 0, len(stack) - 1)
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
+        return self._stack[self._at[indices]]
 
 
 class Work(NamedTuple):
@@ -106,7 +119,7 @@ class Batches:
         indices = order[: self.size]
         condition = {}
         for name, channels in cuts.items():
-            outside = -1.0 if name in ("low", "reference") else 0.0
+            outside = -1.0 if name in ("low", "reference", "beside") else 0.0
             condition[name] = np.full((self.size, *slice_map.shape, len(channels)), outside, np.float32)
             for channel, part in enumerate(channels):
                 condition[name][: len(indices), ..., channel] = slice_map.forward(_picked(part, indices), outside)
@@ -138,7 +151,7 @@ class Batches:
         self.compilations += 1
         shardings = (self._everywhere, self._by_batch, self._by_batch, self._everywhere)
         program = jax.jit(upscale, in_shardings=shardings, out_shardings=self._by_batch)
-        condition = {name: jax.ShapeDtypeStruct((self.size, *sides, MAP_CHANNELS[name]), np.float32) for name in names}
+        condition = {name: jax.ShapeDtypeStruct((self.size, *sides, channels_of(self._method, name)), np.float32) for name in names}
         index = jax.ShapeDtypeStruct((self.size,), np.int32)
         with jax.set_mesh(self._mesh):  # which a mixture's experts are laid over
             return program.lower(self._variables, condition, index, jax.eval_shape(jax.random.key, 0)).compile()
@@ -146,7 +159,7 @@ class Batches:
     def alone(self) -> Iterator[tuple[tuple[int, int], Callable[[], Any]]]:
         """Of each program that is compiled: the sides of its slices, and a call of it on slices that lie on the devices already."""
         for (sides, _, names), program in self._programs.items():
-            condition = {name: np.zeros((self.size, *sides, MAP_CHANNELS[name]), np.float32) for name in names}
+            condition = {name: np.zeros((self.size, *sides, channels_of(self._method, name)), np.float32) for name in names}
             index, key = np.zeros(self.size, np.int32), jax.device_put(jax.random.key(0), self._everywhere)
             yield sides, functools.partial(program, self._variables, *jax.device_put((condition, index), self._by_batch), key)
 
@@ -173,7 +186,7 @@ class Batches:
         return -(-batch_size // self._devices) * self._devices
 
 
-def _picked(part: np.ndarray, indices: np.ndarray) -> np.ndarray:
+def _picked(part: np.ndarray | Shifted, indices: np.ndarray) -> np.ndarray:
     """Slices by ascending `indices`; neighbours as a view."""
     first, last = int(indices[0]), int(indices[-1])
     return part[first : last + 1] if last - first == len(indices) - 1 else part[indices]

@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxsr.data.pairs import slice_frame
-from jaxsr.methods.base import MAP_CHANNELS, Condition, Explanation, Method, Mixture, Request, Segmenter, Variables
-from jaxsr.upscale.batches import Batches, BatchSize, Cuts, Note, Work
+from jaxsr.data.pairs import slice_frame, steps_beside
+from jaxsr.methods.base import MAP_CHANNELS, Explanation, Method, Mixture, Request, Segmenter, Variables, context_of
+from jaxsr.upscale.batches import Batches, BatchSize, Cuts, Note, Shifted, Work
 from jaxsr.upscale.plan import Plan, Sizes, make_plan, map_of
 from jaxsr.volume.geometry import Grid, Kind, resample
 from jaxsr.volume.intensity import Window, fit_window
@@ -167,7 +167,9 @@ class Engine:
                 continue
             sums = take_slices(total, axis)
             slice_map = map_of(self._method, low.shape, AXES[axis], self._slice_map)
-            cuts = {name: _cut(name, data, AXES[axis]) for name, data in {"low": low, **maps}.items()}
+            cuts: dict[str, Any] = {name: _cut(name, data, AXES[axis]) for name, data in {"low": low, **maps}.items()}
+            if context := context_of(self._method):
+                cuts["beside"] = [Shifted(take_slices(low, axis), step) for step in steps_beside(context)]
             for indices, output in self._upscaled(cuts, slice_map, jax.random.fold_in(key, AXES[axis]), request, note):
                 sums[indices] += slice_map.inverse(output.image[..., 0])
                 for name, values in output.metrics.items():
@@ -256,7 +258,7 @@ def _check_shapes(maps: Maps, shape: tuple[int, ...]) -> None:
     """Raises ValueError for maps that a condition has not, or that do not lie on a volume of `shape`."""
     for name, data in maps.items():
         if name == "low" or name not in MAP_CHANNELS:
-            raise ValueError(f"a condition has no map {name!r} beside the volume: it takes {', '.join(Condition._fields[1:])}")
+            raise ValueError(f"a condition has no map {name!r} beside the volume: it takes {', '.join(list(MAP_CHANNELS)[1:])}")
         expected = shape if MAP_CHANNELS[name] == 1 else (*shape, MAP_CHANNELS[name])
         if data.shape != expected:
             raise ValueError(f"the map {name!r} has shape {data.shape}, expected {expected}")

@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from jaxsr.bench.count import operations, quantity
 from jaxsr.files import shown
-from jaxsr.methods.base import Condition, Method, Mixture, Request
+from jaxsr.methods.base import Method, Mixture, Request, abstract_condition
 from jaxsr.methods.precision import held_to_upscale
 from jaxsr.nn.attend import using
 from jaxsr.train.build import variables_to_upscale
@@ -179,7 +178,7 @@ def _of_axes(plan: Plan, batch_size: int) -> list[tuple[tuple[int, int], Request
 
 def _trace(method: Method, variables: Any, sides: tuple[int, int], batch_size: int, what: Request | str) -> ClosedJaxpr:
     """A batch of slices of `sides`, upscaled as asked, or given to the mixture's function of that name."""
-    condition = Condition(jax.ShapeDtypeStruct((batch_size, *sides, 1), jnp.float32))  # type: ignore[arg-type]
+    condition = abstract_condition(method, (batch_size, *sides))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
     with using("xla"):  # as networks are counted
         if isinstance(what, str):

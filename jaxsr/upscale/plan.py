@@ -4,6 +4,10 @@ A method that goes from voxel size to voxel size (`pixel` mm, the student) works
 comes out is brought to the target by resampling, which does not alias. It is told, for every plane, from which voxel size it is to go to
 which: from the coarser of the two that the scan has in that plane, to the finer of the two that the target has. A plane in which it has
 nothing to do is passed on as it is.
+
+A method for a range of pixels (`pixel_range` mm) works on those of the target, but no finer than the range: what is finer is resampled
+from there. Along an axis where the scan is as fine as the target nothing is to be made finer, and the target's voxels are kept; slices
+whose pixels are then far from square, which it has not learnt from, do not serve.
 """
 
 from collections.abc import Sequence
@@ -11,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxsr.data.pairs import planes
 from jaxsr.methods.base import Method, Request
 from jaxsr.upscale.inputs import serving_axes
 from jaxsr.volume.errors import VolumeError
@@ -18,6 +23,8 @@ from jaxsr.volume.geometry import Grid, target_grid
 from jaxsr.volume.slices import AXES, SliceMap, SliceMapKind, make_map
 
 BUCKET = 16  # sides are padded to multiples of at least this, so that heads of about one size share their compiled programs
+
+FINER = 1.05  # an axis is to be made finer where the scan's voxels are more than so many times the target's
 
 Sizes = tuple[float, float, float]  # mm along the axes of a volume
 
@@ -88,7 +95,13 @@ def make_plan(
     serving, left_out = serving_axes(grid.shape, axes)
     request = request or method.default_request
     pixel = getattr(method, "pixel", None)
+    between = getattr(method, "pixel_range", None)
     work = target_grid(grid, pixel) if pixel else target
+    if between:
+        work = working_grid(target, from_mm or grid.voxel_size, between)
+        square = [name for name in serving if AXES[name] in planes(work)] or list(serving)
+        left_out = (*left_out, *(f"{name} slices have pixels that are far from square" for name in serving if name not in square))
+        serving = tuple(square)
     requests = tuple(plane_request(method, request, from_mm or grid.voxel_size, target.voxel_size, AXES[name]) for name in serving)
     if not any(requests):
         said = " × ".join(f"{mm:.3g}" for mm in from_mm or grid.voxel_size)
@@ -100,6 +113,20 @@ def make_plan(
     shapes = tuple(map_of(method, work.shape, AXES[name], slice_map).shape for name in serving)
     counts = tuple(work.shape[AXES[name]] if of else 0 for name, of in zip(serving, requests, strict=True))
     return Plan(target, work, serving, requests, shapes, counts, (*left_out, *still))
+
+
+def working_grid(target: Grid, from_mm: Sizes, between: tuple[float, float]) -> Grid:
+    """Where a method for pixels `between` two sizes works, the output being on `target`: that itself, or as fine as it may be.
+
+    Raises:
+      NothingToDo: where the scan is as fine as the target along every axis.
+    """
+    finer = [has > FINER * wanted for has, wanted in zip(from_mm, target.voxel_size, strict=True)]
+    if not any(finer):
+        said, wanted = (" × ".join(f"{mm:.3g}" for mm in sizes) for sizes in (from_mm, target.voxel_size))
+        raise NothingToDo(f"already at the target resolution: {said} mm, and {wanted} mm is asked for; ask for finer voxels with --to-mm")
+    x, y, z = (max(mm, between[0]) if needed else mm for mm, needed in zip(target.voxel_size, finer, strict=True))
+    return target if (x, y, z) == target.voxel_size else target_grid(target, (x, y, z))
 
 
 def plane_request(method: Method, request: Request, from_mm: Sizes, to_mm: Sizes, axis: int) -> Request | None:
