@@ -1,12 +1,11 @@
 """`jaxsr demo`: everything once, on anatomy that comes with the package.
 
-    1  train a small sr3 on heads rendered from tissue maps                    demo/run/
-    2  simulate 1.5T scans (2.0 mm) of heads it has never seen                 demo/held_out/truth/, demo/held_out/low/
-    3  upscale them to 1.0 mm                                                  demo/held_out/upscaled/
-    4  compare with the truth, beside four interpolations                      demo/held_out/metrics.csv, montages/
+    simulate 1.5T scans (2.0 mm) of heads that the model has never seen     demo/held_out/truth/, demo/held_out/low/
+    upscale them to 1.0 mm                                                  demo/held_out/upscaled/
+    compare with the truth, beside four interpolations                      demo/held_out/metrics.csv, montages/
 
-and 2 to 4 for the MNI T1 template under demo/template/, as an illustration: the training anatomy derives from the same average, so that is
-not held out.
+and the same for the MNI T1 template under demo/template/. The model is the one that comes with jaxsr; with `train`, one that is trained
+first, demo/run/, on heads rendered from tissue maps. The template is no held-out head for that one: those maps derive from it.
 """
 
 import functools
@@ -25,16 +24,16 @@ from jaxsr.evaluate.compare import compare_files
 from jaxsr.evaluate.tables import Comparison
 from jaxsr.experiment import load_experiment
 from jaxsr.physics.acquisition import Acquisition
-from jaxsr.train.loop import train
+from jaxsr.train.loop import train as run_training
 from jaxsr.upscale.files import Settings, make_engine, upscale_file
 from jaxsr.upscale.inputs import Job, is_done
 from jaxsr.upscale.model import load_model
 from jaxsr.upscale.sidecar import read_sidecar
 from jaxsr.volume.geometry import resample, target_grid
 from jaxsr.volume.io import Volume, write_volume
+from jaxsr.weights.standard import SHIPPED, STANDARD
 
 HELD_OUT = 2
-METHOD = "sr3"
 SCANS = 2**21  # the purpose of the keys that the simulated scans come from
 
 
@@ -43,7 +42,8 @@ class Found(NamedTuple):
 
     held_out: Comparison
     template: Comparison
-    run: Path
+    method: str
+    model: Path
     seconds: float
 
 
@@ -52,11 +52,13 @@ def run_demo(
     say: Callable[[str], None],
     progress: Callable[[str, int | None], AbstractContextManager[tuple[Callable[..., None], Callable[[str], None]]]],
     *,
+    train: bool = False,
     overrides: Sequence[str] = (),
 ) -> Found:
     """Runs what is not done yet, under `out`.
 
     Args:
+      train: a small model first, and upscale with that.
       say: told what begins.
       progress: `progress(title, total)` gives, for as long as the context lasts, `advance(done, text, total)` and `note(sentence)`.
       overrides: of the demo's configuration.
@@ -65,13 +67,15 @@ def run_demo(
     with resources.as_file(resources.files("jaxsr") / "demo.yaml") as path:
         experiment = load_experiment(path, overrides)
 
-    say("1  training a small sr3 on synthetic anatomy")
-    with progress("training", experiment.train.steps) as (advance, note):
-        train(experiment, out / "run", report=lambda step, scalars: advance(step, f"loss {scalars['loss']:.4f}"), note=note)
+    method, source = ("sr3", out / "run") if train else (STANDARD.name, SHIPPED)
+    if train:
+        say("training a small sr3 on synthetic anatomy")
+        with progress("training", experiment.train.steps) as (advance, note):
+            run_training(experiment, source, report=lambda step, scalars: advance(step, f"loss {scalars['loss']:.4f}"), note=note)
 
     data = experiment.data
     acquisition = data.acquisition
-    say(f"2  simulating {acquisition.name} scans of heads it has never seen")
+    say(f"simulating {acquisition.name} scans of heads that the model has never seen")
     heads = AnatomySubjects(HELD_OUT, "test", voxel_size=data.voxel_size, acquisition=acquisition, seed=experiment.seed)
     truths: dict[Path, Callable[[], Volume]] = {
         out / "held_out" / "truth" / f"{name}.nii.gz": functools.partial(heads.truth, i) for i, name in enumerate(heads.ids)
@@ -80,10 +84,10 @@ def run_demo(
     for index, (path, truth_of) in enumerate(truths.items()):
         _simulate(path, truth_of, acquisition, jax.random.fold_in(jax.random.key(experiment.seed), SCANS + index))
 
-    model = load_model(out / "run", note=say)
+    model = load_model(source, note=say)
     engine = make_engine(model, batch_size=8)
     settings = Settings(data.voxel_size, model.method.default_request, picture=False)
-    say(f"3  upscaling to {data.voxel_size:g} mm, sampling steps a slice: {settings.request.steps}, three axes")
+    say(f"upscaling to {data.voxel_size:g} mm, sampling steps a slice: {settings.request.steps}, three axes")
     for path in truths:
         job = Job(_beside(path, "low"), _beside(path, "upscaled"))
         facts = read_sidecar(job.output)
@@ -91,16 +95,16 @@ def run_demo(
             with progress(path.name, None) as (advance, note):
                 upscale_file(engine, model, job, settings, progress=functools.partial(_slices, advance), note=note)
 
-    say("4  comparing with the truth")
-    held_out, template = (_compare(out / folder) for folder in ("held_out", "template"))
-    return Found(held_out, template, out / "run", time.monotonic() - started)
+    say("comparing with the truth")
+    held_out, template = (_compare(method, out / folder) for folder in ("held_out", "template"))
+    return Found(held_out, template, method, source, time.monotonic() - started)
 
 
-def gains(comparison: Comparison, region: str) -> dict[str, float]:
-    """By how much the model's mean beats the best interpolation's, in each of PSNR (dB) and SSIM."""
+def gains(comparison: Comparison, region: str, of: str) -> dict[str, float]:
+    """By how much the mean of the method `of` beats the best interpolation's, in each of PSNR (dB) and SSIM."""
     means = {(s.method, s.metric): s.mean for s in comparison.summary if s.region == region}
-    others = {metric: [v for (method, m), v in means.items() if m == metric and method != METHOD] for metric in ("psnr", "ssim")}
-    return {metric: means[METHOD, metric] - max(values) for metric, values in others.items()}
+    others = {metric: [v for (method, m), v in means.items() if m == metric and method != of] for metric in ("psnr", "ssim")}
+    return {metric: means[of, metric] - max(values) for metric, values in others.items()}
 
 
 def _template(voxel_size: float) -> Volume:
@@ -126,5 +130,5 @@ def _beside(truth: Path, folder: str) -> Path:
     return truth.parent.parent / folder / truth.name
 
 
-def _compare(folder: Path) -> Comparison:
-    return compare_files({METHOD: folder / "upscaled"}, folder / "truth", folder, low=folder / "low")
+def _compare(method: str, folder: Path) -> Comparison:
+    return compare_files({method: folder / "upscaled"}, folder / "truth", folder, low=folder / "low")

@@ -123,6 +123,19 @@ class DataConfig(Strict):
             raise ValueError(f"draws must be a multiple of window, got {self.draws} and {self.window}")
         return self
 
+    @property
+    def range_acquired(self) -> tuple[float, float] | None:
+        """mm, finest and coarsest voxel sides of the scans that a mixture simulates; None where there is none."""
+        sizes = [size for of in self.all_acquisitions for size in of.voxel_size]
+        ends = [end for size in sizes for end in (size if isinstance(size, tuple) else (size,))]
+        return (min(ends), max(ends)) if self.mixture else None
+
+    @property
+    def all_acquisitions(self) -> tuple[Acquisition, ...]:
+        """Each that low-resolution sides are simulated as, once."""
+        of_mixture = (of for source in self.mixture for of in source.acquisitions or self.acquisitions)
+        return tuple(dict.fromkeys(of_mixture)) if self.mixture else (self.acquisition,)
+
 
 Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
@@ -231,6 +244,7 @@ FREE_ON_RESUME = (
     "mesh.",
     "data.threads",
     "method.sampling_steps",
+    "method.sharp_steps",
     "method.weights.",  # their SHA-256 are compared instead
 )
 

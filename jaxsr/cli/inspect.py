@@ -19,6 +19,7 @@ from jaxsr.cli.options import (
 )
 from jaxsr.cli.output import open_console
 from jaxsr.cli.status import Exit
+from jaxsr.weights.standard import named_model
 
 
 def inspect(
@@ -51,7 +52,7 @@ def inspect(
     paths = [path for given in files for path in find_sources(given)[0]]
     if not paths:
         raise Exit(3, "no volumes to inspect (.nii, .nii.gz, .mgz, .mgh)")
-    target = to_mm or (_voxel_size_of(model) if model else None)
+    target = to_mm or (_voxel_size_of(named_model(model)) if model else None)
     reports = []
     for path in paths:
         report = job.inspect(path, to_mm=target, volume=volume, nan=nan)  # type: ignore[arg-type]

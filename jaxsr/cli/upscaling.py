@@ -25,10 +25,12 @@ from jaxsr.cli.options import (
 )
 from jaxsr.cli.output import open_console, progress
 from jaxsr.cli.status import Exit, status_of
+from jaxsr.weights.standard import STANDARD, named_model
 
 if TYPE_CHECKING:
     from jaxsr.physics.protocol import Acquisition
     from jaxsr.upscale.inputs import Job
+    from jaxsr.upscale.model import Recipe
 
 
 def upscale(
@@ -43,11 +45,17 @@ def upscale(
     ] = None,
     sessions: Annotated[list[str] | None, bare("--session-label", help="With --bids: these sessions only; repeatable, or 1,2.")] = None,
     suffixes: Annotated[str, typer.Option("--suffix", help="With --bids: which images, as in T1w or T1w,T2w.")] = "T1w",
-    model: Annotated[Path | None, bare("--model", "-m", help="A run directory, or a file made by `jaxsr export`.")] = None,
+    model: Annotated[
+        Path, typer.Option("--model", "-m", help="A run directory, a file made by `jaxsr export`, or standard, which comes with jaxsr.")
+    ] = STANDARD,
     to_mm: Annotated[float | None, bare(help="Voxel size of the output. [default: what the model was trained for]")] = None,
     from_mm: Annotated[
         str, bare("--from-mm", metavar="auto|MM|MM,MM,MM", help="For a student: what the scan resolves. auto is its voxel size.")
     ] = "auto",
+    mode: Annotated[
+        str | None,
+        bare(help="For the standard model: faithful, the middle of what is plausible, or sharp, a draw from it. [default: faithful]"),
+    ] = None,
     steps: Annotated[int | None, bare(min=1, help="Sampling steps. [default: the model's]")] = None,
     eta: Annotated[float | None, bare(min=0, max=1, help="0 deterministic … 1 ancestral. [default: the model's]")] = None,
     samples: Annotated[
@@ -119,9 +127,9 @@ def upscale(
 
     Examples:
 
-        jaxsr upscale -i scan.nii.gz -o scan_sr.nii.gz --model demo/run
+        jaxsr upscale -i scan.nii.gz -o scan_sr.nii.gz
 
-        jaxsr upscale -i scan.nii.gz -o scan_sr.nii.gz --model demo/run --samples 8 --consistency
+        jaxsr upscale -i scan.nii.gz -o scan_sr.nii.gz --to-mm 0.7 --mode sharp --samples 8
 
         jaxsr upscale -i scans/ -o upscaled/ --model runs/sr3 --to-mm 0.7 --steps 50 --device gpu
 
@@ -143,8 +151,11 @@ def upscale(
         raise typer.BadParameter("is for --gradient-map: name one, or leave it out", param_hint=option)
     _check_places(source, output, bids, participants, sessions)
     declared = _declared(acquisition, noise, consistency)
-    if model is None:
-        raise Exit(4, "no model named: pass --model RUN, a run directory made by `jaxsr demo` (demo/run) or `jaxsr train`")
+    model = named_model(model)
+    if mode is not None:
+        choice("--mode", mode, ("faithful", "sharp"))
+        if steps is not None:
+            raise typer.BadParameter("says what --steps would: leave out one or the other", param_hint="--mode")
 
     from jaxsr.files import shown
     from jaxsr.upscale.guides import check_guides, guides_of
@@ -215,6 +226,8 @@ def upscale(
         )
     if abs(target - trained) > 1e-6 and not multiscale:
         terminal.print(f"note: the model was trained for {trained:g} mm, not {target:g} mm")
+    if mode is not None:
+        steps = _steps_of(mode, recipe)
     request = default._replace(steps=steps or default.steps, eta=default.eta if eta is None else eta, to_mm=target)
     if experts is not None:
         alone = EXPERTS.index(experts) if experts in EXPERTS else None
@@ -275,6 +288,14 @@ def upscale(
             write_json(run_json, {"DryRun": dry_run, "Process": here.process, "Processes": here.processes, "Volumes": records})
     if failures:
         raise Exit(5 if all(record.get("Status") == 5 for record in records) else 1, failed(failures, len(todo)))
+
+
+def _steps_of(mode: str, recipe: "Recipe") -> int:
+    """Sampling steps of a mode."""
+    sharp = getattr(recipe.experiment.method, "sharp_steps", None)
+    if sharp is None:
+        raise typer.BadParameter("this model has no modes: say how many sampling steps by --steps", param_hint="--mode")
+    return sharp if mode == "sharp" else recipe.method.default_request.steps
 
 
 def _check_places(

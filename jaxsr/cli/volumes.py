@@ -23,6 +23,7 @@ from jaxsr.cli.options import (
 )
 from jaxsr.cli.output import open_console, print_table, progress
 from jaxsr.cli.status import Exit
+from jaxsr.weights.standard import named_model
 
 if TYPE_CHECKING:
     from jaxsr.evaluate.lpips_weights import LpipsWeights
@@ -68,7 +69,7 @@ def evaluate(
         bare("--protocol", help="A benchmark's file, e.g. configs/protocols/2mm-to-native.yaml: heads are degraded, upscaled, scored."),
     ] = None,
     models: Annotated[
-        list[str] | None, bare("--models", "--model", "-m", help="With --protocol: NAME=RUN or an exported file; repeatable.")
+        list[str] | None, bare("--models", "--model", "-m", help="With --protocol: NAME=RUN, an exported file, or standard; repeatable.")
     ] = None,
     batch_size: BatchSize = "auto",
     device: Device = "auto",
@@ -250,5 +251,5 @@ def _methods(texts: list[str], option: str) -> dict[str, Path]:
             name, path = "output" if option == "--input" else Path(text).stem, text
         if name in methods:
             raise typer.BadParameter(f"several of the name {name}: give each its own, as in sr3=a/ student=b/", param_hint=option)
-        methods[name] = Path(path)
+        methods[name] = named_model(Path(path)) if option == "--models" else Path(path)
     return methods

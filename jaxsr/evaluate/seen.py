@@ -2,7 +2,7 @@
 or started from, which were trained on heads of their own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from jaxsr.volume.errors import VolumeError
 from jaxsr.weights.file import WeightsError
 
 OWN = "model"  # how `trained_on` calls the run itself
+_RENDERED = "trained on heads rendered from label maps; whose they are is not known"
 _EXPORTED = "an exported model does not say what it was trained on"
 
 
@@ -87,12 +88,15 @@ def _parts(source: Path, experiment: Experiment, heads: Mapping[str, Path], sha2
 
 def _of_run(run: Path, experiment: Experiment, heads: Mapping[str, Path], sha256: Mapping[str, str]) -> _Found:
     data = experiment.data
+    if data.mixture:
+        found = _of_volumes(run, [source.volumes for source in data.mixture if source.volumes], heads, sha256)
+        return found._replace(why=found.why or _RENDERED) if any(source.labels for source in data.mixture) else found
     if data.manifest is not None:
         return _of_manifest(run, data.manifest, experiment, sha256)
     if data.volumes is not None:
-        return _of_volumes(run, data.volumes, heads, sha256)
+        return _of_volumes(run, [data.volumes], heads, sha256)
     if data.labels is not None:
-        return _Found({}, "trained on heads rendered from label maps; whose they are is not known")
+        return _Found({}, _RENDERED)
     return _Found({})  # the embedded anatomy, which is nobody's head
 
 
@@ -119,16 +123,18 @@ def _unnamed(manifest: Manifest, experiment: Experiment) -> str | None:
     return None
 
 
-def _of_volumes(run: Path, folder: Path, heads: Mapping[str, Path], sha256: Mapping[str, str]) -> _Found:
+def _of_volumes(run: Path, folders: Sequence[Path], heads: Mapping[str, Path], sha256: Mapping[str, str]) -> _Found:
     try:
         names = (run / VOLUMES).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return _Found({}, f"the run directory has no {VOLUMES}")
-    places = {(folder / name).resolve() for name in names}
-    there = {path: path.stat().st_size for path in places if path.is_file()}
+    names = [name for name in names if "#" not in name]  # those are people rendered from a label map
+    found = {name: [path for folder in folders if (path := (folder / name).resolve()).is_file()] for name in names}
+    places = {path for paths in found.values() for path in paths}
+    there = {path: path.stat().st_size for path in places}
     sizes = {heads[subject].stat().st_size for subject in sha256}  # only what is as long can be the same
     digests = {file_sha256(path) for path, size in there.items() if size in sizes}
     train = [subject for subject, digest in sha256.items() if heads[subject].resolve() in places or digest in digests]
-    gone = len(places) - len(there)
-    why = f"{gone} of {len(places)} training volumes are not where they were" if gone else None
+    gone = sum(not paths for paths in found.values())
+    why = f"{gone} of {len(found)} training volumes are not where they were" if gone else None
     return _Found(dict.fromkeys(train, "train"), why)

@@ -55,6 +55,7 @@ class Sr3Config(Strict):
       pixels: mm, finest and coarsest that the network is meant for (`jaxsr.upscale.plan`); null: those of the target, whatever they are.
       bound: x̂_0 is kept within ± this while sampling (1 is the published sampler); null leaves it free.
       sampling_steps, eta: the default of `upscale`; 2000 and 1 are the published sampler.
+      sharp_steps: sampling steps of `upscale --mode sharp`; null: there are no modes.
     """
 
     kind: Literal["sr3"] = "sr3"
@@ -68,13 +69,16 @@ class Sr3Config(Strict):
     pixels: tuple[float, float] | None = None
     bound: float | None = Field(1.5, gt=0)
     sampling_steps: int = 100
-    eta: float = 1.0
+    sharp_steps: int | None = None
+    eta: float = Field(1.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _samples(self) -> "Sr3Config":
         check_sampling(self.schedule, self.prediction, sampling_steps=self.sampling_steps)
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must be 0…1, got {self.eta}")
+        if self.sharp_steps:
+            check_sampling(self.schedule, self.prediction, sharp_steps=self.sharp_steps)
+        if self.pixels and not 0 < self.pixels[0] <= self.pixels[1]:
+            raise ValueError(f"pixels are the finest and the coarsest, above 0, got {list(self.pixels)}")
         return self
 
     @property

@@ -16,7 +16,7 @@ import numpy as np
 
 import jaxsr
 from jaxsr.config import to_dict
-from jaxsr.experiment import Experiment
+from jaxsr.experiment import DataConfig, Experiment, SourceConfig
 from jaxsr.files import FileError, shown
 from jaxsr.upscale.model import Model
 from jaxsr.weights.file import SUFFIX, digest, write_arrays
@@ -40,7 +40,7 @@ def export_model(model: Model, path: Path, dtype: Stored = "float32", before: Ma
       FileError: where it cannot be written, as `check_name`, and for weights that are not finite, or not in `dtype`.
     """
     check_name(path)
-    nameless: dict[str, Any] = {"data": model.experiment.data.model_copy(update={"volumes": None, "labels": None, "manifest": None})}
+    nameless: dict[str, Any] = {"data": _nameless(model.experiment.data)}
     if weights := getattr(model.experiment.method, "weights", None):
         nameless["method"] = model.experiment.method.model_copy(update={"weights": type(weights)()})
     stored = jax.tree.map(lambda leaf: _cast(leaf, dtype, path), model.variables)
@@ -72,6 +72,10 @@ def model_card(model: Model, about: Mapping[str, str], sha256: str) -> str:
     finest, coarsest = getattr(method, "between_mm", (data.voxel_size, None))
     made = f"anything from {coarsest:g} mm to {finest:g} mm, in {method.stages.count} stages" if coarsest else f"{finest:g} mm"  # type: ignore[union-attr]
     scans = f"{' × '.join(f'{mm:.3g}' for mm in data.acquired)} mm" if data.acquired else data.acquisition.name
+    if data.range_acquired:
+        scans = "{:g} to {:g} mm".format(*data.range_acquired)
+    if between := getattr(method, "pixels", None):
+        made = f"anything down to {between[0]:g} mm"
     request = model.method.default_request
     each = " a stage" if coarsest else ""
     steps = f"{request.steps} sampling step{'s' if request.steps > 1 else ''}{each}, η = {request.eta:g}"
@@ -105,13 +109,26 @@ def _networks(model: Model) -> dict[str, Any]:
     return {"trained": model.variables["params"], **{name.replace("_", " "): tree for name, tree in model.variables["frozen"].items()}}
 
 
+def _nameless(data: DataConfig) -> DataConfig:
+    """Without its paths. A mixture's sources stay, so that it is told what scans were like: as if of the embedded anatomy."""
+    paths: dict[str, Any] = {"volumes": None, "labels": None}
+    mixture = tuple(source.model_copy(update={**paths, "native": False}) for source in data.mixture)
+    return data.model_copy(update={**paths, "manifest": None, "mixture": mixture})
+
+
 def _trained_on(experiment: Experiment) -> str:
     data = experiment.data
+    if data.mixture:
+        return " and ".join(dict.fromkeys(_of_source(source) for source in data.mixture))
     if data.manifest is not None:
         return "a prepared set"
-    if data.labels is not None:
+    return _of_source(data)
+
+
+def _of_source(of: DataConfig | SourceConfig) -> str:
+    if of.labels is not None:
         return "synthetic heads rendered from label maps"
-    return "a folder of volumes" if data.volumes is not None else "synthetic heads rendered from tissue averages"
+    return "a folder of volumes" if of.volumes is not None else "synthetic heads rendered from tissue averages"
 
 
 def _cast(leaf: Any, dtype: Stored, path: Path) -> np.ndarray:

@@ -119,7 +119,7 @@ def read_source(path: Path, settings: Settings, note: Callable[[str], None] = la
 def training_scans(experiment: Experiment, volume: Volume) -> tuple[float, float, float]:
     """Voxel size in mm of the scans that a model learnt from: that of the acquisition, or of the heads where they were coarser; of a model
     that learnt from a range of sizes, those nearest to `volume`."""
-    if between := getattr(experiment.method, "between_mm", None):
+    if between := getattr(experiment.method, "between_mm", None) or experiment.data.range_acquired:
         x, y, z = np.clip(volume.voxel_size, *between).tolist()
         return x, y, z
     if experiment.data.acquired:
@@ -136,6 +136,8 @@ def declared_acquisition(experiment: Experiment, named: Acquisition | None = Non
     """
     if named is None and experiment.data.acquired:
         raise ModelError("the model was trained on a prepared set, which does not say how scans are acquired: give --acquisition NAME")
+    if named is None and experiment.data.mixture:
+        raise ModelError("the model was trained on scans that were acquired in several ways, and not told which: give --acquisition NAME")
     return Consistency(named or experiment.data.acquisition, sigma)
 
 

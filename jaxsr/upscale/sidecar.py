@@ -17,6 +17,7 @@ from jaxsr.upscale.inputs import Job
 from jaxsr.volume.io import VolumeError
 
 if TYPE_CHECKING:  # they need JAX, and where a sidecar lies must be known before it is imported
+    from jaxsr.experiment import DataConfig
     from jaxsr.methods.base import Method, Request
     from jaxsr.upscale.engine import Upscaled
     from jaxsr.upscale.model import Model
@@ -164,6 +165,11 @@ def _resolved(path: Path) -> Path:
         return path.absolute()
 
 
+def _names(data: "DataConfig") -> str:
+    """Of the acquisitions that scans were simulated as."""
+    return ", ".join(dict.fromkeys(acquisition.name for acquisition in data.all_acquisitions))
+
+
 def describe(model: "Model", job: Job, result: "Upscaled", request: "Request", **settings: Any) -> dict[str, Any]:
     """BIDS-derivatives keys where BIDS has them, ours under `JaxSR`."""
     import jax
@@ -180,7 +186,7 @@ def describe(model: "Model", job: Job, result: "Upscaled", request: "Request", *
             "WeightsSHA256": model.sha256,
             **({"Frozen": dict(model.frozen)} if model.frozen else {}),
             "TrainedVoxelSize": model.experiment.data.voxel_size,
-            "TrainedAcquisition": _millimetres(model.experiment.data.acquired) or model.experiment.data.acquisition.name,
+            "TrainedAcquisition": _millimetres(model.experiment.data.acquired) or _names(model.experiment.data),
             "SamplingSteps": request.steps,
             "Eta": request.eta,
             **_routing(model.method, request),

@@ -190,3 +190,37 @@ def test_a_small_network_overfits_one_batch():
 def test_wrong_settings_are_refused_by_name(wrong, message):
     with pytest.raises(ConfigError, match=message):
         from_dict(wrong, Sr3Config)
+
+
+# ------------------------------------------------------------------------------------------------ slabs, and one step
+
+
+def slab(n=4, context=2):
+    return batch(n)._replace(beside=jax.random.normal(jax.random.key(5), (n, SIDE, SIDE, 2 * context)))
+
+
+def test_with_context_the_network_sees_the_slices_beside_its_own():
+    method = recipe(prediction="x0", context=2)
+    variables = weights(method)
+    one, request = slab(), Request(steps=1)
+    seen = method.upscale(variables, one.condition, keys_of(4), request).image
+    other = method.upscale(variables, one._replace(beside=one.beside.at[..., 3].add(0.5)).condition, keys_of(4), request).image
+    assert np.abs(seen - other).max() > 1e-3
+    stem = nn.meta.unbox(jax.eval_shape(method.init, jax.random.key(0), one))["params"]["stem"]["kernel"]
+    assert stem.shape[2] == 6  # x_t, the slice, and four beside it
+
+
+@pytest.mark.parametrize("terminal", [0.0, 0.5, 1.0])
+def test_so_many_slices_are_trained_where_one_step_starts(terminal):
+    method = recipe(terminal=terminal)
+    times = np.asarray(jax.vmap(method._time)(jax.random.split(jax.random.key(0), 4000)))
+    assert times.min() >= 1
+    np.testing.assert_allclose((times == method.schedule.steps).mean(), terminal, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    "settings, message", [({"pixels": [1.2, 0.7]}, "finest and the coarsest"), ({"sharp_steps": 5000}, "sharp_steps must be")]
+)
+def test_pixels_and_modes_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict({"kind": "sr3", **settings}, Sr3Config)

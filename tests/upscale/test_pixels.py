@@ -1,0 +1,98 @@
+"""Laws of methods that are shown slabs, and of those that work on a range of pixels."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxsr.data.pairs import beside
+from jaxsr.methods.base import Request, UpscaleOutput
+from jaxsr.runtime.mesh import make_mesh
+from jaxsr.upscale.engine import Engine
+from jaxsr.upscale.plan import NothingToDo, make_plan, working_grid
+from jaxsr.volume.geometry import Grid, target_grid
+from jaxsr.volume.io import Volume
+from jaxsr.volume.slices import AXES, take_slices
+
+ONE_STEP = Request(steps=1)
+
+
+class Identity:
+    """Changes nothing, on pixels of 0.7 to 1.2 mm."""
+
+    multiple = 8
+    default_request = ONE_STEP
+    most_steps = 1
+    pixel_range = (0.7, 1.2)
+
+    def upscale(self, variables, condition, keys, request):
+        return UpscaleOutput(condition.low, {})
+
+
+class Looks:
+    """Gives the slice that lies `step` further on, as it sees it beside its own."""
+
+    multiple = 8
+    default_request = ONE_STEP
+    most_steps = 1
+    context = 2
+
+    def __init__(self, channel):
+        self.channel = channel
+
+    def upscale(self, variables, condition, keys, request):
+        return UpscaleOutput(condition.beside[..., self.channel, None], {})
+
+
+def grid(shape, *sizes):
+    return Grid(shape, np.diag([*map(float, sizes), 1.0]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("channel", range(4))
+def test_in_upscaling_a_slice_has_the_neighbours_that_it_has_in_training(channel, axis, batch_size):
+    data = np.random.default_rng(0).normal(size=(17, 21, 19)).astype(np.float32)
+    found, _ = Engine(Looks(channel), {}, make_mesh(), batch_size=batch_size).fuse(data, {axis: ONE_STEP}, jax.random.key(0))
+    expected = np.stack([beside(data, AXES[axis], i, 2)[..., channel] for i in range(data.shape[AXES[axis]])])
+    np.testing.assert_array_equal(take_slices(found, axis), expected)
+
+
+@pytest.mark.parametrize(
+    "scan, target, work",
+    [
+        ((2, 2, 2), (1, 1, 1), (1, 1, 1)),
+        ((2, 2, 2), (0.43, 0.43, 2.46), (0.7, 0.7, 2.46)),  # what is not made finer keeps its voxels
+        ((1, 1, 5), (1, 1, 1), (1, 1, 1)),
+        ((2, 2, 2), (0.5, 0.5, 1), (0.7, 0.7, 1)),
+        ((1, 1, 5), (0.98, 0.98, 0.5), (0.98, 0.98, 0.7)),
+        ((3, 3, 3), (1.5, 1.5, 1.5), (1.5, 1.5, 1.5)),
+    ],
+)
+def test_it_works_on_the_targets_voxels_but_no_finer_than_it_may(scan, target, work):
+    found = working_grid(grid((40, 40, 40), *target), tuple(map(float, scan)), (0.7, 1.2))
+    np.testing.assert_allclose(found.voxel_size, work, rtol=1e-6)
+
+
+def test_a_scan_as_fine_as_the_target_leaves_nothing_to_do():
+    with pytest.raises(NothingToDo, match=r"already at the target resolution: 1 × 1 × 1 mm.*--to-mm"):
+        make_plan(Identity(), grid((32, 32, 32), 1, 1, 1), 1.0, tuple(AXES))
+
+
+def test_slices_of_pixels_far_from_square_do_not_serve_and_that_is_told():
+    plan = make_plan(Identity(), grid((40, 40, 30), 2, 2, 2.46), grid((160, 160, 30), 0.5, 0.5, 2.46), tuple(AXES))
+    assert plan.axes == ("axial",)
+    assert plan.left_out == ("sagittal slices have pixels that are far from square", "coronal slices have pixels that are far from square")
+    assert make_plan(Identity(), grid((40, 40, 20), 1, 1, 5), 1.0, tuple(AXES)).axes == tuple(AXES)
+
+
+def test_what_is_finer_than_its_pixels_is_resampled_from_them():
+    """A smooth head comes out as interpolation has it, on the target's own grid."""
+    points = np.stack(np.meshgrid(*[np.linspace(-1, 1, 24)] * 3, indexing="ij"))
+    head = Volume((500 * np.exp(-3 * (points**2).sum(0))).astype(np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
+    target = target_grid(head.grid, (0.5, 0.5, 2.0))
+    result = Engine(Identity(), {}, make_mesh(), batch_size=8).upscale(head, ONE_STEP, to_mm=target)
+    assert result.volume.data.shape == target.shape
+    np.testing.assert_allclose(result.plan.work.voxel_size, (0.7, 0.7, 2.0))
+    whole = 500 * np.exp(-3 * sum(x**2 for x in np.meshgrid(*[(np.arange(n) + 0.5) * v / 24 - 1 for n, v in zip(target.shape, (0.5, 0.5, 2), strict=True)], indexing="ij")))  # fmt: skip
+    inner = (slice(12, -12), slice(12, -12), slice(3, -3))
+    assert np.abs(result.volume.data - whole)[inner].max() < 40  # the ball's flank rises by 30 a voxel
