@@ -93,6 +93,7 @@ def test_what_is_finer_than_its_pixels_is_resampled_from_them():
     result = Engine(Identity(), {}, make_mesh(), batch_size=8).upscale(head, ONE_STEP, to_mm=target)
     assert result.volume.data.shape == target.shape
     np.testing.assert_allclose(result.plan.work.voxel_size, (0.7, 0.7, 2.0))
-    whole = 500 * np.exp(-3 * sum(x**2 for x in np.meshgrid(*[(np.arange(n) + 0.5) * v / 24 - 1 for n, v in zip(target.shape, (0.5, 0.5, 2), strict=True)], indexing="ij")))  # fmt: skip
+    rows, columns, depths = ((np.arange(n) + 0.5) * mm / 24 - 1 for n, mm in zip(target.shape, target.voxel_size, strict=True))
+    whole = 500 * np.exp(-3 * (rows[:, None, None] ** 2 + columns[:, None] ** 2 + depths**2))
     inner = (slice(12, -12), slice(12, -12), slice(3, -3))
     assert np.abs(result.volume.data - whole)[inner].max() < 40  # the ball's flank rises by 30 a voxel
