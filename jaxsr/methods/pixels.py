@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from jaxsr.config import Strict
 from jaxsr.diffusion.process import Prediction
@@ -27,7 +27,7 @@ class PixelNetworkConfig(Strict):
     multipliers: tuple[int, ...] = (1, 2, 4, 8, 8)
     blocks: int = 2
     attention_at: tuple[int, ...] = (8,)
-    groups: int = 32
+    groups: int | None = Field(32, ge=1)
     middle_attention: bool = True
     patch: int = 1
     remat: bool = False
@@ -36,8 +36,10 @@ class PixelNetworkConfig(Strict):
     def _norms_divide(self) -> "PixelNetworkConfig":
         if self.width < 1 or self.blocks < 1 or not self.multipliers or min(self.multipliers) < 1:
             raise ValueError("width, blocks and every multiplier must be at least 1")
-        if self.width % self.groups or self.width % 2:
+        if self.width % (self.groups or 1) or self.width % 2:
             raise ValueError(f"width must be even and a multiple of groups, got width {self.width} and groups {self.groups}")
+        if self.groups is None and (self.attention_at or self.middle_attention):
+            raise ValueError("attention normalises what it sees: without groups, set attention_at: [] and middle_attention: false")
         levels = {2**i for i in range(len(self.multipliers))}
         if not set(self.attention_at) <= levels:
             raise ValueError(

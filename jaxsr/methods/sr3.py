@@ -38,6 +38,9 @@ from jaxsr.methods.pixels import PixelNetworkConfig, Pixels
 from jaxsr.models.sr3 import Sr3UNet
 
 
+EASY = 0.05  # of the variance of a residual that `residual_std` stands for: slices that lack less than that hardly count
+
+
 class Sr3NetworkConfig(PixelNetworkConfig):
     """The published network for one channel, 97,804,033 parameters, if nothing is said."""
 
@@ -50,7 +53,11 @@ class Sr3Config(Strict):
     Attributes:
       residual_std: null diffuses the target (published); a number s diffuses (target − condition) / s.
       loss: 'l1' (published) or 'l2', averaged over pixels, on what `prediction` names.
+      relative: a slice's loss is divided by the mean square of its x_0, plus `EASY`: what counts is the share of a residual that is left,
+        as decibels count it, so that slices that lack little count as much as those that lack more. Of a residual only.
       context: slices of the low-resolution volume on either side that the network is shown beside the one that it upscales; 0: published.
+      shrink: the network is shown √ᾱ x_t, what x_t says of x_0 by itself if that is of unit variance, in place of x_t: from pure noise it then
+        sees the condition alone.
       terminal: share of the training slices that are seen at t = T, from where one sampling step goes all the way; the others at any t.
       pixels: mm, finest and coarsest that the network is meant for (`jaxsr.upscale.plan`); null: those of the target, whatever they are.
       bound: x̂_0 is kept within ± this while sampling (1 is the published sampler); null leaves it free.
@@ -63,8 +70,10 @@ class Sr3Config(Strict):
     schedule: ScheduleConfig = ScheduleConfig()
     prediction: Prediction = "eps"
     loss: Literal["l1", "l2"] = "l1"
+    relative: bool = False
     residual_std: float | None = Field(None, gt=0)
     context: int = Field(0, ge=0, le=8)
+    shrink: bool = False
     terminal: float = Field(0.0, ge=0, le=1)
     pixels: tuple[float, float] | None = None
     bound: float | None = Field(1.5, gt=0)
@@ -75,6 +84,8 @@ class Sr3Config(Strict):
     @model_validator(mode="after")
     def _samples(self) -> "Sr3Config":
         check_sampling(self.schedule, self.prediction, sampling_steps=self.sampling_steps)
+        if self.relative and not (self.residual_std and self.loss == "l2"):
+            raise ValueError("relative is of the squares of a residual: give residual_std and loss l2, or leave it out")
         if self.sharp_steps:
             check_sampling(self.schedule, self.prediction, sharp_steps=self.sharp_steps)
         if self.pixels and not 0 < self.pixels[0] <= self.pixels[1]:
@@ -115,6 +126,8 @@ class Sr3:
         noise = draw_noise(draw["noise"], 0, x0.shape[1:])
         output = self._denoise(variables, self._shown(batch.condition), add_noise(x0, noise, level), level, dropout=draw["dropout"])
         errors = ERRORS[self.config.loss](output, target(self.config.prediction, x0, noise, level))
+        if self.config.relative:
+            errors = errors / (jnp.mean(jnp.square(x0), axis=(1, 2, 3)) + EASY)
         return LossOutput(errors.mean(), {}, variables["stats"])
 
     def upscale(self, variables: Variables, condition: Condition, keys: Array, request: Request) -> UpscaleOutput:
@@ -153,6 +166,8 @@ class Sr3:
     def _denoise(self, variables: Variables, low: Array, x_t: Array, level: Level, dropout: Array | None = None) -> Array:
         """What the network says of `x_t`; with `dropout` (keys `[B]`, training) each slice has masks of its own."""
         params = {"params": variables["params"]}
+        if self.config.shrink:
+            x_t = x_t * level.signal[:, None, None, None]
         if dropout is None or not self.config.network.dropout:
             return jnp.asarray(self.network.apply(params, x_t, low, level.signal))
 

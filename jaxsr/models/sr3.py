@@ -35,7 +35,7 @@ class Sr3UNet(nn.Module):
       multipliers: of the width, one a level.
       blocks: residual blocks a level on the way down (one more on the way up).
       attention_at: downsampling factors of the levels with self-attention.
-      groups: of every normalisation.
+      groups: of every normalisation; None: there is none.
       dropout: in the residual blocks, when training.
       middle_attention: whether the middle has self-attention, as published.
       patch: the network sees blocks of `patch` × `patch` pixels as channels (and answers in them); 1 is published. At 2 a network of the
@@ -49,7 +49,7 @@ class Sr3UNet(nn.Module):
     multipliers: tuple[int, ...] = (1, 2, 4, 8, 8)
     blocks: int = 2
     attention_at: tuple[int, ...] = (8,)
-    groups: int = 32
+    groups: int | None = 32
     dropout: float = 0.0
     middle_attention: bool = True
     patch: int = 1
@@ -97,6 +97,6 @@ class Sr3UNet(nn.Module):
             if level:
                 x = Upsample(self.dtype, name=f"up{level}_double")(x)
 
-        x = nn.swish(GroupNorm(self.groups, dtype=self.dtype, name="norm")(x))
+        x = nn.swish(GroupNorm(self.groups, dtype=self.dtype, name="norm")(x) if self.groups else x)
         x = conv(self.channels * self.patch**2, dtype=jnp.float32, zero=True, name="out")(x.astype(jnp.float32))
         return depth_to_space(x, self.patch)

@@ -3,6 +3,9 @@
 h = conv(swish(norm(x))) + W e        e: embedding of the noise level; an autoencoder has none
 y = conv(dropout(swish(norm(h)))) + skip(x)
 
+Without groups there is no norm, and y starts as skip(x): what a network that is to give small corrections of an image learns much faster with,
+as norms hide how bright and how uneven a place is [Lim et al. 2017, §3.1].
+
 With `film` the embedding scales and shifts what the second convolution sees, FiLM(norm(h), e), and is not added to h
 [Dhariwal & Nichol 2021, §3.1: adaptive group normalisation].
 """
@@ -24,7 +27,7 @@ class ResnetBlock(nn.Module):
 
     Attributes:
       features: output channels; a 1×1 convolution brings the skip to them where the input has others.
-      groups: of both normalisations; must divide input and output channels.
+      groups: of both normalisations; must divide input and output channels; None: no normalisation.
       dropout: before the second convolution.
       epsilon: of both normalisations.
       film: the embedding scales and shifts the second normalisation's output, in place of being added to its input.
@@ -32,7 +35,7 @@ class ResnetBlock(nn.Module):
     """
 
     features: int
-    groups: int = 32
+    groups: int | None = 32
     dropout: float = 0.0
     dtype: Any = None
     epsilon: float = 1e-5
@@ -41,15 +44,21 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array | None = None, train: bool = False) -> Array:
-        h = nn.swish(GroupNorm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="norm1")(x))
+        def norm(x: Array, name: str) -> Array:
+            if self.groups is None:
+                return x
+            return jnp.asarray(GroupNorm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name=name)(x))
+
+        h = nn.swish(norm(x, "norm1"))
         h = self.convolution(self.features, dtype=self.dtype, name="conv1")(h)
         if embedding is not None and not self.film:
             h += dense(self.features, dtype=self.dtype, name="embedding")(embedding)[:, None, None, :]
-        h = GroupNorm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="norm2")(h)
+        h = norm(h, "norm2")
         if embedding is not None and self.film:
             h = Film(self.dtype, name="film")(h, embedding)
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.swish(h))
-        h = self.convolution(self.features, dtype=self.dtype, name="conv2")(h)
+        still = {"zero": True} if self.groups is None else {}
+        h = self.convolution(self.features, dtype=self.dtype, name="conv2", **still)(h)
         skip = x if x.shape[-1] == self.features else self.convolution(self.features, 1, dtype=self.dtype, name="skip")(x)
         return h + skip
 
