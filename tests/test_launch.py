@@ -315,3 +315,33 @@ def test_the_student_s_experiments_know_their_parts(words, settings, stub, tmp_p
         [LAUNCH / "students.sh", *words], capture_output=True, text=True, env={**stub("exit 1"), **settings}, cwd=tmp_path
     )
     assert (done.returncode, "PART" in done.stderr, (tmp_path / "out").exists()) == (2, True, False)
+
+
+@pytest.mark.parametrize("words", [[], ["heads"], ["heads", "out", "nothing"]])
+def test_the_shipped_model_s_script_knows_its_parts(words, stub, tmp_path):
+    done = subprocess.run([LAUNCH / "standard.sh", *words], capture_output=True, text=True, env=stub("exit 1"), cwd=tmp_path)
+    assert (done.returncode, "PART" in done.stderr, (tmp_path / "out").exists()) == (2, True, False)
+
+
+def test_nobody_is_trained_on_and_held_out_and_a_head_that_is_not_there_is_named(stub, tmp_path):
+    """A person is known by the name that split gives to each of their contrasts."""
+    script = (LAUNCH / "standard.sh").read_text()
+    files = {line.split()[-1] for line in script.splitlines() if line.strip().startswith("place ")}
+    for name in files:
+        for contrast in ("T1", "T2", "FLAIR"):
+            path = tmp_path / "heads" / name.strip('"').replace("${contrast}", contrast)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+    def run():
+        words = [LAUNCH / "standard.sh", "heads", "out", "split"]
+        return subprocess.run(words, capture_output=True, text=True, env=stub(""), cwd=tmp_path)
+
+    assert run().returncode == 0
+    who = {side: {path.name.split("_")[0] for path in (tmp_path / "out" / side).rglob("sub-*")} for side in ("heads", "held_out")}
+    assert who["held_out"] == {"sub-fnndsc", "sub-clinical", "sub-freesurfer", "sub-openms19"}
+    assert who["heads"] == {"sub-pysynthsr", "sub-uih", "sub-openms07", "sub-openmslong12"}
+    (tmp_path / "heads" / "uih_t1" / "T1w_0p5mm_defaced.nii.gz").unlink()
+    done = run()
+    assert done.returncode == 2
+    assert "uih_t1/T1w_0p5mm_defaced.nii.gz is not there" in done.stderr

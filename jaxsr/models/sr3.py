@@ -74,7 +74,11 @@ class Sr3UNet(nn.Module):
         def block(x: Array, level: int, name: str, attention: bool) -> Array:
             features = self.width * self.multipliers[level]
             x = jnp.asarray(resnet(features, self.groups, self.dropout, self.dtype, name=name)(x, embedding, train))
-            return jnp.asarray(attend(groups=self.groups, dtype=self.dtype, name=f"{name}_attention")(x)) if attention else x
+            if not attention:
+                return x
+            if self.groups is None:
+                raise ValueError("attention normalises what it sees: give groups, or no attention")
+            return jnp.asarray(attend(groups=self.groups, dtype=self.dtype, name=f"{name}_attention")(x))
 
         x = space_to_depth(jnp.concatenate([condition, x_t], axis=-1).astype(self.dtype), self.patch)
         x = conv(self.width, dtype=self.dtype, name="stem")(x)

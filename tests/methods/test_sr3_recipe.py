@@ -11,7 +11,8 @@ from jaxsr.config import ConfigError, from_dict
 from jaxsr.diffusion.process import target
 from jaxsr.diffusion.schedule import Level
 from jaxsr.methods.base import Batch, Condition, Request
-from jaxsr.methods.sr3 import Sr3, Sr3Config
+from jaxsr.methods.sr3 import EASY, Sr3, Sr3Config
+from jaxsr.nn.resnet import ResnetBlock
 
 NETWORK = {"width": 8, "multipliers": (1,), "blocks": 1, "attention_at": (), "groups": 4, "dropout": 0.0, "middle_attention": False}
 SIDE = 8
@@ -224,3 +225,61 @@ def test_so_many_slices_are_trained_where_one_step_starts(terminal):
 def test_pixels_and_modes_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         from_dict({"kind": "sr3", **settings}, Sr3Config)
+
+
+# ------------------------------------------------------------------------------------------------ what small residuals are learnt with
+
+
+def test_shrunk_the_network_sees_what_x_t_says_of_x_0_by_itself():
+    """E(x_0 | x_t) = √ᾱ x_t where x_0 has unit variance: the slope of the regression of x_0 on x_t. From pure noise that is nothing."""
+    method = recipe(prediction="x0", shrink=True, schedule=COARSE)
+    seen = []
+
+    class Looks:
+        @staticmethod
+        def apply(variables, x_t, low, signal, **_):
+            seen.append((x_t, signal))
+            return x_t
+
+    method.network = Looks()
+    x0, noise = jax.random.normal(jax.random.key(0), (2, 1, 200, 200, 1))
+    for signal in (0.9, 0.5, 0.01):
+        level = Level(jnp.array([signal]), jnp.sqrt(1 - jnp.array([signal]) ** 2), jnp.array([signal]))
+        x_t = signal * x0 + np.sqrt(1 - signal**2) * noise
+        method._denoise({"params": {}}, x0, x_t, level)
+        slope = float((x0 * x_t).mean() / (x_t**2).mean())
+        np.testing.assert_allclose(seen[-1][0], signal * x_t, rtol=1e-6)
+        assert abs(slope - signal) < 0.02
+
+
+def test_relative_errors_are_shares_of_what_a_slice_lacks():
+    """Twice the residual, and a network that misses twice as much: the same loss, but for what `EASY` adds."""
+    method = recipe(prediction="x0", residual_std=0.1, loss="l2", relative=True, shrink=True)
+    method.network = type("Half", (), {"apply": staticmethod(lambda variables, x_t, low, signal, **_: jnp.zeros_like(x_t))})()
+    one = batch()
+    twice = one._replace(high=one.low + 2 * (one.high - one.low))
+    losses = [float(method.loss({"params": {}, "stats": {}}, of, keys_of(4), jnp.int32(0)).loss) for of in (one, twice)]
+    powers = [np.square((of.high - of.low) / 0.1).mean((1, 2, 3)) for of in (one, twice)]
+    np.testing.assert_allclose(losses, [(power / (power + EASY)).mean() for power in powers], rtol=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+@pytest.mark.parametrize("settings", [{"loss": "l2"}, {"residual_std": 0.1}])
+def test_relative_is_of_squares_of_a_residual_alone(settings):
+    with pytest.raises(ConfigError, match="relative is of the squares of a residual"):
+        from_dict({"kind": "sr3", "relative": True, **settings}, Sr3Config)
+
+
+def test_attention_without_norms_is_refused():
+    with pytest.raises(ConfigError, match="attention normalises what it sees"):
+        from_dict({"kind": "sr3", "network": {"groups": None}}, Sr3Config)
+
+
+def test_without_norms_a_block_starts_as_its_skip():
+    block = ResnetBlock(8, groups=None)
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 8))
+    variables = block.init(jax.random.key(1), x, jnp.ones((2, 4)))
+    np.testing.assert_array_equal(block.apply(variables, x, jnp.ones((2, 4))), x)
+    assert set(nn.meta.unbox(variables)["params"]) == {"conv1", "embedding", "conv2"}
+    gradient = jax.grad(lambda v: (block.apply(v, x, jnp.ones((2, 4))) ** 2).sum())(variables)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(nn.meta.unbox(gradient)["params"]["conv2"]))

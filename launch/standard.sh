@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# The model that ships with jaxsr, from nothing: who is trained on and who is held out, the run, the exported file, the tables of its card.
+#   launch/standard.sh HEADS OUT [PART …]
+# HEADS is a folder with the public heads that docs/standard.md names, each in a folder of its own. Parts, all if none is named, each of which goes
+# on where it was stopped:
+#   split      OUT/heads/isotropic and OUT/heads/slices: trained on. OUT/held_out: never trained on, nor anything chosen by. OUT/labels
+#   train      configs/standard.yaml, OUT/run
+#   export     OUT/standard.safetensors, float16
+#   evaluate   OUT/evaluation/…: held-out heads degraded to 1.5T, 3T and thick slices, and brought back to their own voxels
+#   lesions    OUT/lesions.json: what becomes of lesions, docs/measure_lesions.py
+# Settings: PYTHON=python3.
+set -euo pipefail
+known="split train export evaluate lesions"
+usage() { sed -n '2,13s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+[[ $# -ge 2 && $1 != -* ]] || usage
+heads=$1 out=$2
+shift 2
+read -ra parts <<<"${*:-$known}"
+for part in "${parts[@]}"; do [[ " $known " == *" $part "* ]] || usage; done
+given=$(cd "$heads" && pwd)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+mkdir -p "$out"
+cd "$out"
+python() { PYTHONPATH=$root command "${PYTHON:-python3}" "$@"; } # also where that is called python
+jaxsr() { echo "+ jaxsr $*" >&2; python -m jaxsr "$@"; }
+# place FOLDER NAME FILE: a head, under a name that says whose it is.
+place() {
+  [[ -f $given/$3 ]] || { echo "$given/$3 is not there: docs/standard.md says where it comes from" >&2; exit 2; }
+  mkdir -p "$1"
+  ln -sfn "$given/$3" "$1/$2"
+}
+
+# The split, fixed before anything was trained: a person is on one side with all contrasts. Who is added later is added to one of the two.
+split() {
+  place heads/isotropic sub-pysynthsr_FLAIR.nii.gz py_synthsr/FLAIR_1mm_defaced.nii.gz
+  place heads/isotropic sub-uih_T1w.nii.gz uih_t1/T1w_0p5mm_defaced.nii.gz
+  for contrast in T1 T2 FLAIR; do
+    place heads/isotropic "sub-openms07_$contrast.nii.gz" "open_ms_patient07/${contrast}_brain_MNI1mm.nii.gz"
+    place held_out "sub-openms19_$contrast.nii.gz" "open_ms_patient19/${contrast}_brain_MNI1mm.nii.gz"
+  done
+  place heads/slices sub-openmslong12_T1.nii.gz open_ms_long_patient12/study1_T1W.nii.gz
+  place heads/slices sub-openmslong12_T2.nii.gz open_ms_long_patient12/study1_T2W.nii.gz
+  place heads/slices sub-openmslong12_FLAIR.nii.gz open_ms_long_patient12/study1_FLAIR.nii.gz
+  place held_out sub-fnndsc_T1w.nii.gz fnndsc_adult/T1w_MEMPRAGE_defaced.nii.gz
+  place held_out sub-fnndsc_T2w.nii.gz fnndsc_adult/T2w_FSE_axial_thick_defaced.nii.gz
+  place held_out sub-clinical_T2w.nii clinical_toolbox/T2_1mm.nii
+  place held_out sub-freesurfer_T1w.mgz freesurferformats/brain.mgz
+  ln -sfn "$given/synthseg_labels" labels
+}
+
+run() {
+  case $1 in
+    split) split ;;
+    train) jaxsr train "$root/configs/standard.yaml" --run-dir run ;;
+    export) jaxsr export run standard.safetensors --dtype float16 --overwrite ;;
+    evaluate)
+      for protocol in 2mm 3T thick-slice; do
+        jaxsr evaluate --protocol "$root/configs/protocols/$protocol-to-native.yaml" -r held_out --models standard=standard.safetensors \
+          -o "evaluation/$protocol" --report
+      done
+      ;;
+    lesions) python "$root/docs/measure_lesions.py" standard.safetensors labels lesions.json ;;
+  esac
+}
+for part in "${parts[@]}"; do run "$part"; done
