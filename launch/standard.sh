@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The model that ships with jaxsr, from nothing: who is trained on and who is held out, the run, the exported file, the tables of its card.
 #   launch/standard.sh HEADS OUT [PART …]
-# HEADS is a folder with the public heads that docs/standard.md names, each in a folder of its own. Parts, all if none is named, each of which goes
+# HEADS is a folder with the public heads that jaxsr/weights/standard.md names, each in a folder of its own. Parts, all if none is named, each of which goes
 # on where it was stopped:
 #   split      OUT/heads/isotropic and OUT/heads/slices: trained on. OUT/held_out: never trained on, nor anything chosen by. OUT/labels
 #   train      configs/standard.yaml, OUT/run
@@ -25,7 +25,7 @@ python() { PYTHONPATH=$root command "${PYTHON:-python3}" "$@"; } # also where th
 jaxsr() { echo "+ jaxsr $*" >&2; python -m jaxsr "$@"; }
 # place FOLDER NAME FILE: a head, under a name that says whose it is.
 place() {
-  [[ -f $given/$3 ]] || { echo "$given/$3 is not there: docs/standard.md says where it comes from" >&2; exit 2; }
+  [[ -f $given/$3 ]] || { echo "$given/$3 is not there: jaxsr/weights/standard.md says where it comes from" >&2; exit 2; }
   mkdir -p "$1"
   ln -sfn "$given/$3" "$1/$2"
 }

@@ -48,7 +48,9 @@ def upscale(
     model: Annotated[
         Path, typer.Option("--model", "-m", help="A run directory, a file made by `jaxsr export`, or standard, which comes with jaxsr.")
     ] = STANDARD,
-    to_mm: Annotated[float | None, bare(help="Voxel size of the output. [default: what the model was trained for]")] = None,
+    to_mm: Annotated[
+        float | None, bare(help="Voxel size of the output. [default: what the model is for, which may go by the scan]")
+    ] = None,
     from_mm: Annotated[
         str, bare("--from-mm", metavar="auto|MM|MM,MM,MM", help="For a student: what the scan resolves. auto is its voxel size.")
     ] = "auto",
@@ -217,14 +219,15 @@ def upscale(
     for job in todo:
         check_guides(recipe.experiment, guides[job.source])
     default, trained = recipe.method.default_request, recipe.experiment.data.voxel_size
-    target = to_mm or trained
-    multiscale = hasattr(recipe.method, "pixel")
+    several = getattr(recipe.method, "pixel_range", None) is not None
+    target = to_mm or (None if several and not bids else trained)  # names of a derivative hold one size
+    multiscale = several or hasattr(recipe.method, "pixel")
     if resolved and not multiscale:
         raise typer.BadParameter(
             f"a model of kind {recipe.experiment.method.kind} is not told what a scan resolves, a student is: leave it out",
             param_hint="--from-mm",
         )
-    if abs(target - trained) > 1e-6 and not multiscale:
+    if target and abs(target - trained) > 1e-6 and not multiscale:
         terminal.print(f"note: the model was trained for {trained:g} mm, not {target:g} mm")
     if mode is not None:
         steps = _steps_of(mode, recipe)
@@ -260,7 +263,7 @@ def upscale(
             report = lambda n, total: advance(n, "slices", total)  # noqa: E731
             done = upscale_file(engine, loaded, job, settings, volume=single, guides=guides[job.source], progress=report, note=note)
         if picture:
-            title = f"{shown(job.source.name)} at {target:g} mm (synthetic)"
+            title = f"{shown(job.source.name)} at {min(done.output.voxel_size):.3g} mm (synthetic)"
             montage(picture_path(job.output), done.low, done.output, title)
         for path in (*done.maps, job.output):
             terminal.print(f"wrote {shown(path)}")

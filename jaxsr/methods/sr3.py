@@ -37,7 +37,6 @@ from jaxsr.methods.base import (
 from jaxsr.methods.pixels import PixelNetworkConfig, Pixels
 from jaxsr.models.sr3 import Sr3UNet
 
-
 EASY = 0.05  # of the variance of a residual that `residual_std` stands for: slices that lack less than that hardly count
 
 
@@ -56,8 +55,8 @@ class Sr3Config(Strict):
       relative: a slice's loss is divided by the mean square of its x_0, plus `EASY`: what counts is the share of a residual that is left,
         as decibels count it, so that slices that lack little count as much as those that lack more. Of a residual only.
       context: slices of the low-resolution volume on either side that the network is shown beside the one that it upscales; 0: published.
-      shrink: the network is shown √ᾱ x_t, what x_t says of x_0 by itself if that is of unit variance, in place of x_t: from pure noise it then
-        sees the condition alone.
+      shrink: the network is shown √ᾱ x_t, what x_t says of x_0 by itself if that is of unit variance, in place of x_t: from pure noise it
+        then sees the condition alone.
       terminal: share of the training slices that are seen at t = T, from where one sampling step goes all the way; the others at any t.
       pixels: mm, finest and coarsest that the network is meant for (`jaxsr.upscale.plan`); null: those of the target, whatever they are.
       bound: x̂_0 is kept within ± this while sampling (1 is the published sampler); null leaves it free.

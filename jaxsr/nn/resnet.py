@@ -3,8 +3,8 @@
 h = conv(swish(norm(x))) + W e        e: embedding of the noise level; an autoencoder has none
 y = conv(dropout(swish(norm(h)))) + skip(x)
 
-Without groups there is no norm, and y starts as skip(x): what a network that is to give small corrections of an image learns much faster with,
-as norms hide how bright and how uneven a place is [Lim et al. 2017, §3.1].
+Without groups there is no norm, and y starts as skip(x): a network that gives small corrections of an image learns much faster so, as norms
+hide how bright and how uneven a place is [Lim et al. 2017, §3.1].
 
 With `film` the embedding scales and shifts what the second convolution sees, FiLM(norm(h), e), and is not added to h
 [Dhariwal & Nichol 2021, §3.1: adaptive group normalisation].

@@ -25,8 +25,8 @@ from jaxsr.upscale.explain import Explained, draw_attention, draw_experts, expla
 from jaxsr.upscale.guide_maps import guidance_facts, read_guides
 from jaxsr.upscale.guides import Guides, check_guides
 from jaxsr.upscale.inputs import Job, check_target, read_input, scale_notes
-from jaxsr.upscale.model import Model, ModelError
-from jaxsr.upscale.plan import NothingToDo, Sizes
+from jaxsr.upscale.model import Model, ModelError, Recipe
+from jaxsr.upscale.plan import NothingToDo, Sizes, default_size
 from jaxsr.upscale.samples import Samples, draw
 from jaxsr.upscale.sidecar import (
     EXPLAINING,
@@ -49,7 +49,7 @@ from jaxsr.volume.slices import AXES, SliceMapKind
 class Settings(NamedTuple):
     """The options of `jaxsr upscale` that concern the result; see `jaxsr upscale --help`."""
 
-    to_mm: float
+    to_mm: float | None  # None: what `default_size` says of each volume
     request: Request
     axes: tuple[str, ...] = tuple(AXES)
     seed: int = 0
@@ -83,6 +83,14 @@ class Settings(NamedTuple):
             "consistency": self.consistency is not None,
             "explain": self.explain,
         }
+
+
+def settled(settings: Settings, recipe: Recipe, volume: Volume) -> Settings:
+    """With the voxel size that `volume` is brought to."""
+    if settings.to_mm is not None:
+        return settings
+    mm = default_size(recipe.method, recipe.experiment.data.voxel_size, volume.grid)
+    return settings._replace(to_mm=mm, request=settings.request._replace(to_mm=mm))
 
 
 def share(jobs: list[Job], place: Place) -> list[Job]:
@@ -192,8 +200,8 @@ def _upscale_file(
     check_maps([job], settings.maps)
     if volume is None:
         volume = read_source(job.source, settings, note)
-    else:
-        check_target(volume, settings.to_mm, **settings.memory)
+    settings = settled(settings, model.recipe, volume)
+    check_target(volume, settings.to_mm, **settings.memory)
     odd = scale_notes(volume, settings.to_mm, training_scans(model.experiment, volume))
     for sentence in odd:
         note(f"{shown(job.source.name)}: {sentence}")

@@ -21,7 +21,7 @@ from jaxsr.nn.attend import using
 from jaxsr.train.build import variables_to_upscale
 from jaxsr.upscale.batches import BatchSize, first_batch_size
 from jaxsr.upscale.engine import programs_each, ways
-from jaxsr.upscale.files import Settings, training_scans
+from jaxsr.upscale.files import Settings, settled, training_scans
 from jaxsr.upscale.guide_maps import read_guides
 from jaxsr.upscale.guides import Guides
 from jaxsr.upscale.inputs import Job, memory_needed, scale_notes
@@ -50,6 +50,7 @@ def forecast(
     """
     check_sidecar(job.output, picture=settings.picture, explain=settings.explain)
     check_maps([job], settings.maps)
+    settings = settled(settings, recipe, volume)
     plan = make_plan(recipe.method, volume.grid, settings.to_mm, settings.axes, slice_map, settings.request, settings.from_mm)
     read_guides(recipe.experiment, guides, plan.work, volume)
     devices = jax.local_device_count()

@@ -115,6 +115,19 @@ def make_plan(
     return Plan(target, work, serving, requests, shapes, counts, (*left_out, *still))
 
 
+def default_size(method: Method, trained: float, grid: Grid) -> float:
+    """mm of the voxels that a scan on `grid` is brought to where nothing was asked for: what the method was `trained` for.
+
+    A method for a range of pixels goes to that, or to the scan's finest side if that is finer; a scan that is as fine everywhere already,
+    to the finest of the range.
+    """
+    between = getattr(method, "pixel_range", None)
+    if not between:
+        return trained
+    size = float(np.clip(min(grid.voxel_size), between[0], trained))
+    return round(size, 4) if max(grid.voxel_size) > FINER * size else between[0]
+
+
 def working_grid(target: Grid, from_mm: Sizes, between: tuple[float, float]) -> Grid:
     """Where a method for pixels `between` two sizes works, the output being on `target`: that itself, or as fine as it may be.
 

@@ -8,7 +8,7 @@ from jaxsr.data.pairs import beside
 from jaxsr.methods.base import Request, UpscaleOutput
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.upscale.engine import Engine
-from jaxsr.upscale.plan import NothingToDo, make_plan, working_grid
+from jaxsr.upscale.plan import NothingToDo, default_size, make_plan, working_grid
 from jaxsr.volume.geometry import Grid, target_grid
 from jaxsr.volume.io import Volume
 from jaxsr.volume.slices import AXES, take_slices
@@ -97,3 +97,13 @@ def test_what_is_finer_than_its_pixels_is_resampled_from_them():
     whole = 500 * np.exp(-3 * (rows[:, None, None] ** 2 + columns[:, None] ** 2 + depths**2))
     inner = (slice(12, -12), slice(12, -12), slice(3, -3))
     assert np.abs(result.volume.data - whole)[inner].max() < 40  # the ball's flank rises by 30 a voxel
+
+
+@pytest.mark.parametrize(
+    "sizes, expected",
+    [((2, 2, 2), 1.0), ((1, 1, 5), 1.0), ((0.9, 0.9, 3), 0.9), ((0.43, 0.43, 2.46), 0.7), ((1, 1, 1), 0.7), ((0.95, 0.95, 0.98), 0.7)],
+)
+def test_where_nothing_is_asked_for_the_scan_decides(sizes, expected):
+    """Finest side of the scan, within what the model is for; where that is all of it, the finest pixels that it knows."""
+    assert default_size(Identity(), 1.0, grid((20, 20, 20), *sizes)) == pytest.approx(expected)
+    assert default_size(Looks(0), 1.0, grid((20, 20, 20), *sizes)) == 1.0  # another kind of model goes to what it was trained for
