@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from jaxsr.cli import app
 from jaxsr.cli.status import Exit, run
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +98,13 @@ def test_a_benchmark_is_one_command(work):
     assert document["protocol"]["name"] in (work / "bench" / "report.html").read_text()
 
 
+def test_without_a_model_the_one_that_comes_along_is_used(work):
+    up = jaxsr("upscale", "-i", "scan.nii.gz", "-o", "standard.nii.gz", "--to-mm", "3", "--no-montage", cwd=work)
+    assert up.returncode == 0, up.stderr
+    facts = json.loads((work / "standard.json").read_text())["JaxSR"]
+    assert (facts["Model"], facts["SamplingSteps"]) == ("standard", 1)
+
+
 def test_metrics_are_listed_by_name():
     listed = jaxsr("evaluate", "--metrics", "list")
     assert listed.returncode == 0
@@ -114,7 +122,10 @@ def test_a_plan_is_shown_without_running(work):
 @pytest.mark.parametrize(
     "words, status, sentence",
     [
-        (["upscale", "-i", "scan.nii.gz", "-o", "x.nii.gz"], 4, "no model named"),
+        (["upscale", "-i", "scan.nii.gz", "-o", "x.nii.gz", "--mode", "sharp", "--steps", "2"], 2, "says what --steps would"),
+        (["upscale", "-i", "scan.nii.gz", "-o", "x.nii.gz", "--model", "run", "--mode", "sharp"], 2, "this model has no modes"),
+        (["upscale", "-i", "scan.nii.gz", "-o", "x.nii.gz", "--to-mm", "6"], 3, "already at the target resolution"),
+        (["demo", "--steps", "2"], 2, "is for --train"),
         (["upscale", "-i", "scan.nii.gz", "-o", "x.nii.gz", "--model", "."], 4, "is not a run directory"),
         (["upscale", "-i", "missing.nii.gz", "-o", "x.nii.gz", "--model", "run"], 2, "missing.nii.gz"),
         (["upscale", "-i", "empty", "-o", "out", "--model", "run"], 3, "no volumes"),
@@ -137,12 +148,15 @@ def test_a_plan_is_shown_without_running(work):
         (["nonsense"], 2, "nonsense"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_sentence_with_its_status(work, words, status, sentence):
+def test_what_cannot_be_done_is_said_in_a_sentence_with_its_status(work, words, status, sentence, monkeypatch, capsys):
+    """In this process: each would take seconds to start, and what `main` adds to `run` is tested above and below."""
     (work / "empty").mkdir(exist_ok=True)
-    done = jaxsr(*words, cwd=work)
-    assert done.returncode == status, done.stderr
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(lambda: app(words, standalone_mode=False)) == status
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "Traceback" not in said
     assert not (work / "x.nii.gz").exists()
 
 

@@ -10,6 +10,7 @@ its neighbours, which show what lies through it.
 """
 
 import functools
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -46,6 +47,12 @@ class Sr3NetworkConfig(PixelNetworkConfig):
     dropout: float = Field(0.2, ge=0, lt=1)
 
 
+class Sr3Weights(Strict):
+    """`sr3`: what training starts from: a run directory, an exported file, or `standard`, the model that comes with jaxsr."""
+
+    sr3: Path | None = None
+
+
 class Sr3Config(Strict):
     """SR3's recipe.
 
@@ -65,6 +72,7 @@ class Sr3Config(Strict):
     """
 
     kind: Literal["sr3"] = "sr3"
+    weights: Sr3Weights = Sr3Weights()
     network: Sr3NetworkConfig = Sr3NetworkConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     prediction: Prediction = "eps"

@@ -28,6 +28,7 @@ from jaxsr.train.state import State, abstract_state, frozen_shardings, make_opti
 from jaxsr.train.step import make_step
 from jaxsr.train.stop import StopSignals
 from jaxsr.upscale.model import check_frozen, load_start
+from jaxsr.weights.standard import named_model
 
 VOLUMES = "volumes.txt"  # in the run directory: the volumes, or label maps, that it is trained on, a line each
 UNPAIRED = "unpaired.txt"  # there too, of scans without a truth
@@ -163,7 +164,7 @@ def _settled(experiment: Experiment) -> Experiment:
     absolute["mixture"] = tuple(_absolute(source) for source in data.mixture)
     settled: dict[str, Any] = {"data": data.model_copy(update=absolute)}
     if weights := getattr(experiment.method, "weights", None):
-        absolute = {name: path.resolve() for name, path in weights if path}
+        absolute = {name: named_model(path).resolve() for name, path in weights if path}
         settled["method"] = experiment.method.model_copy(update={"weights": weights.model_copy(update=absolute)})
     return experiment.model_copy(update=settled)
 

@@ -17,6 +17,7 @@ from jaxsr.methods.anatomy import AnatomyConfig
 from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.spcdd_config import SpcddConfig
 from jaxsr.methods.spcdd_networks import SpcddNetworks
+from jaxsr.methods.sr3 import Sr3Config
 from jaxsr.methods.student import StagedConfig
 from jaxsr.methods.teacher import TeacherConfig
 from jaxsr.methods.vqvae import VqvaeConfig
@@ -26,6 +27,7 @@ HOLDERS = {
     "autoencoder": "autoencoder",
     "anatomy": "anatomy",
     "image_encoder": "teacher",
+    "sr3": "sr3",
     "student": "student",
     "teacher": "spcdd",
     "unet": "teacher",
@@ -34,13 +36,14 @@ HOLDERS = {
 BESIDE = {"context": "layer to the context", "spatial": "layer to the spatial condition", "guidance": "guidance"}  # a denoiser
 
 _OF_STAGES = ("stages", "schedule", "prediction", "stage_conditioning", "residual_std", "bound")
+_OF_SR3 = ("schedule", "prediction", "residual_std", "context", "shrink", "bound")
 _OF_TEACHERS = ("autoencoder", "schedule", "prediction", "residual_std")
-_TRAINING = ("remat", "train", "context", "dropout")  # settings that say nothing of a network's parameters
+_TRAINING = ("remat", "train", "context", "dropout")  # settings of networks that say nothing of a network's parameters
 
 
 def network_of(method: MethodConfig, name: str) -> tuple[Strict | None, str]:
     """The config of the network `name` of a method that has it, and the key that it stands under."""
-    if name == "student" or is_all_of(method, name):
+    if name in ("sr3", "student") or is_all_of(method, name):
         return method.network, "method.network"  # type: ignore[union-attr]
     if name == "teacher":
         return method.distill.teacher, "method.distill.teacher"  # type: ignore[union-attr]
@@ -72,7 +75,8 @@ def check_network(source: object, found: Mapping[str, Any], wanted: Strict, key:
 
 def is_all_of(method: MethodConfig, name: str) -> bool:
     """Whether the network `name` is all that the method trains: its parameters and statistics are those of the method."""
-    alone = {"anatomy": AnatomyConfig, "autoencoder": AutoencoderConfig, "student": StagedConfig, "vqvae": VqvaeConfig}
+    alone: dict[str, type] = {"anatomy": AnatomyConfig, "autoencoder": AutoencoderConfig, "sr3": Sr3Config}
+    alone |= {"student": StagedConfig, "vqvae": VqvaeConfig}
     return name in alone and isinstance(method, alone[name])
 
 
@@ -89,10 +93,11 @@ def check_maps_seen(source: object, found: VqvaeConfig, wanted: Any) -> None:
 
 
 def check_process(source: object, found: MethodConfig, wanted: MethodConfig) -> None:
-    """Raises ConfigError where a student or teacher in `source` goes another way, from noise to images or through resolutions, than
+    """Raises ConfigError where an sr3, student or teacher in `source` goes another way, from noise to images or through resolutions, than
     `wanted`."""
-    keys = _OF_STAGES if isinstance(wanted, StagedConfig) else _OF_TEACHERS
-    theirs, ours = (_settings(to_dict(method)) for method in (found, wanted))
+    keys = _OF_SR3 if isinstance(wanted, Sr3Config) else _OF_STAGES if isinstance(wanted, StagedConfig) else _OF_TEACHERS
+    both = ({key: to_dict(method)[key] for key in keys} for method in (found, wanted))
+    theirs, ours = ({key: _settings(of) if isinstance(of, Mapping) else of for key, of in settings.items()} for settings in both)
     for settings in (theirs, ours):
         if (stages := settings.get("stages")) and stages["blur"] == "matched":
             del stages["k"]  # which is of the other

@@ -19,6 +19,7 @@ from jaxsr.experiment import Experiment, load_experiment
 from jaxsr.methods.base import Batch, Method, Variables
 from jaxsr.methods.spcdd_config import SpcddConfig
 from jaxsr.methods.spcdd_networks import NETWORKS
+from jaxsr.methods.sr3 import Sr3Config
 from jaxsr.methods.student import StagedConfig
 from jaxsr.methods.vqvae import VqvaeConfig
 from jaxsr.runtime.checkpoint import NoCheckpoint, newest_checkpoint, read_checkpoint, read_checkpoint_about
@@ -240,7 +241,7 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], not
         if theirs is None:
             raise ConfigError(f"method.weights.{name}: {path} holds a {trained.kind} without {title}: name another")
         check_network(path, to_dict(theirs), wanted, key)
-        if isinstance(trained, StagedConfig | SpcddConfig):
+        if isinstance(trained, Sr3Config | StagedConfig | SpcddConfig):
             check_process(path, trained, method)
         if isinstance(trained, VqvaeConfig):
             check_maps_seen(path, trained, method)

@@ -12,10 +12,12 @@ from jaxsr.bench.synthetic import synthetic_variables
 from jaxsr.config import ConfigError, differences, from_dict, to_dict
 from jaxsr.experiment import FREE_ON_RESUME, Experiment
 from jaxsr.train.build import abstract_batch, build_method
+from jaxsr.train.loop import _settled
 from jaxsr.train.state import abstract_variables
 from jaxsr.upscale.export import export_model
 from jaxsr.upscale.model import Model, load_start
 from jaxsr.weights.file import digest, write_arrays
+from jaxsr.weights.standard import SHIPPED
 
 NETWORK = {"channels": 1, "width": 4, "multipliers": [1, 1], "blocks": 1, "latent": 2, "groups": 2}
 UNET = {"width": 4, "multipliers": [1], "blocks": 1, "attention_at": [1], "heads": 2, "context_width": 6, "groups": 2}
@@ -32,6 +34,13 @@ def teacher(weights=None, **settings):
     method = {"kind": "teacher", "autoencoder": {"network": NETWORK}, "unet": UNET, "image_encoder": ENCODER, "guidance": GUIDANCE}
     method |= {"weights": {name: str(path) for name, path in (weights or {}).items()}, **settings}
     return from_dict({"method": method, "data": {"crop": 8, "maps": ["bias"]}}, Experiment)
+
+
+SR3 = {"width": 4, "multipliers": [1], "blocks": 1, "attention_at": [], "groups": 2, "dropout": 0.0, "middle_attention": False}
+
+
+def sr3(weights=None, **settings):
+    return from_dict({"method": {"kind": "sr3", "network": SR3, "weights": {"sr3": weights}, **settings}, "data": {"crop": 8}}, Experiment)
 
 
 @functools.cache
@@ -191,3 +200,18 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
     exported(teacher(image_encoder=None), tmp_path / "teacher.safetensors")
     with pytest.raises(ConfigError, match="holds a teacher without image encoder"):
         start(teacher({"image_encoder": tmp_path / "teacher.safetensors"}))
+
+
+def test_an_sr3_starts_from_another_that_is_shown_the_same(tmp_path):
+    path = tmp_path / "sr3.safetensors"
+    params = exported(sr3(context=1), path)["params"]
+    same(start(sr3(str(path), context=1, loss="l2", terminal=0.5)), params)
+    with pytest.raises(ConfigError, match=r"(?s)trained in another way.*method\.context: 1 → 2"):
+        start(sr3(str(path), context=2))
+    with pytest.raises(ConfigError, match=r"method\.network says.*\n.*groups: 2 → 1"):
+        start(sr3(str(path), context=1, network={**SR3, "groups": 1}))
+
+
+def test_a_run_that_starts_from_the_model_that_comes_along_says_where_that_lies():
+    settled = _settled(sr3("standard"))
+    assert settled.method.weights.sr3 == SHIPPED
