@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from scipy import ndimage
 
+from jaxsr.data.anatomy import Head
 from jaxsr.data.anatomy.contrasts import STRUCTURES
 from jaxsr.data.anatomy.label_heads import VARIATION
 from jaxsr.data.subjects import simulate, split_by_subject
@@ -31,20 +32,27 @@ from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.physics.acquisition import Acquisition, named_acquisition
 from jaxsr.upscale.files import make_engine
 from jaxsr.upscale.model import load_model
-from jaxsr.volume.geometry import resample
+from jaxsr.volume.geometry import Grid, resample
 from jaxsr.volume.io import Volume
 
 ACQUISITIONS = ("1.5T", "3T", "thick-slice")
 BOUNDS = (0, 60, 200, np.inf)  # mm³: lesions of less than 5 mm across, of less than 7 mm, and larger ones
 NAMES = ("under 60 mm³", "60 to 200 mm³", "over 200 mm³")
 SIDE = 5.0  # σ of the truth's white matter: lesions that stand out less are not looked at
+BOX = (112, 128, 96)
 LEAST = 100  # mm³ of an invented one
 
 
-def rendered(paths: list[Path], root: Path, lesions: int, count: int) -> tuple[LabelSubjects, list[Any]]:
+def rendered(paths: list[Path], root: Path, lesions: int, count: int) -> list[Head]:
     variation = dataclasses.replace(VARIATION, lesions=lesions, stripped=0.0, defaced=0.0)
     subjects = LabelSubjects(paths, root, count, "test", voxel_size=1.0, acquisition=named_acquisition("1.5T"), seed=5, variation=variation)
-    return subjects, [subjects.head(i) for i in range(count)]
+    return [subjects.head(i) for i in range(count)]
+
+
+def middle(tissue: np.ndarray) -> tuple[slice, ...]:
+    """A box of `BOX` voxels about the middle of `tissue`: lesions lie there, and a whole head would take eight times as long."""
+    centre = np.argwhere(tissue).mean(0)
+    return tuple(slice(start, start + side) for start, side in zip(np.rint(centre - np.array(BOX) / 2).astype(int), BOX, strict=True))
 
 
 def measure(
@@ -89,17 +97,17 @@ def invented(image: np.ndarray, truth: np.ndarray, white: np.ndarray, step: floa
 def main(model_path: Path, root: Path, out: Path, count: int = 3) -> None:
     found, _ = find_label_maps(root)
     paths = [p for split in ("validation", "test") for p in split_by_subject(found, root, split)]  # type: ignore[arg-type]
-    subjects, ill_heads = rendered(paths, root, 12, count)
-    _, well_heads = rendered(paths, root, 0, count)
+    ill_heads, well_heads = (rendered(paths, root, lesions, count) for lesions in (12, 0))
     model = load_model(model_path)
     engine = make_engine(model, batch_size=8)
     modes = {"faithful": model.method.default_request.steps, "sharp": getattr(model.experiment.method, "sharp_steps", None)}
     rows: list[dict[str, Any]] = []
     for index, (ill_head, well_head) in enumerate(zip(ill_heads, well_heads, strict=True)):
-        ill, well = (np.asarray(head.image) for head in (ill_head, well_head))
-        labels = np.asarray(ill_head.labels)
-        lesion = labels == STRUCTURES.index("lesion")
-        white = ndimage.binary_erosion(np.asarray(well_head.labels) == STRUCTURES.index("white matter"), iterations=2)
+        tissue = np.asarray(well_head.labels) == STRUCTURES.index("white matter")
+        inner = middle(tissue)
+        ill, well = (np.ascontiguousarray(np.asarray(head.image)[inner]) for head in (ill_head, well_head))
+        lesion = np.asarray(ill_head.labels)[inner] == STRUCTURES.index("lesion")
+        white, grid = ndimage.binary_erosion(tissue, iterations=2)[inner], Grid(BOX, np.eye(4))
         step = float(np.median(ill[lesion]) - np.median(well[white])) if lesion.any() else 0.0
         if abs(step) < SIDE * well[white].std():
             print(f"head {index}: its lesions hardly differ from white matter, and are not looked at")
@@ -108,15 +116,15 @@ def main(model_path: Path, root: Path, out: Path, count: int = 3) -> None:
             acquisition: Acquisition = named_acquisition(name).typical
             made: dict[str, dict[str, np.ndarray]] = {}
             for kind, image in (("ill", ill), ("well", well)):
-                low = simulate(Volume(image, subjects.grid.affine), acquisition, jax.random.key(index))
+                low = simulate(Volume(image, grid.affine), acquisition, jax.random.key(index))
                 shown = {
-                    "tricubic": resample(low.data, low.grid, subjects.grid),
-                    "zero-filled": resample(low.data, low.grid, subjects.grid, "kspace"),
+                    "tricubic": resample(low.data, low.grid, grid),
+                    "zero-filled": resample(low.data, low.grid, grid, "kspace"),
                 }
                 for mode, steps in modes.items():
                     if steps:
                         request = model.method.default_request._replace(steps=steps)
-                        shown[mode] = engine.upscale(low, request, to_mm=subjects.grid).volume.data
+                        shown[mode] = engine.upscale(low, request, to_mm=grid).volume.data
                 made[kind] = shown
             measured = measure(made["ill"], made["well"], ill, well, lesion)
             looks = {of: invented(image, well, white, step) for of, image in {"truth": well, **made["well"]}.items()}
@@ -144,4 +152,4 @@ def print_tables(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), *map(int, sys.argv[4:5]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), *map(int, sys.argv[4:5]))

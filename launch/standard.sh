@@ -30,6 +30,20 @@ place() {
   ln -sfn "$given/$3" "$1/$2"
 }
 
+# halt RUN STEP CONFIG: trains until the checkpoint of STEP is there, and leaves no later one.
+halt() {
+  local run=$1 step=$2 config=$3 training
+  if [[ ! -d $run/checkpoints/$step ]]; then
+    jaxsr train "$config" --run-dir "$run" &
+    training=$!
+    while [[ ! -d $run/checkpoints/$step ]] && kill -0 "$training" 2>/dev/null; do sleep 1; done
+    kill -TERM "$training" 2>/dev/null || true
+    wait "$training" || true
+  fi
+  [[ -d $run/checkpoints/$step ]] || { echo "$run ended before step $step" >&2; exit 1; }
+  find "$run/checkpoints" -mindepth 1 -maxdepth 1 ! -name "$step" -exec rm -r {} +
+}
+
 # The split, fixed before anything was trained: a person is on one side with all contrasts. Who is added later is added to one of the two.
 split() {
   place heads/isotropic sub-pysynthsr_FLAIR.nii.gz py_synthsr/FLAIR_1mm_defaced.nii.gz
@@ -51,7 +65,11 @@ split() {
 run() {
   case $1 in
     split) split ;;
-    train) jaxsr train "$root/configs/standard.yaml" --run-dir run ;;
+    train)
+      # The first part was ended at its 4000th step, half-way down its learning rate: `halt` does that again.
+      [[ -f start.safetensors ]] || { halt start 4000 "$root/configs/standard-start.yaml"; jaxsr export start start.safetensors; }
+      jaxsr train "$root/configs/standard.yaml" --run-dir run
+      ;;
     export) jaxsr export run standard.safetensors --dtype float16 --overwrite ;;
     evaluate)
       for protocol in 2mm 3T thick-slice; do
