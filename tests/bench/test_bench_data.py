@@ -32,7 +32,7 @@ def test_the_result_is_json_and_has_a_table(result):
     rows = dict(describe(result))
     assert rows["slices of"] == "16 × 16: high, low, labels, 4 a batch"
     assert "slices/s" in rows["2 workers"]
-    assert result["augment"] == {"flip": True, "rotation": 5.0, "scale": 0.0, "elastic": 0.0, "gamma": 0.0}
+    assert result["augment"] == {"flip": True, "transpose": False, "rotation": 5.0, "scale": 0.0, "elastic": 0.0, "gamma": 0.0}
 
 
 def test_rates_follow_from_the_slices_and_the_set(result):
