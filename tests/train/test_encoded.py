@@ -131,7 +131,7 @@ def test_what_was_encoded_with_another_autoencoder_is_refused_with_both_sums(fol
     ({"image_encoder": {**ENCODER, "context": "patches"}}, "no tokens of all patches, .* --tokens patches, or"),
     ({"autoencoder": {"network": {**NETWORK, "latent": 4}}}, r"has latents of 8 × 8 × 4, and the method takes 8 × 8 × 8: set the sizes of"),
     ({"data": {"crop": 8, **PLAIN}}, r"data\.crop is 8, .* encoded in squares of 16: set data\.crop=16, or encode again with --crop 8"),
-    ({"data": {"augment": True}}, r"data\.augment says otherwise .*flip=false rotation=0\.0.* leave it out"),
+    ({"data": {"augment": True}}, r"data\.augment says otherwise .*flip=false transpose=false rotation=0\.0.* leave it out"),
 ])  # fmt: skip
 def test_a_set_that_does_not_suit_the_method_is_refused_with_the_way_out(folder, tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):
