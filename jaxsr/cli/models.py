@@ -24,7 +24,7 @@ def demo(
 ) -> None:
     """Upscale heads that the model has never seen, and compare with the truth and with interpolations. Nothing is downloaded.
 
-    Takes about four minutes on two CPU cores. Writes volumes, a table and pictures under demo/.
+    Takes some minutes on two CPU cores. Writes volumes, a table and pictures under demo/.
 
     Examples:
 

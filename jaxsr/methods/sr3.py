@@ -158,6 +158,7 @@ class Sr3:
         return {"denoiser": Part(self.network.apply, variables, (image, shown, level))}
 
     def _time(self, key: Array) -> Array:
+        """t of one training slice, int in 1 … T: T itself with probability `terminal`, else any alike likely."""
         t = jax.random.randint(key, (), 1, self.schedule.steps + 1)
         if not self.config.terminal:
             return t

@@ -101,6 +101,6 @@ class Sr3UNet(nn.Module):
             if level:
                 x = Upsample(self.dtype, name=f"up{level}_double")(x)
 
-        x = nn.swish(GroupNorm(self.groups, dtype=self.dtype, name="norm")(x) if self.groups else x)
+        x = nn.swish(GroupNorm(self.groups, dtype=self.dtype, name="norm")(x) if self.groups is not None else x)
         x = conv(self.channels * self.patch**2, dtype=jnp.float32, zero=True, name="out")(x.astype(jnp.float32))
         return depth_to_space(x, self.patch)
