@@ -23,7 +23,7 @@ class SourceConfig(Strict):
       native: volumes are left as coarse as they are along an axis where they are coarser than that; slices are cut where pixels are about
         square.
       acquisitions: what the low-resolution side is simulated as: each visit draws one; one that stands here twice is drawn twice as often.
-        None: those of `DataConfig`.
+        Empty: those of `DataConfig`.
       subjects, contrast: as of `DataConfig`.
     """
 

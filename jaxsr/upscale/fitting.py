@@ -38,7 +38,7 @@ BESIDE = {"context": "layer to the context", "spatial": "layer to the spatial co
 _OF_STAGES = ("stages", "schedule", "prediction", "stage_conditioning", "residual_std", "bound")
 _OF_SR3 = ("schedule", "prediction", "residual_std", "context", "shrink", "bound")
 _OF_TEACHERS = ("autoencoder", "schedule", "prediction", "residual_std")
-_TRAINING = ("remat", "train", "context", "dropout")  # settings of networks that say nothing of a network's parameters
+_TRAINING = ("remat", "train", "context", "dropout")  # settings of networks that say nothing of their parameters
 
 
 def network_of(method: MethodConfig, name: str) -> tuple[Strict | None, str]:
