@@ -9,6 +9,7 @@ import pydantic
 from jaxsr.config import Strict, load
 from jaxsr.data.augmentation import AugmentConfig
 from jaxsr.data.pairs import MapName
+from jaxsr.data.variety import Variety
 from jaxsr.methods import MethodConfig
 from jaxsr.physics.protocol import Acquisition, named_acquisition
 
@@ -22,6 +23,8 @@ class SourceConfig(Strict):
       voxel_size: mm of the target.
       native: volumes are left as coarse as they are along an axis where they are coarser than that; slices are cut where pixels are about
         square.
+      zoom: each visit takes a volume's voxels for so many times as large as they are, one of 5 equidistant values.
+      contrasts: share of the visits at which the grey values of a volume go through a random curve (`jaxsr.data.variety`).
       acquisitions: what the low-resolution side is simulated as: each visit draws one; one that stands here twice is drawn twice as often.
         Empty: those of `DataConfig`.
       subjects, contrast: as of `DataConfig`.
@@ -32,6 +35,8 @@ class SourceConfig(Strict):
     labels: Path | None = None
     voxel_size: float = pydantic.Field(1.0, ge=0.1, le=10)
     native: bool = False
+    zoom: tuple[float, float] = (1.0, 1.0)
+    contrasts: float = pydantic.Field(0.0, ge=0, le=1)
     acquisitions: tuple[Acquisition, ...] = ()
     subjects: int = pydantic.Field(1000, ge=1)
     contrast: Literal["random", "T1w", "T2w", "PDw", "FLAIR"] = "random"
@@ -42,7 +47,15 @@ class SourceConfig(Strict):
             raise ValueError("volumes and labels name two sets: make two sources of them")
         if self.native and not self.volumes:
             raise ValueError("native is of volumes: what is rendered has no voxels of its own")
+        if self.variety != Variety() and not self.volumes:
+            raise ValueError("zoom and contrasts are of volumes: what is rendered differs in size and contrast by itself")
+        if not 0.5 <= self.zoom[0] <= self.zoom[1] <= 2:
+            raise ValueError(f"zoom is the least and the greatest, from 0.5 to 2, got {list(self.zoom)}")
         return self
+
+    @property
+    def variety(self) -> Variety:
+        return Variety(self.zoom, self.contrasts)
 
 
 class DataConfig(Strict):

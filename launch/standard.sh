@@ -4,7 +4,7 @@
 # HEADS is a folder with the public heads that jaxsr/weights/standard.md names, each in a folder of its own. Parts, all if none is named, each of which goes
 # on where it was stopped:
 #   split      OUT/heads/isotropic and OUT/heads/slices: trained on. OUT/held_out: never trained on, nor anything chosen by. OUT/labels
-#   train      configs/standard.yaml, OUT/run
+#   train      configs/standard-start.yaml, -second.yaml and standard.yaml, each from where the one before ended: OUT/start, second, run
 #   export     OUT/standard.safetensors, float16
 #   evaluate   OUT/evaluation/…: held-out heads degraded to 1.5T, 3T and thick slices, and brought back to their own voxels
 #   lesions    OUT/lesions.json: what becomes of lesions, docs/measure_lesions.py
@@ -68,6 +68,10 @@ run() {
     train)
       # The first part was ended at its 4000th step, half-way down its learning rate: `halt` does that again.
       [[ -f start.safetensors ]] || { halt start 4000 "$root/configs/standard-start.yaml"; jaxsr export start start.safetensors; }
+      [[ -f second.safetensors ]] || {
+        jaxsr train "$root/configs/standard-second.yaml" --run-dir second
+        jaxsr export second second.safetensors --dtype float16
+      }
       jaxsr train "$root/configs/standard.yaml" --run-dir run
       ;;
     export) jaxsr export run standard.safetensors --dtype float16 --overwrite ;;

@@ -11,6 +11,7 @@ both in the intensity window of the *acquired* volume, because that is all there
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from jaxsr.data.pairs import made_of
 from jaxsr.data.people import person_of
 from jaxsr.data.splits import SPLITS, assign_splits
 from jaxsr.data.splits import Split as Split
+from jaxsr.data.variety import Variety, vary
 from jaxsr.physics.acquisition import Acquisition, acquire
 from jaxsr.physics.gradients import warp
 from jaxsr.volume.decode import open_image
@@ -145,6 +147,7 @@ class FolderSubjects:
       voxel_size: mm of the truth.
       native: a volume is left as coarse as it is along an axis where it is coarser than that.
       acquisition: or several, of which each visit draws one.
+      variety: what else a visit draws of a volume.
     """
 
     def __init__(
@@ -155,6 +158,7 @@ class FolderSubjects:
         voxel_size: float,
         acquisition: Acquisitions,
         native: bool = False,
+        variety: Variety = Variety(),
         seed: int = 0,
         interpolation: Kind = "cubic",
     ):
@@ -162,16 +166,18 @@ class FolderSubjects:
             raise VolumeError("no volumes to train on: the folder's split is empty")
         self.paths = list(paths)
         self.ids = [p.relative_to(root).as_posix() for p in paths]
-        self._key, self._voxel_size, self._acquisition = jax.random.key(seed), voxel_size, acquisition
-        self._native, self._interpolation = native, interpolation
+        self._key, self._seed, self._voxel_size, self._acquisition = jax.random.key(seed), seed, voxel_size, acquisition
+        self._native, self._variety, self._interpolation = native, variety, interpolation
 
     def load(self, index: int, visit: int = 0) -> Pair:
-        volume = straighten(read_volume(self.paths[index]))
+        volume, code = straighten(read_volume(self.paths[index])), stable_hash(self.ids[index])
+        if self._variety != Variety():
+            volume = vary(replace(volume, data=np.maximum(volume.data, 0)), self._variety, np.random.default_rng((code, visit, self._seed)))
         source = volume.grid
         x, y, z = (max(mm, self._voxel_size) if self._native else self._voxel_size for mm in source.voxel_size)
         grid = target_grid(source, (x, y, z))
         data = np.maximum(resample(volume.data, source, grid), 0)  # magnitudes; interpolation may leave a little below zero
-        key = jax.random.fold_in(jax.random.fold_in(self._key, stable_hash(self.ids[index])), visit)
+        key = jax.random.fold_in(jax.random.fold_in(self._key, code), visit)
         return make_pair(Volume(data, grid.affine), drawn_acquisition(key, self._acquisition), key, self._interpolation)
 
 

@@ -28,6 +28,7 @@ from jaxsr.data.subjects import (
 )
 from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.data.unpaired import HalfPaired, split_paired
+from jaxsr.data.variety import Variety
 from jaxsr.experiment import DataConfig, Experiment, SourceConfig
 from jaxsr.methods.base import MAP_CHANNELS, Batch, Method, Variables, context_of
 from jaxsr.train.precomputed import check_precomputed, no_set
@@ -54,7 +55,7 @@ def _subjects(
 ) -> Subjects:
     """Of one source; `rendered`: what else those take that are rendered."""
     how: dict[str, Any] = {"voxel_size": of.voxel_size, "acquisition": acquisition, "interpolation": interpolation, "seed": seed}
-    native = isinstance(of, SourceConfig) and of.native
+    native, variety = (of.native, of.variety) if isinstance(of, SourceConfig) else (False, Variety())
 
     def chosen(folder: Path, found: tuple[list[Path], list[str]], what: str) -> list[Path]:
         paths, left_out = found
@@ -69,7 +70,7 @@ def _subjects(
         return LabelSubjects(paths, of.labels, of.subjects, split, contrast=of.contrast, **how, **rendered)
     if of.volumes is not None:
         found = find_volumes(of.volumes, float("inf") if native else of.voxel_size)
-        return FolderSubjects(chosen(of.volumes, found, "volumes"), of.volumes, native=native, **how)
+        return FolderSubjects(chosen(of.volumes, found, "volumes"), of.volumes, native=native, variety=variety, **how)
     return AnatomySubjects(of.subjects, split, contrast=of.contrast, **how, **rendered)
 
 

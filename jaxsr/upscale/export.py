@@ -112,7 +112,8 @@ def _networks(model: Model) -> dict[str, Any]:
 def _nameless(data: DataConfig) -> DataConfig:
     """Without its paths. A mixture's sources stay, so that it is told what scans were like: as if of the embedded anatomy."""
     paths: dict[str, Any] = {"volumes": None, "labels": None}
-    mixture = tuple(source.model_copy(update={**paths, "native": False}) for source in data.mixture)
+    of_volumes: dict[str, Any] = {"native": False, "zoom": (1.0, 1.0), "contrasts": 0.0}
+    mixture = tuple(source.model_copy(update={**paths, **of_volumes}) for source in data.mixture)
     return data.model_copy(update={**paths, "manifest": None, "mixture": mixture})
 
 

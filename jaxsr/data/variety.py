@@ -1,0 +1,52 @@
+"""Variety of few people: each visit of a real head may find it of another size and in another contrast, before anything is acquired of it.
+
+    size        its voxels are taken for z times as large as they are; none of them is changed
+    contrast    grey values go through a curve f: f(0) = 0, and from `KNEE` of the window on linear between knots, upwards throughout or,
+                one time in three, downwards throughout, as from T1w to T2w; below `KNEE` f leads up from 0, so that air stays air
+
+A network that has seen four people in seven contrasts knows those. Anatomy, sharpness and noise stay the scan's; how tissues differ does not.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxsr.volume.intensity import fit_window
+from jaxsr.volume.io import Volume
+
+ZOOMS = 5  # equidistant values: what an acquisition is compiled for is the shape of a volume and of its voxels
+KNEE = 0.1  # of the intensity window
+KNOTS = 5  # from there to the top of the window
+STEEPEST = 0.25  # the least step between two knots, as a share of the greatest
+INVERTED = 1 / 3
+
+
+class Variety(NamedTuple):
+    """`zoom`: ends of the range of z; `contrasts`: the share of visits at which grey values go through a curve."""
+
+    zoom: tuple[float, float] = (1.0, 1.0)
+    contrasts: float = 0.0
+
+
+def vary(volume: Volume, variety: Variety, rng: np.random.Generator) -> Volume:
+    """A draw of `variety` of a `volume` of magnitudes, in its units."""
+    low, high = variety.zoom
+    zoom = low + (high - low) * int(rng.integers(ZOOMS)) / (ZOOMS - 1)
+    data = through(volume.data, draw_curve(rng)) if rng.random() < variety.contrasts else volume.data
+    affine = volume.affine @ np.diag([zoom, zoom, zoom, 1.0])
+    return Volume(data, affine)
+
+
+def draw_curve(rng: np.random.Generator) -> np.ndarray:
+    """Values at 0 and at `KNOTS` equidistant knots from `KNEE` to 1, in 0…1."""
+    steps = rng.uniform(STEEPEST, 1.0, KNOTS)
+    rising = np.cumsum(steps) / steps.sum()
+    return np.array([0.0, *(rising[::-1] if rng.random() < INVERTED else rising)], np.float32)
+
+
+def through(data: np.ndarray, curve: np.ndarray) -> np.ndarray:
+    """`data` of magnitudes through a curve as `draw_curve` draws it, in the same units; above the window it goes on as its last piece."""
+    high = float(fit_window(data).high)
+    knots = np.array([0.0, *np.linspace(KNEE, 1.0, len(curve) - 1)], np.float32)
+    beyond = np.maximum(data / high - 1, 0) * max((curve[-1] - curve[-2]) / (knots[-1] - knots[-2]), 0)
+    return (np.interp(data / high, knots, curve) + beyond).astype(np.float32) * np.float32(high)
