@@ -4,7 +4,8 @@
     contrast    grey values go through a curve f: f(0) = 0, and from `KNEE` of the window on linear between knots, upwards throughout or,
                 one time in three, downwards throughout, as from T1w to T2w; below `KNEE` f leads up from 0, so that air stays air
 
-A network that has seen four people in seven contrasts knows those. Anatomy, sharpness and noise stay the scan's; how tissues differ does not.
+A network that has seen four people in seven contrasts knows those. Anatomy, sharpness and noise stay the scan's; how tissues differ,
+not.
 """
 
 from typing import NamedTuple
