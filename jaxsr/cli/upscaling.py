@@ -1,7 +1,6 @@
 """The command that upscales volumes: upscale."""
 
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,12 +24,11 @@ from jaxsr.cli.options import (
 )
 from jaxsr.cli.output import open_console, progress
 from jaxsr.cli.status import Exit, status_of
+from jaxsr.cli.targets import bids_jobs, check_places, declared_scanner, resolved_sizes, steps_of_mode, target_of
 from jaxsr.weights.standard import STANDARD, named_model
 
 if TYPE_CHECKING:
-    from jaxsr.physics.protocol import Acquisition
     from jaxsr.upscale.inputs import Job
-    from jaxsr.upscale.model import Recipe
 
 
 def upscale(
@@ -147,12 +145,12 @@ def upscale(
         choice("--precision", precision, ("f32", "bf16"))
     size = slices_at_a_time(batch_size)
     check_voxel_size(to_mm)
-    resolved = _resolved(from_mm)
+    resolved = resolved_sizes(from_mm)
     if gradient_map is None and (convention != "ras" or isocentre != (0.0, 0.0, 0.0)):
         option = "--gradient-convention" if convention != "ras" else "--isocentre"
         raise typer.BadParameter("is for --gradient-map: name one, or leave it out", param_hint=option)
-    _check_places(source, output, bids, participants, sessions)
-    declared = _declared(acquisition, noise, consistency)
+    check_places(source, output, bids, participants, sessions)
+    declared = declared_scanner(acquisition, noise, consistency)
     model = named_model(model)
     if mode is not None:
         choice("--mode", mode, ("faithful", "sharp"))
@@ -169,7 +167,7 @@ def upscale(
         choice("--experts", experts, ("all", "top1", "parallel", *EXPERTS))
     maps = map_names(samples, keep=keep_samples, consistency=consistency, explain=explain, errors=reference is not None)
     if bids:
-        jobs = _bids_jobs(bids, words(participants), words(sessions), words([suffixes]), model, to_mm, device)
+        jobs = bids_jobs(bids, words(participants), words(sessions), words([suffixes]), model, to_mm, device)
     else:
         assert source
         assert output
@@ -218,19 +216,12 @@ def upscale(
         check_mixture(recipe.method, recipe.experiment.method.kind, "--experts" if experts else "--explain")
     for job in todo:
         check_guides(recipe.experiment, guides[job.source])
-    default, trained = recipe.method.default_request, recipe.experiment.data.voxel_size
-    several = getattr(recipe.method, "pixel_range", None) is not None
-    target = to_mm or (None if several and not bids else trained)  # names of a derivative hold one size
-    multiscale = several or hasattr(recipe.method, "pixel")
-    if resolved and not multiscale:
-        raise typer.BadParameter(
-            f"a model of kind {recipe.experiment.method.kind} is not told what a scan resolves, a student is: leave it out",
-            param_hint="--from-mm",
-        )
-    if target and abs(target - trained) > 1e-6 and not multiscale:
-        terminal.print(f"note: the model was trained for {trained:g} mm, not {target:g} mm")
+    default = recipe.method.default_request
+    target, said = target_of(recipe, to_mm, resolved, derivative=bids is not None)
+    for sentence in said:
+        terminal.print(sentence)
     if mode is not None:
-        steps = _steps_of(mode, recipe)
+        steps = steps_of_mode(mode, recipe)
     request = default._replace(steps=steps or default.steps, eta=default.eta if eta is None else eta, to_mm=target)
     if experts is not None:
         alone = EXPERTS.index(experts) if experts in EXPERTS else None
@@ -291,78 +282,3 @@ def upscale(
             write_json(run_json, {"DryRun": dry_run, "Process": here.process, "Processes": here.processes, "Volumes": records})
     if failures:
         raise Exit(5 if all(record.get("Status") == 5 for record in records) else 1, failed(failures, len(todo)))
-
-
-def _steps_of(mode: str, recipe: "Recipe") -> int:
-    """Sampling steps of a mode."""
-    sharp = getattr(recipe.experiment.method, "sharp_steps", None)
-    if sharp is None:
-        raise typer.BadParameter("this model has no modes: say how many sampling steps by --steps", param_hint="--mode")
-    return sharp if mode == "sharp" else recipe.method.default_request.steps
-
-
-def _check_places(
-    source: Path | None,
-    output: Path | None,
-    bids: tuple[Path, Path, str] | None,
-    participants: list[str] | None,
-    sessions: list[str] | None,
-) -> None:
-    """Either -i and -o, or --bids."""
-    if bids:
-        if source or output:
-            raise typer.BadParameter("names the input and the output itself: leave out -i and -o", param_hint="--bids")
-        choice("--bids", bids[2], ("participant",))
-        return
-    for option, value in (("--input", source), ("--output", output)):
-        if value is None:
-            raise typer.BadParameter("is needed, or --bids IN OUT participant", param_hint=option)
-    for option, labels in (("--participant-label", participants), ("--session-label", sessions)):
-        if labels:
-            raise typer.BadParameter("is for --bids: name the volumes by -i", param_hint=option)
-
-
-def _resolved(text: str) -> tuple[float, float, float] | None:
-    """Of --from-mm, mm to the right, front and top; None for auto."""
-    if text == "auto":
-        return None
-    try:
-        sizes = [float(part) for part in text.split(",")]
-    except ValueError:
-        sizes = []
-    if len(sizes) not in (1, 3) or not all(0.1 <= mm <= 20 for mm in sizes):
-        raise typer.BadParameter(f"'{text}' is neither auto nor millimetres, one number or three, as in 2 or 1,1,5", param_hint="--from-mm")
-    x, y, z = sizes * 3 if len(sizes) == 1 else sizes
-    return x, y, z
-
-
-def _declared(acquisition: str | None, noise: float | None, consistency: bool) -> "Acquisition | None":
-    for option, value in (("--acquisition", acquisition), ("--noise", noise)):
-        if value is not None and not consistency:
-            raise typer.BadParameter("is for --consistency: ask for that, or leave it out", param_hint=option)
-    if noise is not None and not noise > 0:
-        raise typer.BadParameter(f"{noise:g} is no standard deviation above 0", param_hint="--noise")
-    if acquisition is None:
-        return None
-    from jaxsr.physics.protocol import load_acquisition
-
-    return load_acquisition(acquisition)
-
-
-def _bids_jobs(
-    bids: tuple[Path, Path, str],
-    participants: Sequence[str],
-    sessions: Sequence[str],
-    suffixes: Sequence[str],
-    model: Path,
-    to_mm: float | None,
-    device: str,
-) -> "list[Job]":
-    """Names hold the voxel size, which the model may have to say."""
-    from jaxsr.upscale.derivatives import derivative_jobs, find_scans
-
-    scans = find_scans(bids[0], bids[1], participants, sessions, suffixes)
-    select_device(device, apart=True)
-    from jaxsr.upscale.model import read_experiment
-
-    return derivative_jobs(bids[0], bids[1], scans, to_mm or read_experiment(model).data.voxel_size)

@@ -126,9 +126,10 @@ def read_source(path: Path, settings: Settings, note: Callable[[str], None] = la
 
 def training_scans(experiment: Experiment, volume: Volume) -> tuple[float, float, float]:
     """Voxel size in mm of the scans that a model learnt from: that of the acquisition, or of the heads where they were coarser; of a model
-    that learnt from a range of sizes, those nearest to `volume`."""
+    that learnt from a range of sizes, those nearest to `volume`: in the plane of a stack of slices a scan may be as fine as a truth is."""
     if between := getattr(experiment.method, "between_mm", None) or experiment.data.range_acquired:
-        x, y, z = np.clip(volume.voxel_size, *between).tolist()
+        finest = min([between[0], *(getattr(experiment.method, "pixels", None) or ())])
+        x, y, z = np.clip(volume.voxel_size, finest, between[1]).tolist()
         return x, y, z
     if experiment.data.acquired:
         return experiment.data.acquired

@@ -1,13 +1,19 @@
 """Laws of methods that are shown slabs, and of those that work on a range of pixels."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 
+from jaxsr.cli.targets import target_of
+from jaxsr.config import from_dict
 from jaxsr.data.pairs import beside
+from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Request, UpscaleOutput
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.upscale.engine import Engine
+from jaxsr.upscale.files import training_scans
 from jaxsr.upscale.plan import NothingToDo, default_size, make_plan, working_grid
 from jaxsr.volume.geometry import Grid, target_grid
 from jaxsr.volume.io import Volume
@@ -107,3 +113,30 @@ def test_where_nothing_is_asked_for_the_scan_decides(sizes, expected):
     """Finest side of the scan, within what the model is for; where that is all of it, the finest pixels that it knows."""
     assert default_size(Identity(), 1.0, grid((20, 20, 20), *sizes)) == pytest.approx(expected)
     assert default_size(Looks(0), 1.0, grid((20, 20, 20), *sizes)) == 1.0  # another kind of model goes to what it was trained for
+
+
+# ------------------------------------------------------------------------------------------------ what is said
+
+
+@pytest.mark.parametrize(
+    "to_mm, derivative, target, said",
+    [
+        (None, False, None, []),  # each scan decides
+        (None, True, 1.0, []),  # names of a derivative hold one size
+        (0.8, False, 0.8, []),
+        (1.5, False, 1.5, ["note: the model was trained for 0.7 to 1.2 mm, not 1.5 mm"]),
+    ],
+)
+def test_a_target_that_is_coarser_than_the_range_is_one_with_a_note(to_mm, derivative, target, said):
+    recipe = SimpleNamespace(method=Identity(), experiment=from_dict({"method": {"kind": "sr3"}}, Experiment))
+    assert target_of(recipe, to_mm, None, derivative=derivative) == (target, said)
+
+
+def test_a_stack_as_fine_in_its_plane_as_a_truth_is_like_those_of_training():
+    """A thick-slice acquisition has pixels of 1 mm, and a model for pixels of 0.7 mm is not surprised by finer ones."""
+    data = {"mixture": [{"share": 1}], "acquisitions": [{"name": "thick-slice"}]}
+    method = {"kind": "sr3", "pixels": [0.7, 1.2]}
+    stack = Volume(np.zeros((4, 4, 4), np.float32), np.diag([0.72, 0.72, 3.0, 1.0]))
+    assert training_scans(from_dict({"method": method, "data": data}, Experiment), stack) == (0.72, 0.72, 3.0)
+    without = from_dict({"method": {"kind": "sr3"}, "data": data}, Experiment)
+    assert training_scans(without, stack)[:2] == (1.0, 1.0)
