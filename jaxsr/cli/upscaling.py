@@ -28,7 +28,9 @@ from jaxsr.cli.targets import bids_jobs, check_places, declared_scanner, resolve
 from jaxsr.weights.standard import STANDARD, named_model
 
 if TYPE_CHECKING:
+    from jaxsr.upscale.files import Made
     from jaxsr.upscale.inputs import Job
+    from jaxsr.volume.io import Volume
 
 
 def upscale(
@@ -193,7 +195,8 @@ def upscale(
     if not bids:
         select_device(device, apart=True)
     from jaxsr.runtime.distributed import place
-    from jaxsr.upscale.files import Settings, declared_acquisition, make_engine, montage, read_source, share, upscale_file
+    from jaxsr.upscale.files import Settings, declared_acquisition, make_engine, make_file, montage, read_job, share
+    from jaxsr.upscale.line import in_line
 
     here = place()
     mine = share(jobs, here)
@@ -241,44 +244,56 @@ def upscale(
 
         start_derivative(bids[0], bids[1])
 
-    def plan(job: "Job") -> dict[str, Any]:
-        low = single or read_source(job.source, settings)
-        facts = forecast(recipe, job, low, settings, batch_size=size, slice_map=slice_map, guides=guides[job.source])  # type: ignore[arg-type]
-        terminal.print("\n".join(lines(facts)))
-        return facts
+    def read(job: "Job") -> "tuple[Volume, list[str]]":
+        notes: list[str] = []
+        return single or read_job(job, settings, notes.append), notes
 
-    def do(job: "Job") -> dict[str, Any]:
-        assert engine
-        assert loaded
+    def make(job: "Job", given: "tuple[Volume, list[str]]") -> "Made | dict[str, Any]":
+        low, notes = given
+        if not (engine and loaded):
+            how: dict[str, Any] = {"batch_size": size, "slice_map": slice_map, "guides": guides[job.source]}
+            facts = forecast(recipe, job, low, settings, **how)
+            terminal.print("\n".join(lines(facts)))
+            return facts
         with progress(terminal, shown(job.source.name), None) as (advance, note):
+            for sentence in notes:
+                note(sentence)
             report = lambda n, total: advance(n, "slices", total)  # noqa: E731
-            done = upscale_file(engine, loaded, job, settings, volume=single, guides=guides[job.source], progress=report, note=note)
+            return make_file(engine, loaded, job, settings, volume=low, guides=guides[job.source], progress=report, note=note)
+
+    def write(job: "Job", made: "Made | dict[str, Any]") -> "tuple[dict[str, Any], tuple[Path, ...]]":
+        if isinstance(made, dict):
+            return made, ()
+        made.write()
+        done = made.result
         if picture:
             title = f"{shown(job.source.name)} at {min(done.output.voxel_size):.3g} mm (synthetic)"
             montage(picture_path(job.output), done.low, done.output, title)
-        for path in (*done.maps, job.output):
-            terminal.print(f"wrote {shown(path)}")
-        return done.facts
+        return done.facts, (*done.maps, job.output)
 
-    records: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = [{"Input": str(job.source), "Output": str(job.output)} for job in todo]
     failures: list[tuple[Path, str]] = []
+    finished = 0
     try:
-        for job in todo:
-            record: dict[str, Any] = {"Input": str(job.source), "Output": str(job.output)}
-            records.append(record)
-            try:
-                record |= (plan if dry_run else do)(job)
-            except Exception as error:
+        for job, outcome in in_line(todo, read, make, write):
+            record, finished = records[finished], finished + 1
+            if outcome.done:
+                facts, written = outcome.done
+                record |= facts
+                for path in written:
+                    terminal.print(f"wrote {shown(path)}")
+            elif error := outcome.error:
                 status = status_of(error)
                 why = str(error) if status else f"{type(error).__name__}: {error}"
                 record |= {"Error": why, "Status": status or 1}
                 failures.append((job.source, why))
                 if len(todo) == here.processes == 1:
-                    raise
+                    raise error
                 if status is None:  # a mistake of ours: that the other volumes go on is no reason to hide it
                     traceback.print_exception(error)
     finally:
         if run_json:
-            write_json(run_json, {"DryRun": dry_run, "Process": here.process, "Processes": here.processes, "Volumes": records})
+            done = records[:finished]
+            write_json(run_json, {"DryRun": dry_run, "Process": here.process, "Processes": here.processes, "Volumes": done})
     if failures:
         raise Exit(5 if all(record.get("Status") == 5 for record in records) else 1, failed(failures, len(todo)))

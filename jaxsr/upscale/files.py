@@ -1,7 +1,8 @@
 """Files in, files out: what `jaxsr upscale` does with a file once it is read."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -159,7 +160,24 @@ class Written(NamedTuple):
     maps: tuple[Path, ...] = ()
 
 
-def upscale_file(
+class Made(NamedTuple):
+    """A volume that is upscaled and not yet written: what will have been done, and what does it."""
+
+    result: Written
+    write: Callable[[], None]
+
+
+def upscale_file(engine: Engine, model: Model, job: Job, settings: Settings, **how: Any) -> Written:
+    """`make_file`, which takes the same, and then writes the volume, its maps and its sidecar.
+
+    Raises: as that; VolumeError for what cannot be written.
+    """
+    made = make_file(engine, model, job, settings, **how)
+    made.write()
+    return made.result
+
+
+def make_file(
     engine: Engine,
     model: Model,
     job: Job,
@@ -169,17 +187,30 @@ def upscale_file(
     guides: Guides = Guides(),
     progress: Progress = lambda done, total: None,
     note: Callable[[str], None] = lambda text: None,
-) -> Written:
-    """Reads (unless `volume` is what `read_input` made of the source), upscales, writes the volume and its sidecar.
+) -> Made:
+    """Reads (unless `volume` is what `read_input` made of the source) and upscales; of what it makes only single samples are written.
 
     Raises:
-      VolumeError: for what cannot be read, upscaled or written; NothingToDo: where there is no stage to run.
+      VolumeError: for what cannot be read or upscaled; NothingToDo: where there is no stage to run.
       FloatingPointError: where the model returns NaN.
       OutOfMemory: of the host, or of the device after all retries.
     """
+    with _told_apart(job):
+        return _make_file(engine, model, job, settings, volume, guides, progress, note)
+
+
+def read_job(job: Job, settings: Settings, note: Callable[[str], None] = lambda text: None) -> Volume:
+    """`read_source` of a job, as `make_file` takes it. Raises: as that."""
+    with _told_apart(job):
+        return read_source(job.source, settings, note)
+
+
+@contextlib.contextmanager
+def _told_apart(job: Job) -> Iterator[None]:
+    """What is wrong with one of several volumes is said with its name."""
     name = shown(job.source)
     try:
-        return _upscale_file(engine, model, job, settings, volume, guides, progress, note)
+        yield
     except (OutOfMemory, NothingToDo) as error:
         raise type(error)(f"{name}: {error}") from error
     except MemoryError as error:
@@ -187,7 +218,7 @@ def upscale_file(
         raise OutOfMemory(f"{name}: out of memory ({why}): choose a larger --to-mm; --dry-run says how much is needed") from error
 
 
-def _upscale_file(
+def _make_file(
     engine: Engine,
     model: Model,
     job: Job,
@@ -196,7 +227,7 @@ def _upscale_file(
     guides: Guides,
     progress: Progress,
     note: Callable[[str], None],
-) -> Written:
+) -> Made:
     check_sidecar(job.output, picture=settings.picture, explain=settings.explain)
     check_maps([job], settings.maps)
     if volume is None:
@@ -258,10 +289,14 @@ def _upscale_file(
         before[path] = volume_writer(path, image, "jaxsr: map of a synthetic volume")
     before[sidecar_path(job.output)] = json_writer(facts)
     pictures = EXPLAINING if settings.explain and settings.picture else ()
-    for path in stale_maps(job.output, [*maps, *pictures, *(sample_name(sample) for sample in range(len(kept)))]):
-        path.unlink(missing_ok=True)
-    write_volume(job.output, drawn.mean.volume, description="jaxsr: synthetic", before=before)
-    return Written(volume, drawn.mean.volume, facts, (*kept, *(map_path(job.output, name) for name in maps)))
+    stale = [*maps, *pictures, *(sample_name(sample) for sample in range(len(kept)))]
+
+    def write() -> None:
+        for path in stale_maps(job.output, stale):
+            path.unlink(missing_ok=True)
+        write_volume(job.output, drawn.mean.volume, description="jaxsr: synthetic", before=before)
+
+    return Made(Written(volume, drawn.mean.volume, facts, (*kept, *(map_path(job.output, name) for name in maps))), write)
 
 
 def _maps(
