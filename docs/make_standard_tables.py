@@ -1,4 +1,4 @@
-"""The tables of jaxsr/weights/standard.md, of what `launch/standard.sh HEADS OUT evaluate` measured.
+"""The tables of jaxsr/weights/standard.md, of what `launch/standard.sh HEADS OUT evaluate fine` measured.
 
     python docs/make_standard_tables.py OUT/evaluation [MODEL]        a folder a protocol; MODEL: how the model is called there
 
@@ -9,7 +9,12 @@ import json
 import sys
 from pathlib import Path
 
-PROTOCOLS = {"2mm": "1.5T, 2 mm", "3T": "3T, 1.5 mm", "thick-slice": "thick slices, 1 × 1 × 5 mm"}
+PROTOCOLS = {
+    "2mm": "1.5T, 2 mm",
+    "3T": "3T, 1.5 mm",
+    "thick-slice": "thick slices, 1 × 1 × 5 mm",
+    "0.7mm": "2 mm to 0.7 mm, rendered heads",
+}
 METRICS = ("psnr", "ssim")
 
 
@@ -24,6 +29,8 @@ def values_of(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 def main(root: Path, model: str = "standard") -> None:
     for name, title in PROTOCOLS.items():
+        if not (root / name).is_dir():
+            continue
         subjects = values_of(root / name)
         print(f"\n{title}\n\n| head | interpolation: PSNR (dB), SSIM | model: PSNR, SSIM | gain |\n| --- | --- | --- | --- |")
         gains = []

@@ -7,11 +7,12 @@
 #   train      configs/standard-start.yaml, -second.yaml and standard.yaml, each from where the one before ended: OUT/start, second, run
 #   export     OUT/standard.safetensors, float16
 #   evaluate   OUT/evaluation/…: held-out heads degraded to 1.5T, 3T and thick slices, and brought back to their own voxels
+#   fine       OUT/evaluation/0.7mm: heads of 0.7 mm, rendered from label maps that are in no training, degraded to 2 mm
 #   lesions    OUT/lesions.json: what becomes of lesions, docs/measure_lesions.py
 # Settings: PYTHON=python3.
 set -euo pipefail
-known="split train export evaluate lesions"
-usage() { sed -n '2,13s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+known="split train export evaluate fine lesions"
+usage() { sed -n '2,14s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 [[ $# -ge 2 && $1 != -* ]] || usage
 heads=$1 out=$2
 shift 2
@@ -62,6 +63,19 @@ split() {
   ln -sfn "$given/synthseg_labels" labels
 }
 
+# labels_held_out: the label maps of the splits that training does not see, by the training's own rule.
+held_out_maps() {
+  mkdir -p labels_held_out
+  python - <<'END' | while read -r path; do ln -sfn "$path" labels_held_out/; done
+from pathlib import Path
+from jaxsr.data.subjects import split_by_subject
+from jaxsr.data.synthetic import find_label_maps
+root = Path("labels")
+found, _ = find_label_maps(root)
+print(*(path.resolve() for split in ("validation", "test") for path in split_by_subject(found, root, split)), sep="\n")
+END
+}
+
 run() {
   case $1 in
     split) split ;;
@@ -80,6 +94,12 @@ run() {
         jaxsr evaluate --protocol "$root/configs/protocols/$protocol-to-native.yaml" -r held_out --models standard=standard.safetensors \
           -o "evaluation/$protocol" --report
       done
+      ;;
+    fine)
+      held_out_maps
+      [[ -d fine ]] || jaxsr generate -o fine --labels labels_held_out --voxel-size 0.7 --seed 7 -n 2
+      jaxsr evaluate --protocol "$root/configs/protocols/2mm-to-0.7mm.yaml" -r fine --models standard=standard.safetensors \
+        -o evaluation/0.7mm --report
       ;;
     lesions) python "$root/docs/measure_lesions.py" standard.safetensors labels lesions.json ;;
   esac
