@@ -53,6 +53,7 @@ from jaxsr.methods.vqvae import as_frozen, of_frozen
 from jaxsr.models.gate import Gate, Gating, TokenEncoder, gate_weights, token_weights, updated_usage
 from jaxsr.models.perceptual_loss import vgg_image_errors, vgg_latent_errors, vgg_shapes
 from jaxsr.models.token_map import TokenMap
+from jaxsr.nn.parts import in_parts
 from jaxsr.runtime.experts import each
 
 COUNT = len(NAMES)  # K
@@ -157,7 +158,8 @@ class Moediff:
             drawn = each([functools.partial(chain, name) for name in NAMES], params, shown.condition, keys)  # [K, B, h, w, C]
             z0 = mixed(drawn, weights if request.routing == "all" else jax.nn.one_hot(of_slices(weights).argmax(-1), COUNT))  # Eq. 9
         metrics = {f"Gate{name.capitalize()}": of_slices(weights)[:, i] for i, name in enumerate(NAMES)}
-        return UpscaleOutput(self.vqvae.decode(of_frozen(variables["frozen"]["vqvae"]), z0), metrics)
+        decode = functools.partial(self.vqvae.decode, of_frozen(variables["frozen"]["vqvae"]))
+        return UpscaleOutput(in_parts(decode, z0), metrics)
 
     def route(self, variables: Variables, condition: Condition) -> Array:
         """The expert of the highest weight of each slice, int `[B]`."""

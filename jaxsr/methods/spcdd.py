@@ -39,6 +39,7 @@ from jaxsr.methods.spcdd_config import SpcddConfig
 from jaxsr.methods.spcdd_networks import Guided, Shown
 from jaxsr.models.discriminator import PatchDiscriminator
 from jaxsr.nn.convolution import dense
+from jaxsr.nn.parts import in_parts
 
 HISTOGRAMS = {"soft": histogram_errors, "sorted": wasserstein_errors}
 
@@ -170,7 +171,7 @@ class Spcdd:
         if self.autoencoder is None:
             return self.pixels.sampler(self.schedule, self.config.prediction, denoise, condition.low)
         height, width = (side // self.autoencoder.multiple for side in condition.low.shape[1:3])
-        decode = functools.partial(self.autoencoder.decode, autoencoder)
+        decode = functools.partial(in_parts, functools.partial(self.autoencoder.decode, autoencoder))
         return Sampler(self.schedule, self.config.prediction, denoise, (height, width, self.guided.channels), decode)
 
     def parts(self, size: int) -> dict[str, Part]:

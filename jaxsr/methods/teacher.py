@@ -51,6 +51,7 @@ from jaxsr.models.clip import ClipOutput, VisionTransformer, clip_image, patches
 from jaxsr.models.guidance import GuidancePyramid
 from jaxsr.models.unet import LatentUNet
 from jaxsr.nn.convolution import dense
+from jaxsr.nn.parts import in_parts
 
 
 class TeacherConfig(Strict):
@@ -241,7 +242,7 @@ class Teacher:
             self.config.prediction,
             functools.partial(self._denoise, variables, self._show(variables, condition, present)),
             (height // factor, width // factor, self.config.autoencoder.network.latent),
-            functools.partial(self.autoencoder.decode, self._autoencoder(variables)),
+            functools.partial(in_parts, functools.partial(self.autoencoder.decode, self._autoencoder(variables))),
         )
 
     def parts(self, size: int) -> dict[str, Part]:
