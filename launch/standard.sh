@@ -97,7 +97,7 @@ run() {
       ;;
     fine)
       held_out_maps
-      [[ -d fine ]] || jaxsr generate -o fine --labels labels_held_out --voxel-size 0.7 --seed 7 -n 2
+      jaxsr generate -o fine --labels labels_held_out --voxel-size 0.7 --seed 7 -n 2
       jaxsr evaluate --protocol "$root/configs/protocols/2mm-to-0.7mm.yaml" -r fine --models standard=standard.safetensors \
         -o evaluation/0.7mm --report
       ;;

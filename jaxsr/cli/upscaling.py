@@ -195,7 +195,7 @@ def upscale(
     if not bids:
         select_device(device, apart=True)
     from jaxsr.runtime.distributed import place
-    from jaxsr.upscale.files import Settings, declared_acquisition, make_engine, make_file, montage, read_job, share
+    from jaxsr.upscale.files import Settings, declared_acquisition, make_engine, make_file, montage, read_job, room_beside, share, told_of
     from jaxsr.upscale.line import in_line
 
     here = place()
@@ -248,7 +248,14 @@ def upscale(
         notes: list[str] = []
         return single or read_job(job, settings, notes.append), notes
 
+    def room(job: "Job", given: "tuple[Volume, list[str]]") -> bool:
+        return room_beside(recipe, given[0], settings)
+
+    begun = 0
+
     def make(job: "Job", given: "tuple[Volume, list[str]]") -> "Made | dict[str, Any]":
+        nonlocal begun
+        begun = todo.index(job) + 1
         low, notes = given
         if not (engine and loaded):
             how: dict[str, Any] = {"batch_size": size, "slice_map": slice_map, "guides": guides[job.source]}
@@ -268,14 +275,15 @@ def upscale(
         done = made.result
         if picture:
             title = f"{shown(job.source.name)} at {min(done.output.voxel_size):.3g} mm (synthetic)"
-            montage(picture_path(job.output), done.low, done.output, title)
+            with told_of(job):
+                montage(picture_path(job.output), done.low, done.output, title)
         return done.facts, (*done.maps, job.output)
 
     records: list[dict[str, Any]] = [{"Input": str(job.source), "Output": str(job.output)} for job in todo]
     failures: list[tuple[Path, str]] = []
     finished = 0
     try:
-        for job, outcome in in_line(todo, read, make, write):
+        for job, outcome in in_line(todo, read, make, write, room):
             record, finished = records[finished], finished + 1
             if outcome.done:
                 facts, written = outcome.done
@@ -293,7 +301,7 @@ def upscale(
                     traceback.print_exception(error)
     finally:
         if run_json:
-            done = records[:finished]
+            done = records[: max(begun, finished)]
             write_json(run_json, {"DryRun": dry_run, "Process": here.process, "Processes": here.processes, "Volumes": done})
     if failures:
         raise Exit(5 if all(record.get("Status") == 5 for record in records) else 1, failed(failures, len(todo)))

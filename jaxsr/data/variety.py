@@ -2,10 +2,10 @@
 
     size        its voxels are taken for z times as large as they are; none of them is changed
     contrast    grey values go through a curve f: f(0) = 0, and from `KNEE` of the window on linear between knots, upwards throughout or,
-                one time in three, downwards throughout, as from T1w to T2w; below `KNEE` f leads up from 0, so that air stays air
+                one time in three, downwards throughout, as from T1w to T2w; from 0 to `KNEE` f leads up to that
 
-A network that has seen four people in seven contrasts knows those. Anatomy, sharpness and noise stay the scan's; how tissues differ,
-not.
+A network that has seen four people in seven contrasts knows those. Anatomy and sharpness stay the scan's; how tissues differ does not,
+nor how much noise there is: where f is steep, which it may be ten times below `KNEE`, it comes out stronger. Air of exactly 0 stays so.
 """
 
 from typing import NamedTuple
@@ -46,7 +46,8 @@ def draw_curve(rng: np.random.Generator) -> np.ndarray:
 
 
 def through(data: np.ndarray, curve: np.ndarray) -> np.ndarray:
-    """`data` of magnitudes through a curve as `draw_curve` draws it, in the same units; above the window it goes on as its last piece."""
+    """`data` of magnitudes through a curve as `draw_curve` draws it, in the same units; above the window one that rises goes on as its last
+    piece does, one that falls stays where it is."""
     high = float(fit_window(data).high)
     knots = np.array([0.0, *np.linspace(KNEE, 1.0, len(curve) - 1)], np.float32)
     beyond = np.maximum(data / high - 1, 0) * max((curve[-1] - curve[-2]) / (knots[-1] - knots[-2]), 0)

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from jaxsr.data.pairs import SQUARE
 from jaxsr.evaluate.files import sidecar_path
 from jaxsr.experiment import Experiment
 from jaxsr.files import Writer, shown
@@ -25,7 +26,7 @@ from jaxsr.upscale.engine import Engine, Progress, Upscaled
 from jaxsr.upscale.explain import Explained, draw_attention, draw_experts, explain, other_units, read_reference
 from jaxsr.upscale.guide_maps import guidance_facts, read_guides
 from jaxsr.upscale.guides import Guides, check_guides
-from jaxsr.upscale.inputs import Job, check_target, read_input, scale_notes
+from jaxsr.upscale.inputs import Job, check_target, memory_needed, read_input, scale_notes
 from jaxsr.upscale.model import Model, ModelError, Recipe
 from jaxsr.upscale.plan import NothingToDo, Sizes, default_size
 from jaxsr.upscale.samples import Samples, draw
@@ -42,9 +43,12 @@ from jaxsr.upscale.sidecar import (
     sample_name,
     stale_maps,
 )
-from jaxsr.volume.geometry import Grid
+from jaxsr.volume.geometry import Grid, target_grid
 from jaxsr.volume.io import Volume, VolumeError, volume_writer, write_volume
+from jaxsr.volume.memory import free_memory
 from jaxsr.volume.slices import AXES, SliceMapKind
+
+BESIDE = 3  # of what one volume takes must be free for others to be read and written beside it
 
 
 class Settings(NamedTuple):
@@ -129,8 +133,8 @@ def training_scans(experiment: Experiment, volume: Volume) -> tuple[float, float
     """Voxel size in mm of the scans that a model learnt from: that of the acquisition, or of the heads where they were coarser; of a model
     that learnt from a range of sizes, those nearest to `volume`: in the plane of a stack of slices a scan may be as fine as a truth is."""
     if between := getattr(experiment.method, "between_mm", None) or experiment.data.range_acquired:
-        finest = min([between[0], *(getattr(experiment.method, "pixels", None) or ())])
-        x, y, z = np.clip(volume.voxel_size, finest, between[1]).tolist()
+        finest, coarsest = min([between[0], *(getattr(experiment.method, "pixels", None) or ())]), max(volume.voxel_size)
+        x, y, z = (float(np.clip(mm, finest if coarsest > SQUARE * mm else between[0], between[1])) for mm in volume.voxel_size)
         return x, y, z
     if experiment.data.acquired:
         return experiment.data.acquired
@@ -195,19 +199,26 @@ def make_file(
       FloatingPointError: where the model returns NaN.
       OutOfMemory: of the host, or of the device after all retries.
     """
-    with _told_apart(job):
+    with told_of(job):
         return _make_file(engine, model, job, settings, volume, guides, progress, note)
 
 
 def read_job(job: Job, settings: Settings, note: Callable[[str], None] = lambda text: None) -> Volume:
     """`read_source` of a job, as `make_file` takes it. Raises: as that."""
-    with _told_apart(job):
+    with told_of(job):
         return read_source(job.source, settings, note)
 
 
+def room_beside(recipe: Recipe, volume: Volume, settings: Settings) -> bool:
+    """Whether memory has room for another volume to be read, and one to be written, beside `volume` while that is upscaled."""
+    to_mm = settled(settings, recipe, volume).to_mm
+    target, free = target_grid(volume.grid, to_mm) if to_mm else volume.grid, free_memory()
+    return free is None or free > BESIDE * memory_needed(volume, target, **settings.memory)
+
+
 @contextlib.contextmanager
-def _told_apart(job: Job) -> Iterator[None]:
-    """What is wrong with one of several volumes is said with its name."""
+def told_of(job: Job) -> Iterator[None]:
+    """What memory was too short for, and what there is nothing to do with, is said with the name of the volume."""
     name = shown(job.source)
     try:
         yield
@@ -292,9 +303,10 @@ def _make_file(
     stale = [*maps, *pictures, *(sample_name(sample) for sample in range(len(kept)))]
 
     def write() -> None:
-        for path in stale_maps(job.output, stale):
-            path.unlink(missing_ok=True)
-        write_volume(job.output, drawn.mean.volume, description="jaxsr: synthetic", before=before)
+        with told_of(job):
+            for path in stale_maps(job.output, stale):
+                path.unlink(missing_ok=True)
+            write_volume(job.output, drawn.mean.volume, description="jaxsr: synthetic", before=before)
 
     return Made(Written(volume, drawn.mean.volume, facts, (*kept, *(map_path(job.output, name) for name in maps))), write)
 

@@ -9,6 +9,7 @@ import gzip
 import logging
 import math
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ _DRAIN = 1 << 20  # bytes read at a time in search of the checksum
 _TRAILING = 1 << 26  # bytes after the voxels; far more than the tags that MGH files have there
 _PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".mgz": gzip.open, ".bz2": bz2.open}
 # What nibabel lets through when the bytes make no sense. AttributeError and NameError are left out: those would be ours.
+_SILENT = threading.RLock()
 _FOREIGN = (OSError, ValueError, TypeError, LookupError, ArithmeticError, struct.error, RuntimeError, HeaderDataError, MGHError)
 
 
@@ -217,15 +219,19 @@ def _data_file(image: SpatialImage) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """nibabel logs what it mends in a header, and what overflows warns; `header` and `io` say it in our words."""
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    """nibabel logs what it mends in a header, and what overflows warns; `header` and `io` say it in our words.
+
+    Both are the process's, not the thread's: one at a time, or the last to leave would leave them silent.
+    """
+    with _SILENT:
+        level = logger.level
+        logger.setLevel(logging.CRITICAL + 1)
+        try:
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logger.setLevel(level)
 
 
 def _halved(missing: str) -> str:

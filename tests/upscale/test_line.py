@@ -1,11 +1,18 @@
 """Laws of volumes in line: what runs beside what, in which order outcomes come, and that one that fails stops no other."""
 
+import gc
 import threading
+import traceback
+import weakref
+from concurrent.futures import Future
 
+import numpy as np
 import pytest
 
 from jaxsr.runtime.memory import OutOfMemory
+from jaxsr.upscale import line
 from jaxsr.upscale.line import in_line
+from jaxsr.volume.errors import VolumeError
 
 SECONDS = 20  # within which a thread comes to what it is waited for
 
@@ -62,41 +69,68 @@ def test_one_that_fails_stops_no_other(where, which):
         assert (outcome.done, str(outcome.error)) == ((None, f"{where} {which}") if job == which else (job, "None"))
 
 
-@pytest.mark.parametrize("error", [OutOfMemory, MemoryError])
-@pytest.mark.parametrize("where", ["read", "make"])
-def test_where_memory_is_short_for_two_at_a_time_one_is_done_with_nothing_beside_it(where, error):
-    writing, tries, released = set(), [], threading.Event()
+def test_where_there_is_no_room_one_is_written_before_the_next_is_read():
+    happened, lock = [], threading.Lock()
 
-    def short(at, job):
-        tries.append((at, job))
-        if at == where and job == 1 and tries.count((at, job)) == 1:
-            released.set()
-            raise error("short")
-        if at == where and job == 1:
-            assert not writing
+    def does(what, job):
+        with lock:
+            happened.append((what, job))
+        return job
+
+    how = [lambda job, *given, what=what: does(what, job) for what in ("read", "make", "write")]
+    found = list(in_line(range(4), *how, lambda job, given: job == 1))
+    assert [of.done for _, of in found] == [0, 1, 2, 3]
+    place = {step: i for i, step in enumerate(happened)}
+    assert place["write", 0] < place["read", 1] < place["make", 1]
+    assert place["read", 2] < place["make", 2]  # read ahead, beside 1
+    assert place["write", 1] < place["make", 2]  # but 2 has no room for that
+    assert place["write", 2] < place["read", 3]
+
+
+def test_what_could_not_be_read_beside_another_is_read_again_by_itself():
+    tries, writing = [], set()
+
+    def read(job):
+        tries.append(job)
+        if job == 1 and tries.count(1) == 1:
+            raise VolumeError("2 GB are needed, and 1 GB is free")
+        assert not writing or job != 1
         return job
 
     def write(job, made):
         writing.add(job)
-        assert job or released.wait(SECONDS)
         writing.discard(job)
         return made
 
-    found = list(in_line(range(3), lambda job: short("read", job), lambda job, of: short("make", job), write))
-    assert [of.done for _, of in found] == [0, 1, 2]
-    assert tries.count((where, 1)) == 2
+    assert [of.done for _, of in in_line(range(3), read, lambda job, given: given, write)] == [0, 1, 2]
+    assert tries.count(1) == 2
 
 
-def test_a_single_one_that_memory_is_too_short_for_is_not_tried_twice():
-    tries = []
+@pytest.mark.parametrize("where", ["make", "write"])
+def test_of_one_that_failed_nothing_stays_in_memory_while_the_next_is_made(where):
+    held = []
+
+    def fails(job):
+        volume = np.zeros(10)
+        held.append(weakref.ref(volume))
+        try:
+            raise MemoryError("short")
+        except MemoryError as error:
+            raise OutOfMemory("short of memory") from error
 
     def make(job, given):
-        tries.append(job)
-        raise OutOfMemory("short")
+        if job == 2:
+            gc.collect()
+            assert all(of() is None for of in held)
+        return fails(job) if where == "make" and job < 2 else job
 
-    (only,) = in_line([0], lambda job: job, make, lambda job, made: made)
-    assert isinstance(only[1].error, OutOfMemory)
-    assert tries == [0]
+    def write(job, made):
+        return fails(job) if where == "write" and job < 2 else job
+
+    outcomes = [of for _, of in in_line(range(3), lambda job: job, make, write)]
+    assert len(held) == 2
+    assert [of.done for of in outcomes] == [None, None, 2]
+    assert "short of memory" in "".join(traceback.format_exception(outcomes[0].error))
 
 
 def test_what_is_being_written_when_the_caller_is_stopped_is_written_and_told():
@@ -118,6 +152,32 @@ def test_what_is_being_written_when_the_caller_is_stopped_is_written_and_told():
 
     with pytest.raises(KeyboardInterrupt):
         go()
+    assert told == [(0, 0)]
+
+
+def test_what_is_being_written_last_is_told_of_when_the_caller_is_stopped(monkeypatch):
+    """Ctrl-C while it waits for the last to be written."""
+    told, interrupted = [], []
+
+    class Waited(Future):
+        def result(self, timeout=None):
+            if threading.current_thread() is threading.main_thread() and not interrupted and self.done_writing():
+                interrupted.append(self)
+                raise KeyboardInterrupt
+            return super().result(timeout)
+
+        def done_writing(self):
+            return isinstance(super().result(), line.Outcome)
+
+    monkeypatch.setattr("concurrent.futures.thread._base.Future", Waited)
+
+    def go():
+        for job, of in in_line(range(1), lambda job: job, lambda job, given: given, lambda job, made: made):
+            told.append((job, of.done))
+
+    with pytest.raises(KeyboardInterrupt):
+        go()
+    assert interrupted
     assert told == [(0, 0)]
 
 

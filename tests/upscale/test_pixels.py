@@ -140,3 +140,5 @@ def test_a_stack_as_fine_in_its_plane_as_a_truth_is_like_those_of_training():
     assert training_scans(from_dict({"method": method, "data": data}, Experiment), stack) == (0.72, 0.72, 3.0)
     without = from_dict({"method": {"kind": "sr3"}, "data": data}, Experiment)
     assert training_scans(without, stack)[:2] == (1.0, 1.0)
+    fine = Volume(np.zeros((4, 4, 4), np.float32), np.diag([0.72, 0.72, 0.72, 1.0]))  # no truth is seen in any of its planes
+    assert training_scans(from_dict({"method": method, "data": data}, Experiment), fine) == (1.0, 1.0, 1.0)
