@@ -30,6 +30,7 @@ from jaxsr.data.anatomy.label_heads import VARIATION
 from jaxsr.data.subjects import simulate, split_by_subject
 from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.physics.acquisition import Acquisition, named_acquisition
+from jaxsr.runtime.cpu import choose_convolutions
 from jaxsr.upscale.files import make_engine
 from jaxsr.upscale.model import load_model
 from jaxsr.volume.geometry import Grid, resample
@@ -95,6 +96,7 @@ def invented(image: np.ndarray, truth: np.ndarray, white: np.ndarray, step: floa
 
 
 def main(model_path: Path, root: Path, out: Path, count: int = 3) -> None:
+    choose_convolutions()
     found, _ = find_label_maps(root)
     paths = [p for split in ("validation", "test") for p in split_by_subject(found, root, split)]  # type: ignore[arg-type]
     ill_heads, well_heads = (rendered(paths, root, lesions, count) for lesions in (12, 0))
