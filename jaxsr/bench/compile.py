@@ -44,7 +44,7 @@ def compile_train(experiment: Experiment, encoded: bool = False) -> dict[str, An
     asked = experiment
     experiment, estimated = _compilable(experiment)
     mesh, method = make_mesh(**dict(experiment.mesh)), build_method(experiment)
-    share_of_batch(mesh, experiment.train.batch_size)
+    share_of_batch(mesh, experiment.train.batch_size, experiment.train.accumulate)
     optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, players_of(method))
     batch = abstract_batch(experiment, encoded=encoded)
     state = abstract_state(method, optimizer, batch, mesh)

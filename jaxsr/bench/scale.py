@@ -148,12 +148,18 @@ def predict(compiled: Mapping[str, Any], machine: Machine, compute_seconds: floa
     """Of the step that `jaxsr bench compile` found, `compute_seconds` of which a device computes, on so many chips of `machine`.
 
     Raises:
-      ConfigError: where a number of chips is not a multiple of what one part of `data` takes.
+      ConfigError: where a number of chips is not a multiple of what one part of `data` takes; where the program was compiled with one part,
+        which exchanges no gradients, and more are asked about.
     """
     mesh = dict(compiled["mesh"])
     one = math.prod(size for axis, size in mesh.items() if axis != "data")
     if wrong := [count for count in chips if count < 1 or count % one]:
         raise ConfigError(f"numbers of chips must be multiples of {one}, what fsdp × tensor × expert takes, got {wrong[0]}")
+    if mesh["data"] == 1 and max(chips) > one:
+        raise ConfigError(
+            f"the step was compiled with data=1, and then exchanges nothing over data: for more than {one} chips compile with data=2, "
+            f"as by jaxsr bench compile CONFIG --devices {2 * one} --mesh data=2,…"
+        )
     return [_predicted(compiled["collectives"], {**mesh, "data": count // one}, machine, compute_seconds) for count in chips]
 
 

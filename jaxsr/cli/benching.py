@@ -293,7 +293,7 @@ def bench_scale(
 
     Example:
 
-        jaxsr bench compile configs/teacher.yaml --devices 8 --mesh fsdp=8 --json > compiled.json
+        jaxsr bench compile configs/teacher.yaml --devices 16 --mesh data=2,fsdp=8 --json > compiled.json
 
         jaxsr bench scale compiled.json --machine h100 --chips 8,64,512,4096
     """

@@ -16,17 +16,22 @@ DECODED = 16  # slices at a time on a device: an autoencoder's decoder keeps one
 
 
 def in_parts(function: Callable[[Array], Array], batch: Array, at_once: int = DECODED) -> Array:
-    """`function` `[b, …]` → `[b, …]`, of each slice by itself, of `batch` `[B, …]`, `at_once` slices at a time on each device.
+    """`function` `[b, …]` → `[b, …]`, of each slice by itself, of `batch` `[B, …]`, at most `at_once` slices at a time on each device.
 
-    A batch that is no multiple of those is not divided.
+    Parts are of one size; what the last lacks is filled up with zeros, less than a slice for each part. A batch that does not divide over
+    devices is not divided.
     """
     mesh = jax.sharding.get_abstract_mesh()
     devices = math.prod(mesh.shape[axis] for axis in SLICES if axis in mesh.shape)
-    size = len(batch)
-    if size <= at_once * devices or size % (at_once * devices):
+    share, rest = divmod(len(batch), devices)
+    if rest or share <= at_once:
         return function(batch)
-    # Every part has slices of every device: slice i is in part i mod count, as neighbours lie on one device.
-    count = size // (at_once * devices)
-    parts = jnp.swapaxes(batch.reshape(size // count, count, *batch.shape[1:]), 0, 1)
-    done = jnp.swapaxes(jax.lax.map(function, parts), 0, 1)
-    return done.reshape(size, *done.shape[2:])
+    count = -(-share // at_once)
+    size = -(-share // count)
+    # Every part has slices of every device, where they lie.
+    whole = batch.reshape(devices, share, *batch.shape[1:])
+    filled = jnp.pad(whole, [(0, 0), (0, count * size - share)] + [(0, 0)] * (batch.ndim - 1))
+    parts = jnp.moveaxis(filled.reshape(devices, count, size, *batch.shape[1:]), 1, 0)
+    done = jax.lax.map(function, parts.reshape(count, devices * size, *batch.shape[1:]))
+    made = jnp.moveaxis(done.reshape(count, devices, size, *done.shape[2:]), 0, 1)
+    return made.reshape(devices, count * size, *done.shape[2:])[:, :share].reshape(len(batch), *done.shape[2:])

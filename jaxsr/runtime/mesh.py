@@ -67,17 +67,22 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
-def share_of_batch(mesh: Mesh, size: int) -> np.ndarray:
+def share_of_batch(mesh: Mesh, size: int, accumulate: int = 1) -> np.ndarray:
     """Which slices of a batch of `size` lie on this process's devices: their places in the batch, ascending; not always neighbours.
 
     Processes that differ only along `tensor` or `expert` have the same ones.
 
     Raises:
-      MeshError: where the batch does not divide over the devices.
+      MeshError: where the batch, or one of the `accumulate` parts that it is computed in, does not divide over the devices.
     """
     over = mesh.shape["data"] * mesh.shape["fsdp"]
     if size % over:
         raise MeshError(f"a batch of {size} slices does not divide over data × fsdp = {over} devices: make it a multiple of {over}")
+    if size % (over * accumulate):
+        raise MeshError(
+            f"in {accumulate} parts a batch of {size} slices does not divide over data × fsdp = {over} devices: make it a multiple of "
+            f"{over * accumulate}, or train.accumulate smaller"
+        )
     places = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
     return np.unique(np.concatenate([np.arange(size)[index] for index in places]))  # type: ignore[index]
 

@@ -70,7 +70,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
     if begun:
         _check_config(run_dir, experiment)
     mesh = make_mesh(**dict(experiment.mesh))
-    rows = share_of_batch(mesh, config.batch_size)
+    rows = share_of_batch(mesh, config.batch_size, config.accumulate)
     method = build_method(experiment)
     optimizer = make_optimizer(experiment.optimizer, config.steps, players_of(method))
     encoding = records.manifest.encoding if records else None

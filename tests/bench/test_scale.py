@@ -21,14 +21,14 @@ def machine(**changes):
     return from_dict({"inside": inside, "between": between, "peak": 1e15}, Machine)
 
 
-def compiled(*rows, data=1, fsdp=8, **facts):
+def compiled(*rows, data=2, fsdp=8, **facts):
     """As `jaxsr bench compile --json` prints it; each row: kind, axes, payload of all, times."""
     mesh = {"data": data, "fsdp": fsdp, "tensor": 1, "expert": 1}
     found = [
         {"kind": kind, "axes": axes, "devices": math.prod(mesh[axis] for axis in axes), "payload_bytes": payload, "times": times}
         for kind, axes, payload, times in rows
     ]
-    about = {"what": "training step", "batch_size": 32, "size": 64, "multiply_adds": 4 * 10**15}
+    about = {"what": "training step", "batch_size": 32 * data, "size": 64, "multiply_adds": 4 * data * 10**15}
     return {**about, "mesh": mesh, "collectives": found, **facts}
 
 
@@ -66,6 +66,13 @@ def test_where_arrays_do_not_travel_together_each_has_its_latency():
 def test_links_that_reach_half_of_their_rate_take_twice_as_long():
     half = machine().model_copy(update={"reached": 0.5})
     assert exchange_seconds("all-reduce", GIB, 64, 8, half) == pytest.approx(2 * exchange_seconds("all-reduce", GIB, 64, 8, machine()))
+
+
+def test_of_a_step_that_was_compiled_without_data_parallelism_more_of_it_is_not_predicted():
+    step = compiled(("all-gather", ["fsdp"], GIB, 4), data=1)
+    assert len(predict(step, machine(), 1.0, [8])) == 1
+    with pytest.raises(ConfigError, match="--devices 16 --mesh data=2"):
+        predict(step, machine(), 1.0, [8, 16])
 
 
 def test_what_is_split_within_a_node_does_not_feel_the_network():
