@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from jaxsr.runtime.mesh import AXES, FSDP_FLOOR, LOGICAL_AXES, _spec, make_mesh, variable_shardings
+from jaxsr.runtime.mesh import AXES, FSDP_FLOOR, LOGICAL_AXES, MeshError, _spec, make_mesh, share_of_batch, variable_shardings
 
 
 def mesh_of(**sizes):
@@ -65,6 +65,12 @@ def test_fsdp_leaves_what_tensor_parallelism_has_taken():
 
 def test_a_dimension_that_tensor_parallelism_does_not_divide_stays_whole():
     assert _spec(mesh_of(tensor=4), (3, 3, 128, 6), CONV) == PartitionSpec(None, None, None, None)
+
+
+def test_parts_of_a_batch_that_are_fewer_slices_than_devices_are_refused():
+    """Then nothing would say how a layer's outputs lie, and each device may hold all of them."""
+    with pytest.raises(MeshError, match="in 16 parts a batch of 64 slices .* multiple of 128"):
+        share_of_batch(mesh_of(data=8), 64, 16)
 
 
 FOUR_DEVICES = """
