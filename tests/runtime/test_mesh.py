@@ -69,7 +69,7 @@ def test_a_dimension_that_tensor_parallelism_does_not_divide_stays_whole():
 
 def test_parts_of_a_batch_that_are_fewer_slices_than_devices_are_refused():
     """Then nothing would say how a layer's outputs lie, and each device may hold all of them."""
-    with pytest.raises(MeshError, match="in 16 parts a batch of 64 slices .* multiple of 128"):
+    with pytest.raises(MeshError, match=r"in 16 parts a batch of 64 slices .* multiple of 128"):
         share_of_batch(mesh_of(data=8), 64, 16)
 
 
