@@ -44,6 +44,12 @@ BOX = (112, 128, 96)
 LEAST = 100  # mm³ of an invented one
 
 
+def held_out_maps(root: Path) -> list[Path]:
+    """Label maps of the splits that training does not see."""
+    found, _ = find_label_maps(root)
+    return [path for split in ("validation", "test") for path in split_by_subject(found, root, split)]  # type: ignore[arg-type]
+
+
 def rendered(paths: list[Path], root: Path, lesions: int, count: int) -> list[Head]:
     variation = dataclasses.replace(VARIATION, lesions=lesions, stripped=0.0, defaced=0.0)
     subjects = LabelSubjects(paths, root, count, "test", voxel_size=1.0, acquisition=named_acquisition("1.5T"), seed=5, variation=variation)
@@ -97,8 +103,7 @@ def invented(image: np.ndarray, truth: np.ndarray, white: np.ndarray, step: floa
 
 def main(model_path: Path, root: Path, out: Path, count: int = 3) -> None:
     choose_convolutions()
-    found, _ = find_label_maps(root)
-    paths = [p for split in ("validation", "test") for p in split_by_subject(found, root, split)]  # type: ignore[arg-type]
+    paths = held_out_maps(root)
     ill_heads, well_heads = (rendered(paths, root, lesions, count) for lesions in (12, 0))
     model = load_model(model_path)
     engine = make_engine(model, batch_size=8)

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from measure_lesions import held_out_maps
 
 from jaxsr.data.anatomy import template_t1
-from jaxsr.data.subjects import simulate, split_by_subject
-from jaxsr.data.synthetic import LabelSubjects, find_label_maps
+from jaxsr.data.subjects import simulate
+from jaxsr.data.synthetic import LabelSubjects
 from jaxsr.evaluate.metrics.edges import gmsd, hfen
 from jaxsr.evaluate.metrics.pixel import psnr
 from jaxsr.evaluate.metrics.ssim import ssim
@@ -31,14 +32,12 @@ from jaxsr.volume.io import Volume
 STEPS = (1, 2, 4, 8, 16)
 BOX = (88, 96, 80)
 EDGE = 8  # voxels at its faces that do not count: what lies beyond the box is not known there
-DRAWS = 0  # the seed
+SEED = 0  # of what is drawn in several steps
 
 
 def heads(root: Path) -> dict[str, Volume]:
     """The middle of each."""
-    found, _ = find_label_maps(root)
-    paths = [path for split in ("validation", "test") for path in split_by_subject(found, root, split)]  # type: ignore[arg-type]
-    subjects = LabelSubjects(paths, root, 2, "test", voxel_size=1.0, acquisition=named_acquisition("1.5T"), seed=5)
+    subjects = LabelSubjects(held_out_maps(root), root, 2, "test", voxel_size=1.0, acquisition=named_acquisition("1.5T"), seed=5)
     whole = {f"rendered {i + 1}": subjects.truth(i) for i in range(2)} | {"MNI T1 template": template_t1()}
     middles = {}
     for name, volume in whole.items():
@@ -49,6 +48,7 @@ def heads(root: Path) -> dict[str, Volume]:
 
 
 def measured(image: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """By the name of the metric, of `[X, Y, Z]` both; PSNR and SSIM in the foreground."""
     inner = tuple(slice(EDGE, -EDGE) for _ in range(3))
     x, y = image[inner], truth[inner]
     span = float(np.percentile(truth, 99.9) - np.percentile(truth, 0.1))
@@ -73,7 +73,7 @@ def main(model_path: Path, root: Path, out: Path) -> None:
         made = {"tricubic": resample(low.data, low.grid, truth.grid), "zero-filled": resample(low.data, low.grid, truth.grid, "kspace")}
         for steps in STEPS:
             request = model.method.default_request._replace(steps=steps)
-            made[f"{steps} steps"] = engine.upscale(low, request, to_mm=truth.grid, seed=DRAWS).volume.data
+            made[f"{steps} steps"] = engine.upscale(low, request, to_mm=truth.grid, seed=SEED).volume.data
         rows += [{"head": name, "method": method, **measured(image, truth.data)} for method, image in made.items()]
         print(f"{name}: done", flush=True)
     out.write_text(json.dumps({"model": model.sha256, "step": model.step, "rows": rows}, indent=1))

@@ -25,9 +25,10 @@ from jaxsr.evaluate.tables import Comparison
 from jaxsr.experiment import load_experiment
 from jaxsr.physics.acquisition import Acquisition
 from jaxsr.train.loop import train as run_training
-from jaxsr.upscale.files import Settings, make_engine, upscale_file
+from jaxsr.upscale.files import make_engine, upscale_file
 from jaxsr.upscale.inputs import Job, is_done
 from jaxsr.upscale.model import load_model
+from jaxsr.upscale.settings import Settings
 from jaxsr.upscale.sidecar import read_sidecar
 from jaxsr.volume.geometry import resample, target_grid
 from jaxsr.volume.io import Volume, write_volume

@@ -9,10 +9,11 @@
 #   evaluate   OUT/evaluation/…: held-out heads degraded to 1.5T, 3T and thick slices, and brought back to their own voxels
 #   fine       OUT/evaluation/0.7mm: heads of 0.7 mm, rendered from label maps that are in no training, degraded to 2 mm
 #   lesions    OUT/lesions.json: what becomes of lesions, docs/measure_lesions.py
+#   modes      OUT/modes.json: how many sampling steps, docs/measure_modes.py
 # Settings: PYTHON=python3.
 set -euo pipefail
-known="split train export evaluate fine lesions"
-usage() { sed -n '2,14s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+known="split train export evaluate fine lesions modes"
+usage() { sed -n '2,13s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 [[ $# -ge 2 && $1 != -* ]] || usage
 heads=$1 out=$2
 shift 2
@@ -66,13 +67,12 @@ split() {
 # labels_held_out: the label maps of the splits that training does not see, by the training's own rule.
 held_out_maps() {
   mkdir -p labels_held_out
-  python - <<'END' | while read -r path; do ln -sfn "$path" labels_held_out/; done
+  python - "$root/docs" <<'END' | while read -r path; do ln -sfn "$path" labels_held_out/; done
+import sys
 from pathlib import Path
-from jaxsr.data.subjects import split_by_subject
-from jaxsr.data.synthetic import find_label_maps
-root = Path("labels")
-found, _ = find_label_maps(root)
-print(*(path.resolve() for split in ("validation", "test") for path in split_by_subject(found, root, split)), sep="\n")
+sys.path.insert(0, sys.argv[1])
+from measure_lesions import held_out_maps
+print(*(path.resolve() for path in held_out_maps(Path("labels"))), sep="\n")
 END
 }
 
@@ -102,6 +102,7 @@ run() {
         -o evaluation/0.7mm --report
       ;;
     lesions) python "$root/docs/measure_lesions.py" standard.safetensors labels lesions.json ;;
+    modes) python "$root/docs/measure_modes.py" standard.safetensors labels modes.json ;;
   esac
 }
 for part in "${parts[@]}"; do run "$part"; done

@@ -42,7 +42,7 @@ def target_of(
 
 
 def steps_of_mode(mode: str, recipe: "Recipe") -> int:
-    """Sampling steps of a mode."""
+    """Sampling steps of --mode. Raises BadParameter for a model without modes."""
     sharp = getattr(recipe.experiment.method, "sharp_steps", None)
     if sharp is None:
         raise typer.BadParameter("this model has no modes: say how many sampling steps by --steps", param_hint="--mode")
@@ -56,7 +56,7 @@ def check_places(
     participants: list[str] | None,
     sessions: list[str] | None,
 ) -> None:
-    """Either -i and -o, or --bids."""
+    """Raises BadParameter unless there are either -i and -o, or --bids."""
     if bids:
         if source or output:
             raise typer.BadParameter("names the input and the output itself: leave out -i and -o", param_hint="--bids")
@@ -71,7 +71,7 @@ def check_places(
 
 
 def resolved_sizes(text: str) -> tuple[float, float, float] | None:
-    """Of --from-mm, mm to the right, front and top; None for auto."""
+    """Of --from-mm, mm to the right, front and top; None for auto. Raises BadParameter for what is neither."""
     if text == "auto":
         return None
     try:
@@ -85,6 +85,7 @@ def resolved_sizes(text: str) -> tuple[float, float, float] | None:
 
 
 def declared_scanner(acquisition: str | None, noise: float | None, consistency: bool) -> "Acquisition | None":
+    """The acquisition that --acquisition names. Raises BadParameter for it, or --noise, without --consistency, or a σ that is none."""
     for option, value in (("--acquisition", acquisition), ("--noise", noise)):
         if value is not None and not consistency:
             raise typer.BadParameter("is for --consistency: ask for that, or leave it out", param_hint=option)
@@ -106,7 +107,7 @@ def bids_jobs(
     to_mm: float | None,
     device: str,
 ) -> "list[Job]":
-    """Names hold the voxel size, which the model may have to say."""
+    """Those of --bids, with the device chosen; names hold the voxel size, which the model may have to say."""
     from jaxsr.upscale.derivatives import derivative_jobs, find_scans
 
     scans = find_scans(bids[0], bids[1], participants, sessions, suffixes)

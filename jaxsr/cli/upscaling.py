@@ -195,8 +195,9 @@ def upscale(
     if not bids:
         select_device(device, apart=True)
     from jaxsr.runtime.distributed import place
-    from jaxsr.upscale.files import Settings, declared_acquisition, make_engine, make_file, montage, read_job, room_beside, share, told_of
+    from jaxsr.upscale.files import make_engine, make_file, montage, read_job, room_beside, share, told_of
     from jaxsr.upscale.line import in_line
+    from jaxsr.upscale.settings import Settings, declared_acquisition
 
     here = place()
     mine = share(jobs, here)
@@ -283,8 +284,8 @@ def upscale(
     failures: list[tuple[Path, str]] = []
     finished = 0
     try:
-        for job, outcome in in_line(todo, read, make, write, room):
-            record, finished = records[finished], finished + 1
+        for finished, (job, outcome) in enumerate(in_line(todo, read, make, write, room), 1):
+            record = records[finished - 1]
             if outcome.done:
                 facts, written = outcome.done
                 record |= facts

@@ -18,8 +18,8 @@ from jaxsr.volume.io import Volume
 ZOOMS = 5  # equidistant values: what an acquisition is compiled for is the shape of a volume and of its voxels
 KNEE = 0.1  # of the intensity window
 KNOTS = 5  # from there to the top of the window
-STEEPEST = 0.25  # the least step between two knots, as a share of the greatest
-INVERTED = 1 / 3
+LEAST_STEP = 0.25  # the least that a step between two knots can be, as a share of the greatest
+INVERTED = 1 / 3  # share of the curves that fall
 
 
 class Variety(NamedTuple):
@@ -30,24 +30,28 @@ class Variety(NamedTuple):
 
 
 def vary(volume: Volume, variety: Variety, rng: np.random.Generator) -> Volume:
-    """A draw of `variety` of a `volume` of magnitudes, in its units."""
+    """A draw of `variety` of a `volume` of magnitudes, in its units; its corner stays where it is.
+
+    Raises:
+      VolumeError: where it has no contrast.
+    """
     low, high = variety.zoom
     zoom = low + (high - low) * int(rng.integers(ZOOMS)) / (ZOOMS - 1)
-    data = through(volume.data, draw_curve(rng)) if rng.random() < variety.contrasts else volume.data
+    data = apply_curve(volume.data, draw_curve(rng)) if rng.random() < variety.contrasts else volume.data
     affine = volume.affine @ np.diag([zoom, zoom, zoom, 1.0])
     return Volume(data, affine)
 
 
 def draw_curve(rng: np.random.Generator) -> np.ndarray:
-    """Values at 0 and at `KNOTS` equidistant knots from `KNEE` to 1, in 0…1."""
-    steps = rng.uniform(STEEPEST, 1.0, KNOTS)
+    """Values at 0 and at `KNOTS` equidistant knots from `KNEE` to 1, in 0…1, float32 `[1 + KNOTS]`."""
+    steps = rng.uniform(LEAST_STEP, 1.0, KNOTS)
     rising = np.cumsum(steps) / steps.sum()
     return np.array([0.0, *(rising[::-1] if rng.random() < INVERTED else rising)], np.float32)
 
 
-def through(data: np.ndarray, curve: np.ndarray) -> np.ndarray:
-    """`data` of magnitudes through a curve as `draw_curve` draws it, in the same units; above the window one that rises goes on as its last
-    piece does, one that falls stays where it is."""
+def apply_curve(data: np.ndarray, curve: np.ndarray) -> np.ndarray:
+    """`data`, magnitudes of any shape, through a curve as `draw_curve` draws it, in the same units, float32; above the window a curve that
+    rises goes on as its last piece does, one that falls stays where it is. Raises VolumeError where there is no contrast."""
     high = float(fit_window(data).high)
     knots = np.array([0.0, *np.linspace(KNEE, 1.0, len(curve) - 1)], np.float32)
     beyond = np.maximum(data / high - 1, 0) * max((curve[-1] - curve[-2]) / (knots[-1] - knots[-2]), 0)

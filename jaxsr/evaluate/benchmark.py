@@ -235,7 +235,7 @@ def _upscale_all(
 
     Returns sentences on heads unlike those of the model's training.
     """
-    from jaxsr.upscale.files import training_scans
+    from jaxsr.upscale.settings import training_scans
     from jaxsr.upscale.sidecar import describe
 
     target = None if hasattr(experiment.method, "between_mm") else experiment.data.voxel_size

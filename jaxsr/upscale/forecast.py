@@ -21,12 +21,12 @@ from jaxsr.nn.attend import using
 from jaxsr.train.build import variables_to_upscale
 from jaxsr.upscale.batches import BatchSize, first_batch_size
 from jaxsr.upscale.engine import programs_each, ways
-from jaxsr.upscale.files import Settings, settled, training_scans
 from jaxsr.upscale.guide_maps import read_guides
 from jaxsr.upscale.guides import Guides
 from jaxsr.upscale.inputs import Job, memory_needed, scale_notes
 from jaxsr.upscale.model import Recipe
 from jaxsr.upscale.plan import Plan, make_plan
+from jaxsr.upscale.settings import Settings, settled, training_scans
 from jaxsr.upscale.sidecar import check_maps, check_sidecar, map_path
 from jaxsr.volume.io import Volume
 from jaxsr.volume.orientation import from_ras, turn_from

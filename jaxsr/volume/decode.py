@@ -38,8 +38,8 @@ HOLD = 4  # float32 copies of a volume alive at most while it is read, turned an
 _DRAIN = 1 << 20  # bytes read at a time in search of the checksum
 _TRAILING = 1 << 26  # bytes after the voxels; far more than the tags that MGH files have there
 _PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".mgz": gzip.open, ".bz2": bz2.open}
-# What nibabel lets through when the bytes make no sense. AttributeError and NameError are left out: those would be ours.
 _SILENT = threading.RLock()
+# What nibabel lets through when the bytes make no sense. AttributeError and NameError are left out: those would be ours.
 _FOREIGN = (OSError, ValueError, TypeError, LookupError, ArithmeticError, struct.error, RuntimeError, HeaderDataError, MGHError)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from jaxsr.config import ConfigError, from_dict
 from jaxsr.data.subjects import FolderSubjects, simulate, stable_hash
-from jaxsr.data.variety import INVERTED, KNEE, ZOOMS, Variety, draw_curve, through, vary
+from jaxsr.data.variety import INVERTED, KNEE, ZOOMS, Variety, apply_curve, draw_curve, vary
 from jaxsr.experiment import DataConfig
 from jaxsr.physics.acquisition import Acquisition
 from jaxsr.train.build import build_subjects
@@ -55,9 +55,9 @@ def test_through_a_curve_values_go_as_its_knots_say_and_above_the_window_no_valu
     inside, knots = data <= high, [0.0, *np.linspace(KNEE, 1, 5)]
     rising, falling = np.array([0, 0.1, 0.2, 0.4, 0.8, 1.0]), np.array([0, 1.0, 0.8, 0.4, 0.2, 0.1])
     for curve in (rising, falling):
-        np.testing.assert_allclose(through(data, curve)[inside], np.interp(data[inside] / high, knots, curve) * high, rtol=1e-5)
-    assert through(data, rising).max() > 1.2 * high
-    np.testing.assert_allclose(through(data, falling)[10, 10, 8:10], 0.1 * high, rtol=1e-5)
+        np.testing.assert_allclose(apply_curve(data, curve)[inside], np.interp(data[inside] / high, knots, curve) * high, rtol=1e-5)
+    assert apply_curve(data, rising).max() > 1.2 * high
+    np.testing.assert_allclose(apply_curve(data, falling)[10, 10, 8:10], 0.1 * high, rtol=1e-5)
 
 
 def test_so_many_visits_find_another_contrast(head):

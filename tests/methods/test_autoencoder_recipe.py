@@ -21,8 +21,9 @@ from jaxsr.models.autoencoder import Gaussian
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train.loop import train
 from jaxsr.upscale.engine import Engine
-from jaxsr.upscale.files import Job, Settings, make_engine, upscale_file
+from jaxsr.upscale.files import Job, make_engine, upscale_file
 from jaxsr.upscale.model import load_model
+from jaxsr.upscale.settings import Settings
 from jaxsr.volume.io import Volume, write_volume
 
 NETWORK = {"channels": 1, "width": 8, "multipliers": (1, 2), "blocks": 1, "latent": 2, "groups": 4}

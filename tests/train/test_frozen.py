@@ -16,10 +16,11 @@ from jaxsr.train.build import abstract_batch
 from jaxsr.train.loop import train
 from jaxsr.train.state import abstract_variables
 from jaxsr.upscale.export import export_model
-from jaxsr.upscale.files import Settings, make_engine, upscale_file
+from jaxsr.upscale.files import make_engine, upscale_file
 from jaxsr.upscale.guides import Guides
 from jaxsr.upscale.inputs import Job
 from jaxsr.upscale.model import ModelError, load_model
+from jaxsr.upscale.settings import Settings
 from jaxsr.volume.io import Volume, VolumeError, read_volume, write_volume
 from jaxsr.weights.file import digest, write_arrays
 

@@ -31,8 +31,8 @@ from jaxsr.train.loop import TrainingDiverged, train
 from jaxsr.train.metrics import HELD, NotFinite, Recent
 from jaxsr.train.stop import Stopped
 from jaxsr.upscale.export import export_model
-from jaxsr.upscale.files import training_scans
 from jaxsr.upscale.model import ModelError, load_model
+from jaxsr.upscale.settings import training_scans
 from jaxsr.volume.io import Volume
 
 TINY = {

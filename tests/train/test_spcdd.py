@@ -13,9 +13,10 @@ from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.loop import train
 from jaxsr.upscale import model
 from jaxsr.upscale.export import export_model
-from jaxsr.upscale.files import Settings, make_engine, upscale_file
+from jaxsr.upscale.files import make_engine, upscale_file
 from jaxsr.upscale.inputs import Job
 from jaxsr.upscale.model import ModelError, _frozen_of, load_model
+from jaxsr.upscale.settings import Settings
 from jaxsr.volume.io import Volume, write_volume
 from jaxsr.weights.file import digest
 

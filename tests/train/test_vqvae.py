@@ -14,9 +14,10 @@ from jaxsr.methods.vqvae import QuantisedConfig, VqvaeWeights, as_frozen
 from jaxsr.train.loop import train
 from jaxsr.train.state import abstract_variables
 from jaxsr.upscale.export import export_model
-from jaxsr.upscale.files import Settings, make_engine, upscale_file
+from jaxsr.upscale.files import make_engine, upscale_file
 from jaxsr.upscale.inputs import Job
 from jaxsr.upscale.model import ModelError, load_frozen, load_model
+from jaxsr.upscale.settings import Settings
 from jaxsr.volume.io import Volume, write_volume
 from jaxsr.weights.file import digest, write_arrays
 

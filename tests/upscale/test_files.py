@@ -13,10 +13,11 @@ from jaxsr.evaluate.files import sidecar_path
 from jaxsr.experiment import Experiment
 from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.base import Request
-from jaxsr.upscale.files import Settings, make_engine, montage, upscale_file
+from jaxsr.upscale.files import make_engine, montage, upscale_file
 from jaxsr.upscale.inputs import Job, check_target, find_jobs, is_done, memory_needed, read_input, scale_notes
 from jaxsr.upscale.inspect import inspect
 from jaxsr.upscale.model import Model
+from jaxsr.upscale.settings import Settings
 from jaxsr.upscale.sidecar import check_record, check_sidecar, write_json
 from jaxsr.volume.io import Volume, VolumeError, read_volume, write_volume
 from jaxsr.volume.slices import AXES

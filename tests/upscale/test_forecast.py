@@ -22,11 +22,11 @@ from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.upscale.batches import Batches, Work
 from jaxsr.upscale.engine import Engine
-from jaxsr.upscale.files import Settings
 from jaxsr.upscale.forecast import forecast, live_bytes, trace_batches
 from jaxsr.upscale.inputs import Job, check_target, memory_needed
 from jaxsr.upscale.model import Recipe
 from jaxsr.upscale.plan import make_plan
+from jaxsr.upscale.settings import Settings
 from jaxsr.volume.geometry import Grid
 from jaxsr.volume.io import read_volume
 

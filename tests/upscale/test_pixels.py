@@ -13,8 +13,8 @@ from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Request, UpscaleOutput
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.upscale.engine import Engine
-from jaxsr.upscale.files import training_scans
 from jaxsr.upscale.plan import NothingToDo, default_size, make_plan, working_grid
+from jaxsr.upscale.settings import training_scans
 from jaxsr.volume.geometry import Grid, target_grid
 from jaxsr.volume.io import Volume
 from jaxsr.volume.slices import AXES, take_slices

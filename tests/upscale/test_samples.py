@@ -15,10 +15,11 @@ from jaxsr.physics.protocol import load_acquisition
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.upscale.consistency import Consistency
 from jaxsr.upscale.engine import Engine
-from jaxsr.upscale.files import Settings, declared_acquisition, make_engine, upscale_file
+from jaxsr.upscale.files import make_engine, upscale_file
 from jaxsr.upscale.inputs import Job, memory_needed
 from jaxsr.upscale.model import Model, ModelError
 from jaxsr.upscale.samples import Moments, draw
+from jaxsr.upscale.settings import Settings, declared_acquisition
 from jaxsr.volume.io import Volume, VolumeError, read_volume, write_volume
 
 REQUEST = Request(steps=1)
