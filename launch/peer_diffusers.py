@@ -4,12 +4,13 @@
     python launch/peer_diffusers.py upscale CONFIG [key=value …] --shape X,Y,Z --sampling-steps S --batch-size B
     python launch/peer_diffusers.py train CONFIG [key=value …] --steps N --warmup N
 
-The peer of a teacher is UNet2DConditionModel on its latents, that of SR3 UNet2DModel on its pixels. Upscaling: from noise, in the batches
-that `jaxsr bench upscale` makes of such a volume, padded or resized and filled up alike, with random weights: S evaluations a batch, each
-with a step of DDIMScheduler. Training: the mean squared error of the noise, its gradient, clipping as configured, AdamW, and the moving
-average, of train.batch_size slices. On CUDA in bfloat16 (autocast when training), channels last, through torch.compile, attention by
-PyTorch's scaled_dot_product_attention; on a CPU in float32, channels last, as it is. It prints one line of JSON, whose figures have the
-names that `jaxsr bench … --json` gives them; `jaxsr bench train --peer` and `bench upscale --peer` run both and print the ratios.
+The peer of a teacher is UNet2DConditionModel on its latents, that of SR3 and of a student UNet2DModel on their pixels. Upscaling: from
+noise, in the batches that `jaxsr bench upscale` makes of such a volume, padded or resized and filled up alike, with random weights: S
+evaluations a batch (and stage), each with a step of DDIMScheduler. Training: the mean squared error of the noise, its gradient, clipping as
+configured, AdamW, and the moving average, of train.batch_size slices, each step given to the device before the one before it has ended, as
+ours are. In the config's precision, bfloat16 by autocast when training and float32 in TF32 where JAX has that too; channels last; attention
+by PyTorch's scaled_dot_product_attention; on CUDA through torch.compile. It prints one line of JSON, whose figures have the names that
+`jaxsr bench … --json` gives them; `jaxsr bench train --peer` and `bench upscale --peer` run both and print the ratios.
 
 What it does not do stands under `left_out`, and is in our time: compare FLOP/s, or seconds knowing that. Multiply-adds are those of its own
 convolutions and matrix products, as PyTorch counts them. Needs torch and diffusers, of the extra `reference`, and for a GPU torch as it is
@@ -36,14 +37,19 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from jaxsr.bench.measure import circumstances, device_peak, peak_memory, summary
+from jaxsr.bench.measure import circumstances, device_peak, interval_times, peak_memory, summary
+from jaxsr.bench.peer import why_no_peer
 from jaxsr.bench.synthetic import synthetic_head
 from jaxsr.experiment import Experiment, load_experiment
+from jaxsr.methods.base import Request
 from jaxsr.methods.sr3 import Sr3Config
+from jaxsr.methods.student import StudentConfig
 from jaxsr.methods.teacher import TeacherConfig
 from jaxsr.train.build import build_method
 from jaxsr.upscale.plan import make_plan
 from jaxsr.volume.slices import AXES, SliceMapKind
+
+LEFT_OUT_OF_TRAINING = {"teacher": "autoencoder, image encoder, guidance", "sr3": "", "student": "stages and what is distilled"}
 
 
 class Peer(NamedTuple):
@@ -62,9 +68,9 @@ class Peer(NamedTuple):
     left_out: str
 
 
-def peer_of(config: TeacherConfig | Sr3Config) -> Peer:
+def peer_of(config: TeacherConfig | Sr3Config | StudentConfig) -> Peer:
     """diffusers' network of the config's sizes; its `attention_head_dim` is the number of heads in the one, their width in the other."""
-    if isinstance(config, Sr3Config):
+    if isinstance(config, Sr3Config | StudentConfig):
         sizes = config.network
         attends = [2**level in sizes.attention_at for level in range(len(sizes.multipliers))]
         widths = [sizes.width * multiplier for multiplier in sizes.multipliers]
@@ -77,9 +83,11 @@ def peer_of(config: TeacherConfig | Sr3Config) -> Peer:
             layers_per_block=sizes.blocks,
             attention_head_dim=max(widths),  # one head
             norm_num_groups=sizes.groups,
-            dropout=sizes.dropout,
+            add_attention=sizes.middle_attention,
+            dropout=getattr(sizes, "dropout", 0.0),
         )
-        return Peer(network, sizes.patch**2, sizes.patch, None, "what the host does of a volume")
+        without = "stages and their conditions, what is distilled, " if isinstance(config, StudentConfig) else ""
+        return Peer(network, sizes.patch**2, sizes.patch, None, f"{without}what the host does of a volume")
     unet, latent = config.unet, config.autoencoder.network.latent
     attends = [2**level in unet.attention_at for level in range(len(unet.multipliers))]
     network = UNet2DConditionModel(
@@ -106,6 +114,10 @@ class Runner:
         torch.manual_seed(experiment.seed)
         self.peer, self.cuda, self.mode = peer_of(experiment.method), device == "cuda", mode  # type: ignore[arg-type]
         self.device, self.format = device, torch.channels_last
+        self.precision, self.dtype = experiment.precision, torch.bfloat16 if experiment.precision == "bf16" else torch.float32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+            True  # as JAX multiplies float32, if it is not told otherwise
+        )
         self.network = self.peer.network.to(device, memory_format=self.format)
         self.parameters = sum(parameter.numel() for parameter in self.network.parameters())
 
@@ -128,6 +140,7 @@ class Runner:
         return int(counter.get_total_flops()) // 2
 
     def times(self, function: Callable[[], None], repeats: int) -> list[float]:
+        """Seconds of each of `repeats` calls, its end waited for."""
         found = []
         for _ in range(repeats):
             start = time.perf_counter()
@@ -137,11 +150,24 @@ class Runner:
             found.append(time.perf_counter() - start)
         return found
 
+    def step_times(self, function: Callable[[], None], repeats: int, warmup: int) -> list[float]:
+        """As `jaxsr.bench.measure.step_times`."""
+
+        def dispatch() -> Callable[[], None]:
+            function()
+            if not self.cuda:
+                return lambda: None
+            ended = torch.cuda.Event()
+            ended.record()
+            return ended.synchronize
+
+        return interval_times(dispatch, lambda wait: wait(), repeats, warmup)
+
     def told(self, experiment: Experiment, work: int, seconds: float) -> dict[str, Any]:
         """What every figure is worth nothing without."""
         name = type(self.network).__name__
-        kind, precision = (torch.cuda.get_device_name(), "bf16") if self.cuda else ("cpu", "f32")
-        peak, about = device_peak(kind, precision), circumstances(experiment)
+        kind = torch.cuda.get_device_name() if self.cuda else "cpu"
+        peak, about = device_peak(kind, self.precision), circumstances(experiment)
         used = {"peak_memory_bytes": torch.cuda.max_memory_allocated(), "peak_memory_of": "device"} if self.cuda else peak_memory()
         return {
             **about,
@@ -154,7 +180,7 @@ class Runner:
             "share_of_peak": peak and 2 * work / seconds / peak,
             "matrix_flops_per_second": None,
             "share_of_matrix_rate": None,
-            "precision": precision,
+            "floor_seconds": None,
             "device": kind,
             "devices": 1,
             "versions": {
@@ -182,30 +208,32 @@ def peer_upscale(
     plan = make_plan(method, synthetic_head(shape, experiment).grid, experiment.data.voxel_size, tuple(AXES), slices, request)
     factor = runner.peer.factor
     batches = [
-        (height // factor, width // factor)
-        for (height, width), count in zip(plan.shapes, plan.counts, strict=True)
+        ((height // factor, width // factor), stages_of(experiment.method, request))
+        for (height, width), count, request in zip(plan.shapes, plan.counts, plan.requests, strict=True)
+        if request is not None
         for _ in range(-(-count // batch_size))
     ]
-    of_slice = {sides: runner.multiply_adds(sides) for sides in set(batches)}
-    dtype = torch.bfloat16 if runner.cuda else torch.float32
-    denoise = runner.compiled(runner.network.eval().to(dtype))
+    of_slice = {sides: runner.multiply_adds(sides) for sides in {sides for sides, _ in batches}}
+    denoise = runner.compiled(runner.network.eval().to(runner.dtype))
     scheduler = DDIMScheduler(beta_start=8.5e-4, beta_end=1.2e-2, beta_schedule="scaled_linear", clip_sample=False)
     scheduler.set_timesteps(request.steps, device=device)
 
     @torch.no_grad()
-    def sample(sides: tuple[int, int]) -> None:
-        z, told, context = runner.drawn(batch_size, sides, dtype)
-        for t in scheduler.timesteps:
-            eps = denoise(torch.cat([z, told], 1).contiguous(memory_format=runner.format), t, *context).sample
-            z = scheduler.step(eps, t, z).prev_sample
+    def sample(sides: tuple[int, int], stages: int) -> None:
+        z, told, context = runner.drawn(batch_size, sides, runner.dtype)
+        for _ in range(stages):
+            for t in scheduler.timesteps:
+                eps = denoise(torch.cat([z, told], 1).contiguous(memory_format=runner.format), t, *context).sample
+                z = scheduler.step(eps, t, z).prev_sample
+            z, told = torch.randn_like(z), z
 
     def whole() -> None:
-        for sides in batches:
-            sample(sides)
+        for batch in batches:
+            sample(*batch)
 
     first = runner.times(whole, 1)[0]
     times = summary(runner.times(whole, repeats))
-    work = request.steps * batch_size * sum(of_slice[sides] for sides in batches)
+    work = request.steps * batch_size * sum(stages * of_slice[sides] for sides, stages in batches)
     return {
         **runner.told(experiment, work, times["median"]),
         "left_out": runner.peer.left_out,
@@ -217,9 +245,14 @@ def peer_upscale(
         "seconds_per_volume": times["median"],
         "slices_per_second": plan.slices / times["median"],
         "first_volume_seconds": first,
-        "compilations": 0 if mode == "off" else len(set(batches)),
+        "compilations": 0 if mode == "off" else len(of_slice),
         "volume_seconds": times,
     }
+
+
+def stages_of(config: TeacherConfig | Sr3Config | StudentConfig, request: Request) -> int:
+    """How often a batch is sampled, one time's output the next one's condition."""
+    return len(config.stages.between(request.from_mm, request.to_mm)) if isinstance(config, StudentConfig) else 1
 
 
 def peer_train(experiment: Experiment, steps: int, warmup: int, *, device: str, mode: str) -> dict[str, Any]:
@@ -239,7 +272,7 @@ def peer_train(experiment: Experiment, steps: int, warmup: int, *, device: str, 
         t = torch.randint(0, 1000, (config.batch_size,), device=device)
         z = scheduler.add_noise(told, noise, t)
         both = torch.cat([z, told], 1).contiguous(memory_format=runner.format)
-        with torch.autocast("cuda", torch.bfloat16) if runner.cuda else nullcontext():
+        with torch.autocast(device, torch.bfloat16) if experiment.precision == "bf16" else nullcontext():
             loss = torch.nn.functional.mse_loss(denoise(both, t, *context).sample.float(), noise)
         loss.backward()
         if rates.clip_norm is not None:
@@ -250,10 +283,10 @@ def peer_train(experiment: Experiment, steps: int, warmup: int, *, device: str, 
             torch._foreach_lerp_(average, parameters, 1 - config.ema)
 
     first = runner.times(step, 1)[0]
-    times = summary(runner.times(step, warmup + steps)[warmup:])
+    times = summary(runner.step_times(step, steps, warmup))
     return {
         **runner.told(experiment, work, times["median"]),
-        "left_out": "autoencoder, image encoder, guidance" if isinstance(experiment.method, TeacherConfig) else "",
+        "left_out": LEFT_OUT_OF_TRAINING[experiment.method.kind],
         "batch_size": config.batch_size,
         "size": experiment.data.crop,
         "seconds_per_step": times["median"],
@@ -267,7 +300,7 @@ def peer_train(experiment: Experiment, steps: int, warmup: int, *, device: str, 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("upscale", "train"))
-    parser.add_argument("config", type=Path, help="of a teacher or of SR3")
+    parser.add_argument("config", type=Path, help="of a teacher, of SR3 or of a student")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--shape", default="96,96,96", help="upscale: voxels of the volume (%(default)s)")
     parser.add_argument("--sampling-steps", type=int, help="upscale: the model's, if it is not given")
@@ -280,8 +313,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--compile", metavar="MODE", help="of torch.compile, or off (max-autotune on CUDA, off on a CPU)")
     given = parser.parse_intermixed_args(words)
     experiment = load_experiment(given.config, given.overrides)
-    if not isinstance(experiment.method, TeacherConfig | Sr3Config):
-        parser.error(f"{given.config} is of kind {experiment.method.kind}: there are peers of teachers and of SR3")
+    if why := why_no_peer(experiment.method):
+        parser.error(f"{given.config} {why}")
     device = given.device if given.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     how = {"device": device, "mode": given.compile or ("max-autotune" if device == "cuda" else "off")}
     if given.what == "train":

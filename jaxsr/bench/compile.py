@@ -23,7 +23,7 @@ from jaxsr.methods.base import Condition, Request, abstract_condition
 from jaxsr.methods.precision import held_to_train, held_to_upscale
 from jaxsr.nn.attend import using
 from jaxsr.precompute.teacher_cache import check_teacher, distill_slices, maps_seen
-from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch
+from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated
 from jaxsr.train.build import abstract_batch, build_method, variables_to_upscale
 from jaxsr.train.state import abstract_state, abstract_variables, frozen_shardings, make_optimizer, players_of, shardings_of
 from jaxsr.train.step import make_step
@@ -34,17 +34,19 @@ from jaxsr.upscale.guides import maps_to_upscale
 def compile_train(experiment: Experiment, encoded: bool = False) -> dict[str, Any]:
     """The trainer's step of `experiment` on its mesh over all devices, as JSON can hold it; bytes are of one device.
 
+    A batch that training would refuse, as it does not divide over the devices, is rounded up; `asked_batch_size` is what it was.
+
     Args:
       encoded: of slices that were encoded before.
 
     Raises:
-      MeshError: where the batch does not divide over the devices, as training would.
       ConfigError: as `abstract_batch`.
     """
     asked = experiment
     experiment, estimated = _compilable(experiment)
     mesh, method = make_mesh(**dict(experiment.mesh)), build_method(experiment)
-    share_of_batch(mesh, experiment.train.batch_size, experiment.train.accumulate)
+    batch_size = _rounded_up(experiment.train.batch_size, _devices_of_slices(mesh) * experiment.train.accumulate)
+    experiment = experiment.model_copy(update={"train": experiment.train.model_copy(update={"batch_size": batch_size})})
     optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, players_of(method))
     batch = abstract_batch(experiment, encoded=encoded)
     state = abstract_state(method, optimizer, batch, mesh)
@@ -62,7 +64,7 @@ def compile_train(experiment: Experiment, encoded: bool = False) -> dict[str, An
         program, times = compiled(step, state, placed, key, frozen)
     held = {"state": _bytes(state), "frozen": _bytes(held_frozen), "batch": _bytes(placed)}
     what = "training step, encoded slices" if encoded else "training step"
-    facts = {"what": what, "batch_size": experiment.train.batch_size, "size": experiment.data.crop}
+    facts = {"what": what, "batch_size": batch_size, "asked_batch_size": asked.train.batch_size, "size": experiment.data.crop}
     facts["multiply_adds"] = step_multiply_adds(method, batch)
     memory = _memory(program, held, estimated, _bytes(state.params))
     return {**facts, **memory, **_spoken(program, mesh), **times, **_about(asked, mesh, estimated)}
@@ -113,8 +115,7 @@ def _of_slices(experiment: Experiment, batch_size: int, size: int, do: Callable[
     variables = _laid(held_to_upscale(method, shapes, experiment.precision), laid)
     held_variables = _laid(held_to_upscale(build_method(asked), shapes, asked.precision), laid) if estimated else variables
     names = ("low", *maps_to_upscale(experiment))
-    over, given = mesh.shape["data"] * mesh.shape["fsdp"], batch_size
-    batch_size = -(-given // over) * over
+    given, batch_size = batch_size, _rounded_up(batch_size, _devices_of_slices(mesh))
     maps = {name: of for name, of in abstract_condition(method, (batch_size, size, size), names)._asdict().items() if of is not None}
     placed = _laid(maps, {name: batch_sharding(mesh) for name in maps})
     keys = _laid(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size)), batch_sharding(mesh))
@@ -132,7 +133,7 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
     temporary = quantity(result["temporary_bytes"], "B", 1024)
     whole = quantity(result["device_bytes"], "B", 1024)
     mesh = ", ".join(f"{name} {size}" for name, size in result["mesh"].items() if size > 1) or "one device"
-    rounded = f" ({asked} asked for: rounded up, as upscale does)" if (asked := result.get("asked_batch_size", batch)) != batch else ""
+    rounded = f" ({asked} asked for: rounded up to the devices)" if (asked := result.get("asked_batch_size", batch)) != batch else ""
     said = " (estimate: gradients, and half of what else the CPU's compiler plans in float32)" if result["estimated"] else ""
     return [
         (result["what"], f"{batch} slices of {result['size']} × {result['size']} over {mesh}{rounded}"),
@@ -142,6 +143,15 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
         *_describe_spoken(result),
         ("compilation", f"{result['compile_seconds']:.0f} s, traced and lowered in {result['trace_seconds']:.0f} s"),
     ]
+
+
+def _devices_of_slices(mesh: Any) -> int:
+    """Over which a batch is divided."""
+    return int(mesh.shape["data"] * mesh.shape["fsdp"])
+
+
+def _rounded_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
 def _compilable(experiment: Experiment) -> tuple[Experiment, bool]:

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from jaxsr.bench.count import quantity
-from jaxsr.bench.measure import circumstances
+from jaxsr.bench.measure import circumstances, summary
 from jaxsr.config import to_dict
 from jaxsr.data.pipeline import Stream, batches
 from jaxsr.experiment import Experiment
 from jaxsr.train.build import build_stream, build_subjects, fitted, prepared_set
+
+PARTS = 10
 
 
 def bench_data(experiment: Experiment, workers: Sequence[int] = (0, 1, 2, 4), seconds: float = 5.0, cold: bool = False) -> dict[str, Any]:
@@ -77,7 +79,9 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _phrases(run: dict[str, Any]) -> list[str]:
-    said = [f"{run['slices_per_second']:.4g} slices/s", f"{quantity(run['bytes_per_second'], 'B/s')} decoded"]
+    parts = run["slices_per_second_in_parts"]
+    spread = f"quartiles of its tenths {parts['lower_quartile']:.4g} … {parts['upper_quartile']:.4g}"
+    said = [f"{run['slices_per_second']:.4g} slices/s ({spread})", f"{quantity(run['bytes_per_second'], 'B/s')} decoded"]
     if "stored_bytes_per_second" in run:
         said.append(f"{quantity(run['stored_bytes_per_second'], 'B/s')} as stored")
     said.append(f"{run['cpu_share']:.2f} cores busy, {1000 * run['cpu_seconds_per_slice']:.3g} ms of a core a slice")
@@ -95,25 +99,29 @@ def resident_memory() -> int | None:
 
 
 def _measure(stream: Stream, batch_size: int, workers: int, seconds: float) -> dict[str, Any]:
-    """One batch that is not counted, then all that come in `seconds`. `memory_bytes` is the median of what is held after each."""
+    """One batch that is not counted, then all that come in `seconds`: their rate, and its median and quartiles over `PARTS` of that time.
+
+    `memory_bytes` is the median of what is held after each.
+    """
     started = time.perf_counter()
     iterator = batches(stream, batch_size, threads=workers)
     try:
         next(iterator)
         start, cpu = time.perf_counter(), time.process_time()
-        taken, size, held, now = 0, 0, [], start
-        while now - start < seconds:
+        ends, size, held = [start], 0, []
+        while ends[-1] - start < seconds:
             batch = next(iterator)
-            taken += batch_size
             size += sum(x.nbytes for x in batch.values())
             held.append(resident_memory())
-            now = time.perf_counter()
+            ends.append(time.perf_counter())
         busy = time.process_time() - cpu
     finally:
         iterator.close()
+    taken, now = batch_size * (len(ends) - 1), ends[-1]
     known = [bytes_held for bytes_held in held if bytes_held is not None]
     return {
         "slices_per_second": taken / (now - start),
+        "slices_per_second_in_parts": summary(_rates(ends, batch_size)),
         "bytes_per_second": size / (now - start),
         "cpu_share": busy / (now - start),
         "cpu_seconds_per_slice": busy / taken,
@@ -122,6 +130,13 @@ def _measure(stream: Stream, batch_size: int, workers: int, seconds: float) -> d
         "first_batch_seconds": start - started,
         "seconds": now - start,
     }
+
+
+def _rates(ends: Sequence[float], batch_size: int) -> list[float]:
+    """Slices a second in each of `PARTS` equal parts of the time between the first and the last of `ends`, at each of which but the first a
+    batch was there."""
+    counts, edges = np.histogram(ends[1:], bins=PARTS, range=(ends[0], ends[-1]))
+    return list(counts * batch_size / np.diff(edges))
 
 
 def _forget(files: Sequence[Path]) -> None:

@@ -47,6 +47,8 @@ PEAKS: tuple[tuple[str, Peak], ...] = (
     ("TPU v5p", Peak(459e12)),
 )
 
+MATRIX = "a large matrix product's rate"
+
 _CACHE_LISTENERS: list[list[str]] = []  # each gets a line for every program that the persistent compilation cache held
 
 
@@ -75,7 +77,13 @@ def compiled(function: Wrapped, *arguments: Any) -> tuple[Compiled, dict[str, An
 
 
 def step_times(dispatch: Callable[[], Any], repeats: int, warmup: int) -> list[float]:
-    """Seconds of each of `repeats` steps after `warmup` others. `dispatch` starts one and returns arrays that are ready when it is done.
+    """Seconds of each of `repeats` steps after `warmup` others. `dispatch` starts one and returns arrays that are ready when it is done."""
+    return interval_times(dispatch, jax.block_until_ready, repeats, warmup)
+
+
+def interval_times(dispatch: Callable[[], Any], wait: Callable[[Any], Any], repeats: int, warmup: int) -> list[float]:
+    """Seconds from the end of each step to that of the next, of `repeats` after `warmup` others, by whatever library: `dispatch` starts a
+    step and returns what `wait` waits for.
 
     One step more than that is run, before all others: its end is where the first interval starts.
     """
@@ -84,10 +92,10 @@ def step_times(dispatch: Callable[[], Any], repeats: int, warmup: int) -> list[f
     ends, pending = [], dispatch()
     for _ in range(warmup + repeats):
         following = dispatch()
-        jax.block_until_ready(pending)
+        wait(pending)
         ends.append(time.perf_counter())
         pending = following
-    jax.block_until_ready(pending)
+    wait(pending)
     ends.append(time.perf_counter())
     return list(np.diff(ends)[warmup:])
 
@@ -148,7 +156,8 @@ def matrix_rate(precision: str, repeats: int = 10) -> float:
 
 
 def rates(multiply_adds: int | None, seconds: float, precision: str) -> dict[str, float | None]:
-    """FLOP/s of `multiply_adds` in `seconds` over all devices, also as shares of the data sheet's and of a large matrix product's."""
+    """FLOP/s of `multiply_adds` in `seconds` over all devices, also as shares of the data sheet's and of a large matrix product's;
+    `floor_seconds` is what the same work would take at that product's rate."""
     achieved = None if multiply_adds is None else 2 * multiply_adds / seconds
     # Simulated devices of one process share its cores.
     devices = jax.process_count() if jax.default_backend() == "cpu" else jax.device_count()
@@ -159,6 +168,7 @@ def rates(multiply_adds: int | None, seconds: float, precision: str) -> dict[str
         "share_of_peak": achieved and peak and achieved / (peak * devices),
         "matrix_flops_per_second": measured * devices,
         "share_of_matrix_rate": achieved and achieved / (measured * devices),
+        "floor_seconds": None if multiply_adds is None else 2 * multiply_adds / (measured * devices),
     }
 
 
@@ -191,10 +201,12 @@ def config_digest(experiment: Experiment) -> str:
 
 def describe_rates(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows that every timed benchmark has."""
-    shares = {"the data sheet's peak": result["share_of_peak"], "a large matrix product's rate": result["share_of_matrix_rate"]}
+    shares = {"the data sheet's peak": result["share_of_peak"], MATRIX: result["share_of_matrix_rate"]}
     achieved = [quantity(result["flops_per_second"], "FLOP/s"), *(f"{share:.1%} of {what}" for what, share in shares.items() if share)]
+    floor = result["floor_seconds"]
     return [
         ("achieved", ", ".join(achieved)),
+        *([("floor", f"{floor:.4g} s at that product's rate; this took {1 / shares[MATRIX]:.2f} times as long")] if floor else []),
         ("peak memory", f"{quantity(result['peak_memory_bytes'], 'B', 1024)} of the {result['peak_memory_of']}"),
         ("parameters", f"{result['parameters']:,}"),
         ("precision", result["precision"]),

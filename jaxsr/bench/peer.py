@@ -1,4 +1,7 @@
-"""The same work by PyTorch in the same run: `launch/peer_*.py`, in processes of their own, as nothing here imports torch."""
+"""The same work by PyTorch in the same run: `launch/peer_*.py`, in processes of their own, as nothing here imports torch.
+
+The peer comes first: JAX, once it has started, holds most of a GPU's memory.
+"""
 
 import importlib.util
 import json
@@ -8,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 import jaxsr
 from jaxsr.config import ConfigError
 
@@ -17,19 +18,28 @@ _LAUNCH = Path(jaxsr.__file__).parents[1] / "launch"
 NETWORKS, LAYERS = _LAUNCH / "peer_diffusers.py", _LAUNCH / "peer_layers.py"
 
 
-def check_peer(script: Path = NETWORKS) -> None:
-    """Raises ConfigError where the peer cannot be run: before anything is timed."""
+def _check_peer(script: Path) -> None:
     if not script.is_file() or not all(importlib.util.find_spec(name) for name in ("torch", "diffusers")):
         raise ConfigError(f"the peer is {script.name}, of the repository: install jaxsr from a clone, with pip install -e '.[reference]'")
 
 
-def run_peer(words: Sequence[str], script: Path = NETWORKS) -> dict[str, Any]:
-    """What the peer, given `words`, found, on the device that this process computes on.
+def why_no_peer(method: Any) -> str:
+    """What of a method's config no network of diffusers is like, or ''."""
+    if method.kind not in ("teacher", "sr3", "student"):
+        return f"is of kind {method.kind}: there are peers of teachers, students and SR3"
+    if method.kind != "teacher" and (method.network.groups is None or not method.network.skips):
+        return "has a network without norms or skips, of which there is no peer"
+    return "" if not getattr(method, "context", 0) else "is shown slices on either side, which no peer is"
+
+
+def run_peer(words: Sequence[str], device: str, script: Path = NETWORKS) -> dict[str, Any]:
+    """What the peer, given `words`, found on `device`, as `--device` of `jaxsr` names it; of several GPUs it takes the first.
 
     Raises:
-      ConfigError: where it failed; with what it said last.
+      ConfigError: where it is not there, or failed; with what it said last.
     """
-    device = "cpu" if jax.default_backend() == "cpu" else "cuda"
+    _check_peer(script)
+    device = {"auto": "auto", "cpu": "cpu"}.get(device, "cuda")
     done = subprocess.run([sys.executable, str(script), *words, "--device", device], capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
@@ -38,7 +48,13 @@ def run_peer(words: Sequence[str], script: Path = NETWORKS) -> dict[str, Any]:
 
 
 def compared(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
-    """`ours` with the peer's figures, and how many times its rates ours are."""
+    """`ours` with the peer's figures, and how many times its rates ours are.
+
+    Raises:
+      ConfigError: where they were not measured on the same kind of device.
+    """
+    if (ours["device"] == "cpu") != (peer["device"] == "cpu"):
+        raise ConfigError(f"ours was measured on {ours['device']} and the peer on {peer['device']}: is PyTorch built for this GPU?")
     ratios = {key: ours[key] / peer[key] for key in ("slices_per_second", "flops_per_second") if ours.get(key) and peer.get(key)}
     return {**ours, "peer": peer, "ratios": ratios}
 

@@ -1,9 +1,9 @@
-"""How fast volumes are upscaled: the engine of `jaxsr upscale`, fed a synthetic head, with weights drawn at random.
+"""How fast volumes are upscaled: the engine of `jaxsr upscale`, fed a synthetic head or a scan, with weights drawn at random.
 
-The input has the voxels of the configured acquisition over the same field of view, so that bringing it to the target grid counts too; files
-are neither read nor written. What devices take alone is measured with slices that lie there already; its share of a volume's time says what
-is lost to the host. Multiply-adds are those that the devices do: of padded slices and full batches. Of slices that go to one
-expert each they are what that takes at most, and so are the rates made of them.
+The head has the voxels of the configured acquisition over the same field of view, so that bringing it to the target grid counts too; files
+are neither read nor written while it counts. What devices take alone is measured with slices that lie there already; its share of a
+volume's time says what is lost to the host. Multiply-adds are those that the devices do: of padded slices and full batches. Of slices that
+go to one expert each they are what that takes at most, and so are the rates made of them.
 """
 
 from functools import partial
@@ -24,6 +24,7 @@ from jaxsr.upscale.batches import BatchSize
 from jaxsr.upscale.engine import Engine, ways
 from jaxsr.upscale.forecast import trace_batches, volume_multiply_adds
 from jaxsr.upscale.plan import Plan
+from jaxsr.volume.io import Volume
 from jaxsr.volume.slices import AXES, SliceMapKind
 
 IN_A_ROW = 4
@@ -31,16 +32,17 @@ IN_A_ROW = 4
 
 def bench_upscale(
     experiment: Experiment,
-    shape: tuple[int, int, int],
+    of: tuple[int, int, int] | Volume,
     sampling_steps: int | None = None,
     batch_size: BatchSize = 16,
     *,
     repeats: int = 3,
     slice_map: SliceMapKind = "pad",
 ) -> dict[str, Any]:
-    """Times `repeats` volumes of `shape` (of the result) after a first, which compiles; as JSON can hold it.
+    """Times `repeats` volumes after a first, which compiles; as JSON can hold it.
 
     Args:
+      of: the shape of the result, of a synthetic head; or a scan.
       sampling_steps: None for the method's own number.
     """
     method = build_method(experiment)
@@ -56,7 +58,8 @@ def bench_upscale(
         slice_map=slice_map,
         interpolation=experiment.data.interpolation,
     )
-    volume, to_mm = synthetic_head(shape, experiment), experiment.data.voxel_size
+    volume = of if isinstance(of, Volume) else synthetic_head(of, experiment)
+    to_mm = experiment.data.voxel_size
     plan = engine.plan(volume, to_mm, tuple(AXES), request)
 
     first = call_times(lambda: engine.upscale(volume, request, to_mm=to_mm).volume.data, 1)[0]
@@ -66,7 +69,8 @@ def bench_upscale(
     traces = trace_batches(method, variables, plan, engine.batch_size)
     work = volume_multiply_adds(traces, plan, engine.batch_size, method, variables)
     return {
-        "shape": list(shape),
+        "shape": list(plan.grid.shape),
+        "input": "a scan" if isinstance(of, Volume) else "synthetic",
         "sampling_steps": request.steps,
         "batch_size": engine.batch_size,
         "slice_map": slice_map,
@@ -77,6 +81,7 @@ def bench_upscale(
         "device_share": devices and devices / times["median"],
         "first_volume_seconds": first,
         "compilations": engine.compilations,
+        "compile_seconds": engine.compile_seconds,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         "multiply_adds": work,
         **rates(work, times["median"], experiment.precision),
@@ -93,15 +98,20 @@ def device_seconds(engine: Engine, plan: Plan, repeats: int) -> float:
     return float(sum(each[sides] * -(-count // engine.batch_size) for sides, count in zip(plan.shapes, plan.counts, strict=True) if count))
 
 
+def _took(result: dict[str, Any]) -> str:
+    return f" ({seconds:.1f} s)" if (seconds := result.get("compile_seconds")) else ""
+
+
 def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows of a table for people."""
+    scan = ", of a scan" if result.get("input") == "a scan" else ""
     return [
-        ("volume", f"{' × '.join(map(str, result['shape']))}, {result['slices']} slices, {result['slice_map']}"),
+        ("volume", f"{' × '.join(map(str, result['shape']))}, {result['slices']} slices, {result['slice_map']}{scan}"),
         ("sampling", f"{result['sampling_steps']} steps, {result['batch_size']} slices at a time"),
         ("seconds a volume", describe_times(result["volume_seconds"])),
         ("slices/s", f"{result['slices_per_second']:.4g}"),
         *([("devices alone", f"{devices:.4g} s, {result['device_share']:.1%}")] if (devices := result.get("device_seconds")) else []),
-        ("first volume", f"{result['first_volume_seconds']:.1f} s, with {result['compilations']} compilations"),
+        ("first volume", f"{result['first_volume_seconds']:.1f} s, with {result['compilations']} compilations{_took(result)}"),
         ("multiply-adds a volume", quantity(result["multiply_adds"])),
         *describe_rates(result),
     ]

@@ -1,6 +1,7 @@
 """`jaxsr bench`: what things take."""
 
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 Encoded = Annotated[bool, bare("--encoded", help="Of slices that were encoded before, as by `jaxsr prepare --encode`.")]
 Peer = Annotated[
     bool,
-    bare("--peer", help="The same by diffusers on PyTorch after it, and ratios: a teacher or SR3, from a clone with [reference]."),
+    bare("--peer", help="The same by diffusers on PyTorch, and ratios: a teacher, a student or SR3, from a clone with [reference]."),
 ]
 
 
@@ -48,6 +49,7 @@ def bench_train(
     steps: Annotated[int, typer.Option(min=1, help="Steps measured.")] = 20,
     warmup: Annotated[int, typer.Option(min=0, help="Steps before.")] = 3,
     encoded: Encoded = False,
+    fed: Annotated[bool, bare("--data", help="Fed by CONFIG's data, as training is, in place of one batch that lies there.")] = False,
     peer: Peer = False,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -60,21 +62,19 @@ def bench_train(
 
         launch/local.sh 2 bench train configs/sr3-small.yaml
     """
-    select_device(device, join=True)
-    from jaxsr.bench import train as bench
     from jaxsr.experiment import load_experiment
-    from jaxsr.runtime.distributed import is_first
 
     experiment = load_experiment(config, overrides or [])
+    theirs = None
     if peer:
-        _check_peer(experiment)
-    result = bench.bench_train(experiment, steps, warmup, encoded)
-    rows = bench.describe(result)
-    if peer and is_first():  # once, however many processes there are
-        result, more = _beside_peer(result, "train", [config, *(overrides or []), "--steps", steps, "--warmup", warmup])
-        rows += more
+        theirs = _peer(experiment, device, ["train", config, *(overrides or []), "--steps", steps, "--warmup", warmup])
+    select_device(device, join=True)
+    from jaxsr.bench import train as bench
+    from jaxsr.runtime.distributed import is_first
+
+    result = bench.bench_train(experiment, steps, warmup, encoded, fed)
     if is_first():
-        print_result(result, rows, as_json)
+        _print_beside(result, bench.describe(result), theirs, as_json)
 
 
 def bench_layers(
@@ -83,7 +83,7 @@ def bench_layers(
     channels: Annotated[int, typer.Option(min=1, help="There; twice as many at half the side.")] = 64,
     levels: Annotated[int, typer.Option(min=1, help="Resolutions.")] = 3,
     precision: Annotated[Literal["f32", "bf16"], typer.Option(help="Of the computation.")] = "f32",
-    peer: Annotated[bool, bare("--peer", help="PyTorch's after them, and ratios; from a clone with [reference].")] = False,
+    peer: Annotated[bool, bare("--peer", help="PyTorch's before them, and ratios; from a clone with [reference].")] = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -93,19 +93,20 @@ def bench_layers(
 
         jaxsr bench layers --channels 32 --peer
     """
-    select_device(device)
-    from jaxsr.bench import layers as bench
-    from jaxsr.bench import peer as other
-
     if side % 2**levels:
         raise typer.BadParameter(f"{side} is not halved {levels} times", param_hint="--side")
+    theirs = None
     if peer:
-        other.check_peer(other.LAYERS)
-    result = bench.bench_layers(batch_size, side, channels, levels, precision)
-    if peer:
+        from jaxsr.bench import peer as other
+
         asked = {"--batch-size": batch_size, "--side": side, "--channels": channels, "--levels": levels, "--precision": precision}
-        words = [str(word) for pair in asked.items() for word in pair]
-        result = bench.compared(result, other.run_peer(words, other.LAYERS))
+        theirs = other.run_peer([str(word) for pair in asked.items() for word in pair], device, other.LAYERS)
+    select_device(device)
+    from jaxsr.bench import layers as bench
+
+    result = bench.bench_layers(batch_size, side, channels, levels, precision)
+    if theirs:
+        result = bench.compared(result, theirs)
     print_result(result, bench.describe(result), as_json)
 
 
@@ -177,6 +178,7 @@ def bench_upscale(
     config: Config,
     overrides: Overrides = None,
     shape: Annotated[str, typer.Option(help="Voxels of the volume.")] = "96,96,96",
+    scan: Annotated[Path | None, bare("--input", "-i", help="A scan in place of a synthetic one; --shape does not count then.")] = None,
     sampling_steps: Annotated[int | None, bare(min=1, help="[default: the model's]")] = None,
     batch_size: BatchSize = "auto",
     slice_map: Annotated[Literal["pad", "resize"], bare("--slices", help="As of upscale: padded, or brought to 256².")] = "pad",
@@ -185,7 +187,7 @@ def bench_upscale(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Time upscaling a synthetic volume with the network of CONFIG and random weights.
+    """Time upscaling a volume, a synthetic one or a scan, with the network of CONFIG and random weights.
 
     Example:
 
@@ -196,39 +198,43 @@ def bench_upscale(
         raise typer.BadParameter(f"'{shape}' is not three sides X,Y,Z in voxels, as in 96,96,96", param_hint="--shape")
     sides = (int(parts[0]), int(parts[1]), int(parts[2]))
     size = slices_at_a_time(batch_size)
-    select_device(device)
-    from jaxsr.bench import upscale as bench
     from jaxsr.bench.synthetic import smallest_side
     from jaxsr.experiment import load_experiment
     from jaxsr.train.build import build_method
 
     experiment = load_experiment(config, overrides or [])
     check_sampling(build_method(experiment), experiment.method.kind, sampling_steps, option="--sampling-steps")
-    if min(sides) < (least := smallest_side(experiment)):
+    if scan and peer:
+        raise typer.BadParameter("the peer is given synthetic volumes: leave out one of them", param_hint="--input")
+    if scan is None and min(sides) < (least := smallest_side(experiment)):
         said = f"'{shape}' is too small: at {experiment.data.voxel_size:g} mm every side must have at least {least} voxels"
         raise typer.BadParameter(f"{said}, for the scan that it is upscaled from to have slices that serve", param_hint="--shape")
+    theirs = None
     if peer:
-        _check_peer(experiment)
-    result = bench.bench_upscale(experiment, sides, sampling_steps, size, repeats=repeats, slice_map=slice_map)
-    rows = bench.describe(result)
-    if peer:
-        asked = {
-            "--shape": shape,
-            "--sampling-steps": result["sampling_steps"],
-            "--batch-size": result["batch_size"],
-            "--slices": slice_map,
-            "--repeats": repeats,
-        }
-        result, more = _beside_peer(result, "upscale", [config, *(overrides or []), *(word for pair in asked.items() for word in pair)])
-        rows += more
-    print_result(result, rows, as_json)
+        if size == "auto":
+            raise typer.BadParameter("both are to take as many slices at a time: with --peer give a number", param_hint="--batch-size")
+        asked = {"--shape": shape, "--batch-size": size, "--slices": slice_map, "--repeats": repeats}
+        if sampling_steps is not None:
+            asked["--sampling-steps"] = sampling_steps
+        words = [str(word) for pair in asked.items() for word in pair]
+        theirs = _peer(experiment, device, ["upscale", config, *(overrides or []), *words])
+    select_device(device)
+    from jaxsr.bench import upscale as bench
+    from jaxsr.volume.io import read_volume
+
+    given = read_volume(scan) if scan else sides
+    result = bench.bench_upscale(experiment, given, sampling_steps, size, repeats=repeats, slice_map=slice_map)
+    _print_beside(result, bench.describe(result), theirs, as_json)
 
 
 def bench_compile(
     config: Config,
     overrides: Overrides = None,
     mesh: Annotated[str | None, bare(help="As in data=8,fsdp=4; of others data takes what is left. [default: the config's]")] = None,
-    devices: Annotated[int | None, bare(min=1, help="CPU devices to simulate. [default: the real ones]")] = None,
+    devices: Annotated[
+        int | None,
+        bare(min=1, help="CPU devices to simulate. [default: as many as --mesh names; without it, or with --device gpu, the real ones]"),
+    ] = None,
     upscale: Annotated[
         int | None, bare("--upscale", min=1, help="A batch of so many slices in upscale, in place of the training step.")
     ] = None,
@@ -243,7 +249,7 @@ def bench_compile(
 
     Examples:
 
-        jaxsr bench compile configs/teacher.yaml --devices 8 --mesh fsdp=8
+        jaxsr bench compile configs/teacher.yaml --mesh data=32,fsdp=8
 
         jaxsr bench compile configs/teacher.yaml --upscale 16 --device cpu
 
@@ -253,13 +259,15 @@ def bench_compile(
         raise typer.BadParameter("and --upscale are two programs: ask for one of them", param_hint="--distill")
     if steps is not None and distill is None:
         raise typer.BadParameter("is for --distill: ask for that, or leave it out", param_hint="--steps")
+    sizes = [part.strip() for part in mesh.split(",")] if mesh else []
+    if sizes and devices is None and device in ("auto", "cpu"):
+        devices = _named_devices(sizes)
     # What the program does is planned before machine code is made of it, and that is never run: so it need not be fast.
     flags = ["--xla_backend_optimization_level=0", *([f"--xla_force_host_platform_device_count={devices}"] if devices else [])]
     if devices or device == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
         device, os.environ["XLA_FLAGS"] = "cpu", " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
-    sizes = [f"mesh.{part.strip()}" for part in mesh.split(",")] if mesh else []
     if sizes:  # whatever the config says of those that are not named
-        sizes = ["mesh.data=-1", "mesh.fsdp=1", "mesh.tensor=1", "mesh.expert=1", *sizes]
+        sizes = ["mesh.data=-1", "mesh.fsdp=1", "mesh.tensor=1", "mesh.expert=1", *(f"mesh.{size}" for size in sizes)]
     select_device(device)
     from jaxsr.bench import compile as bench
     from jaxsr.experiment import load_experiment
@@ -308,20 +316,32 @@ def bench_scale(
     print_result(result, bench.describe(result), as_json)
 
 
-def _check_peer(experiment: "Experiment") -> None:
-    """Before anything is timed."""
-    if experiment.method.kind not in ("teacher", "sr3"):
-        raise typer.BadParameter(f"there are peers of teachers and of SR3, not of kind {experiment.method.kind}", param_hint="--peer")
-    from jaxsr.bench.peer import check_peer
-
-    check_peer()
+def _named_devices(sizes: list[str]) -> int | None:
+    """How many a mesh such as ['data=32', 'fsdp=8'] has; None where it does not say, or what it says is for the config to refuse."""
+    counts = [value for _, _, value in (size.partition("=") for size in sizes)]
+    return math.prod(map(int, counts)) if all(count.isascii() and count.isdigit() and int(count) for count in counts) else None
 
 
-def _beside_peer(result: dict[str, Any], what: str, words: list[Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def _peer(experiment: "Experiment", device: str, words: list[Any]) -> dict[str, Any]:
+    """What the peer of `experiment` found, before JAX takes the device."""
     from jaxsr.bench import peer
+    from jaxsr.runtime.distributed import place
 
-    both = peer.compared(result, peer.run_peer([what, *(str(word) for word in words)]))
-    return both, peer.describe(both)
+    if why := peer.why_no_peer(experiment.method):
+        raise typer.BadParameter(f"the model {why}", param_hint="--peer")
+    if place().processes > 1:
+        raise typer.BadParameter("is for one process", param_hint="--peer")
+    return peer.run_peer([str(word) for word in words], device)
+
+
+def _print_beside(result: dict[str, Any], rows: list[tuple[str, str]], theirs: dict[str, Any] | None, as_json: bool) -> None:
+    """Ours, and the peer's figures with it where there are any."""
+    if theirs is not None:
+        from jaxsr.bench import peer
+
+        result = peer.compared(result, theirs)
+        rows = rows + peer.describe(result)
+    print_result(result, rows, as_json)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class PixelNetworkConfig(Strict):
     attention_at: tuple[int, ...] = (8,)
     groups: int | None = Field(32, ge=1)
     middle_attention: bool = True
+    skips: bool = True
     patch: int = 1
     remat: bool = False
 
@@ -40,6 +41,8 @@ class PixelNetworkConfig(Strict):
             raise ValueError(f"width must be even and a multiple of groups, got width {self.width} and groups {self.groups}")
         if self.groups is None and (self.attention_at or self.middle_attention):
             raise ValueError("attention normalises what it sees: without groups, set attention_at: [] and middle_attention: false")
+        if not self.skips and len(self.multipliers) > 1:
+            raise ValueError("without skips what is fine would be lost between levels: give one multiplier, or leave skips")
         levels = {2**i for i in range(len(self.multipliers))}
         if not set(self.attention_at) <= levels:
             raise ValueError(

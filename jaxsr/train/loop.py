@@ -126,7 +126,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
             try:
                 while done < config.steps:
                     if sample := stop.next_of(iterator):
-                        batch = _global(sample, shape, by_batch)
+                        batch = laid_out(sample, shape, by_batch)
                         with jax.set_mesh(mesh):  # which a mixture's experts are laid over
                             state, metrics = step_fn(state, batch, root, fixed)
                         done += 1
@@ -148,7 +148,7 @@ def train(experiment: Experiment, run_dir: Path, report: Report = lambda step, s
     return state
 
 
-def _global(sample: Sample, shape: Batch, sharding: NamedSharding) -> Batch:
+def laid_out(sample: Sample, shape: Batch, sharding: NamedSharding) -> Batch:
     """This process's share of a batch, in ascending order, as its part of the whole, laid out over all devices; no copy is made here."""
     wanted = {name: leaf for name, leaf in shape._asdict().items() if leaf is not None}
     made = {name: jax.make_array_from_process_local_data(sharding, sample[name], leaf.shape) for name, leaf in wanted.items()}  # type: ignore[literal-required]

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -65,6 +66,7 @@ class Batches:
     Attributes:
       size: slices at a time now.
       compilations: programs compiled so far.
+      compile_seconds: that they took, tracing included.
 
     Raises:
       MeshError: where the mesh has devices of other processes.
@@ -76,7 +78,7 @@ class Batches:
         self._devices = mesh.shape["data"] * mesh.shape["fsdp"]
         self._auto = batch_size == "auto"
         self.size = self._whole(first_batch_size() if batch_size == "auto" else batch_size)
-        self.compilations = 0
+        self.compilations, self.compile_seconds = 0, 0.0
         self._method, self._mesh, self._by_batch, self._everywhere = method, mesh, batch_sharding(mesh), replicated(mesh)
         self._variables = jax.device_put(variables, self._everywhere)
         self._programs: dict[tuple[tuple[int, int], Work, tuple[str, ...]], Compiled] = {}  # of the present size
@@ -131,7 +133,9 @@ class Batches:
     def _program(self, sides: tuple[int, int], work: Work, names: tuple[str, ...], note: Note) -> Compiled:
         """The compiled program for slices of `sides`; with 'auto', of no more slices than the compiler says fit into what is free."""
         while (sides, work, names) not in self._programs:
+            start = time.perf_counter()
             program = self._compile(sides, work, names)
+            self.compile_seconds += time.perf_counter() - start
             free, needed = free_memory(self._mesh.devices.flat), program_memory(program)
             if self._auto and free and needed and self.size > self._devices:
                 needed -= sum(leaf.nbytes for leaf in jax.tree.leaves(self._variables))  # which lie there already

@@ -84,6 +84,11 @@ class Engine:
         """Programs compiled so far."""
         return self._batches.compilations
 
+    @property
+    def compile_seconds(self) -> float:
+        """That those took, tracing included."""
+        return self._batches.compile_seconds
+
     def alone(self) -> Iterator[tuple[tuple[int, int], Callable[[], Any]]]:
         """As `Batches.alone`: what devices do, without the host."""
         return self._batches.alone()

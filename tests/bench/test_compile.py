@@ -14,7 +14,7 @@ from jaxsr.config import ConfigError, from_dict
 from jaxsr.experiment import DataConfig, Experiment, TrainConfig
 from jaxsr.methods.precision import held_to_train, held_to_upscale
 from jaxsr.methods.teacher import TeacherConfig
-from jaxsr.runtime.mesh import AXES, MeshError
+from jaxsr.runtime.mesh import AXES
 from jaxsr.train.build import abstract_batch
 from jaxsr.train.state import abstract_variables
 
@@ -92,9 +92,12 @@ def two_devices(monkeypatch):
     monkeypatch.setattr(bench, "compiled", lambda function, *arguments: (Planless(), {"compile_seconds": 0.0, "trace_seconds": 0.0}))
 
 
-def test_a_batch_that_does_not_divide_over_the_devices_is_refused_as_training_does(two_devices):
-    with pytest.raises(MeshError, match=r"a batch of 3 slices does not divide over data × fsdp = 2 devices"):
-        compile_train(EXPERIMENT.model_copy(update={"train": TrainConfig(batch_size=3)}))
+@pytest.mark.parametrize("asked, accumulate, taken", [(3, 1, 4), (4, 1, 4), (4, 4, 8)])
+def test_a_batch_that_training_would_refuse_is_rounded_up_to_the_devices_and_that_is_said(two_devices, asked, accumulate, taken):
+    found = compile_train(EXPERIMENT.model_copy(update={"train": TrainConfig(batch_size=asked, accumulate=accumulate)}))
+    assert (found["batch_size"], found["asked_batch_size"]) == (taken, asked)
+    [(_, said), *_] = describe(found)
+    assert (f"{asked} asked for" in said) == (asked != taken)
 
 
 @pytest.mark.parametrize("asked, taken", [(3, 4), (4, 4)])

@@ -73,10 +73,28 @@ def test_both_in_one_command_are_told_with_their_ratios(peer):
     assert told["peer"]["peer"] == "diffusers UNet2DModel"
 
 
-def test_it_is_none_of_a_model_that_is_neither(peer, capsys):
+def test_a_student_s_peer_goes_through_as_many_stages(peer, capsys):
+    config = ROOT / "configs" / "student-tiny.yaml"
+    network = "method.network={width: 8, multipliers: [1, 2], blocks: 1, attention_at: [2], groups: 4}"
+    given = [network, "method.stages={count: 3, low_mm: 2.0, high_mm: 1.0}", "data.voxel_size=1.0"]
+    peer.main(["upscale", str(config), *given, "--shape", "32,32,32", "--sampling-steps", "2", "--batch-size", "16", "--repeats", "1"])
+    told = json.loads(capsys.readouterr().out)
+    ours = count(load_experiment(config, given), 32)["parts"]["denoiser"]
+    assert told["parameters"] == pytest.approx(ours["parameters"], rel=0.15)
+    assert told["multiply_adds"] == pytest.approx(3 * 2 * 3 * 32 * ours["multiply_adds"], rel=0.08)  # stages, steps, slices of three axes
+    peer.main(["train", str(config), network, "data.crop=16", "train.batch_size=2", "precision=bf16", "--steps", "2", "--warmup", "0"])
+    told = json.loads(capsys.readouterr().out)
+    assert (told["precision"], told["left_out"]) == ("bf16", "stages and what is distilled")
+
+
+@pytest.mark.parametrize("name, said", [
+    ("moediff-tiny", "is of kind moediff: there are peers of teachers, students and SR3"),
+    ("standard", "has a network without norms or skips"),
+])  # fmt: skip
+def test_it_is_none_of_a_model_that_is_like_none_of_diffusers(name, said, peer, capsys):
     with pytest.raises(SystemExit):
-        peer.main(["train", str(ROOT / "configs" / "student-tiny.yaml")])
-    assert "of kind student: there are peers of teachers and of SR3" in capsys.readouterr().err
+        peer.main(["train", str(ROOT / "configs" / f"{name}.yaml")])
+    assert said in capsys.readouterr().err
 
 
 def test_layers_are_those_of_the_peer_in_work_and_shape():
