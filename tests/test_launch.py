@@ -1,6 +1,7 @@
 """Launch scripts: what they set is accepted, and what fails is told."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -69,40 +70,86 @@ def test_local_processes_that_upscale_go_on_without_one_that_fails(stub):
     assert "why it failed" in answer.stderr
 
 
-def test_a_failing_step_of_the_gpu_check_is_told_and_does_not_stop_the_others(stub, tmp_path):
-    environment = stub('case "$*" in *pytest*) exit 1;; *upscale*) echo words;; *) echo \'{"seconds": 0.25}\';; esac')
-    answer = subprocess.run([LAUNCH / "gpu_check.sh", tmp_path / "out"], capture_output=True, text=True, env=environment, timeout=120)
-    assert answer.returncode == 1
-    assert answer.stdout.count("not a JSON object") == 17
-    assert "GPU tests: status 1" in answer.stdout
-    assert "| train, small | 0.25 |" in (tmp_path / "out/table.md").read_text()
-    assert len((tmp_path / "out/results.jsonl").read_text().splitlines()) == 19
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """launch/benchmarks.py, as a module."""
+    spec = importlib.util.spec_from_file_location("benchmarks", LAUNCH / "benchmarks.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "benchmarks", module)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_the_gpu_check_ends_in_its_time_and_tells_what_it_left_out(stub, tmp_path):
-    """A step gets what is left of the time for all, and is not begun where that is nearly nothing."""
-    text = (LAUNCH / "gpu_check.sh").read_text()
-    assert int(re.search(r"CHECK_SECONDS:-(\d+)", text)[1]) + 5 < 480  # and 5 s for a step that has to be killed
-    steps = re.findall(r'^ *(?:step|benchmark) "([^"]+)" (\d+) ', text, re.MULTILINE)
-    assert len(steps) == 38
-    environment = {**stub("sleep 1.5; echo '{}'"), "CHECK_SECONDS": "6"}
-    answer = subprocess.run(
-        [LAUNCH / "gpu_check.sh", tmp_path / "out", "teacher"], capture_output=True, text=True, env=environment, timeout=60
-    )
-    assert answer.returncode == 1
-    began = re.findall(r"^== (.*): python", answer.stdout, re.MULTILINE)
-    left_out = re.findall(r"^  (.*): left out, as 6 s are over$", answer.stdout, re.MULTILINE)
-    of_teacher = re.search(r"^if has teacher;.*?^fi", text, re.MULTILINE | re.DOTALL)[0]
-    assert began + left_out == [name for name, _ in steps if f'"{name}"' in of_teacher]
-    assert began
-    assert left_out
+LIST = """
+gpu:
+  first:
+    - {name: fails, run: "-c 'raise SystemExit(4)'", seconds: 60}
+    - {name: small, run: count configs/demo.yaml, seconds: 120}
+    - {name: lacks, run: count configs/demo.yaml, seconds: 60, needs: [no_such_module]}
+  second:
+    - {name: sleeps, run: "-c 'import time; time.sleep(100)'", seconds: 1}
+    - {name: refused, run: count configs/no-such.yaml, seconds: 60}
+"""
 
 
-def test_the_gpu_check_knows_its_parts(stub, tmp_path):
-    answer = subprocess.run([LAUNCH / "gpu_check.sh", tmp_path / "out", "moediff"], capture_output=True, text=True, env=stub("exit 1"))
-    assert answer.returncode == 2
-    assert "[tests] [targets] [peers] [sr3] [teacher] [student] [mixture] [spcdd]" in answer.stderr
+def test_a_benchmark_that_fails_is_told_and_does_not_stop_the_others(benchmarks, tmp_path, capsys):
+    (tmp_path / "list.yaml").write_text(LIST)
+    assert benchmarks.main([str(tmp_path / "out"), "--list", str(tmp_path / "list.yaml")]) == 1
+    said = capsys.readouterr().out
+    for line in (
+        "first: fails: status 4", "first: lacks: left out, as no_such_module is not here", "second: sleeps: not done after 1 s",
+        "second: refused: status 2",
+    ):  # fmt: skip
+        assert f"\n  {line}\n" in said
+    [result] = map(json.loads, (tmp_path / "out/results.jsonl").read_text().splitlines())
+    assert (result["benchmark"], result["command"]) == ("small", "jaxsr bench count configs/demo.yaml")
+    assert f"| first: small | {result['parameters']:,} |" in (tmp_path / "out/table.md").read_text()
+
+
+def test_benchmarks_end_in_their_time_and_tell_what_they_left_out(benchmarks, tmp_path, capsys):
+    (tmp_path / "list.yaml").write_text(LIST)
+    assert benchmarks.main([str(tmp_path / "out"), "second", "--list", str(tmp_path / "list.yaml"), "--seconds", "8"]) == 1
+    assert capsys.readouterr().out.count("left out, as 8 s are over") == 2
+
+
+def test_an_unknown_part_is_refused_before_anything_is_run(benchmarks, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        benchmarks.main([str(tmp_path / "out"), "moediff"])
+    assert "moediff: the parts for a gpu are targets, tests, peers" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("machine", ["gpu", "cpu"])
+def test_every_benchmark_that_is_listed_is_a_command_that_there_is(benchmarks, machine):
+    """Its config and settings load, its options are known, and it has a name of its own."""
+    import typer
+
+    from jaxsr.cli import app
+
+    command = typer.main.get_command(app).commands["bench"]
+    steps = benchmarks.steps_of(LAUNCH / "benchmarks.yaml", machine)
+    assert len({(step.part, step.name) for step in steps}) == len(steps)
+    for step in steps:
+        if step.bench is None:
+            assert step.run[0] == "-m"
+            continue
+        context = command.commands[step.bench].make_context(step.bench, step.run[1:])  # raises for what it does not know
+        if config := context.params.get("config"):
+            load_experiment(LAUNCH.parent / config, context.params["overrides"] or [])
+
+
+def test_the_tables_have_medians_spread_floors_and_ratios(benchmarks):
+    times = {"median": 2.0, "lower_quartile": 1.5, "upper_quartile": 2.5, "repeats": 5}
+    rates = {"slices_per_second": 4.0, "floor_seconds": 0.5, "flops_per_second": 3e12, "share_of_peak": None, "share_of_matrix_rate": 0.25}
+    memory = {"peak_memory_bytes": 2**30, "peak_memory_of": "device"}
+    machine = {"device": "chip", "devices": 2, "processor": "host", "versions": {"jax": "1.2"}}
+    about = {"precision": "bf16", "batch_size": 8, "compile_seconds": 9.0, **rates, **memory, **machine}
+    named = {"part": "a", "benchmark": "b", "bench": "train", "command": "c"}
+    peer = {"slices_per_second": 2.0, "versions": {"torch": "3.4"}}
+    one = {**named, **about, "step_seconds": times, "seconds_per_step": 2.0, "peer": peer, "ratios": {"slices_per_second": 2.0}}
+    table = benchmarks.tables([one])
+    assert "| a: b | bf16 | 8 | 2 (1.5–2.5) | 4 | 0.5 s, × 4.00 | 3 T | – | 25% | 1.00 GiB of the device | 9.0 s | 2 | 2.00 |" in table
+    assert "with jax 1.2, torch 3.4" in benchmarks.heading([one])
 
 
 def test_the_student_s_experiments_train_what_their_tables_name_and_their_protocols_load(stub, tmp_path):
