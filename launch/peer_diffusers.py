@@ -46,6 +46,7 @@ from jaxsr.methods.sr3 import Sr3Config
 from jaxsr.methods.student import StudentConfig
 from jaxsr.methods.teacher import TeacherConfig
 from jaxsr.train.build import build_method
+from jaxsr.upscale.forecast import batch_sizes
 from jaxsr.upscale.plan import make_plan
 from jaxsr.volume.slices import AXES, SliceMapKind
 
@@ -207,20 +208,21 @@ def peer_upscale(
     request = method.default_request if steps is None else method.default_request._replace(steps=steps)
     plan = make_plan(method, synthetic_head(shape, experiment).grid, experiment.data.voxel_size, tuple(AXES), slices, request)
     factor = runner.peer.factor
+    sizes = batch_sizes(method, plan, batch_size, 1)
     batches = [
-        ((height // factor, width // factor), stages_of(experiment.method, request))
-        for (height, width), count, request in zip(plan.shapes, plan.counts, plan.requests, strict=True)
+        ((sides[0] // factor, sides[1] // factor), sizes[sides, request], stages_of(experiment.method, request))
+        for sides, count, request in zip(plan.shapes, plan.counts, plan.requests, strict=True)
         if request is not None
-        for _ in range(-(-count // batch_size))
+        for _ in range(-(-count // sizes[sides, request]))
     ]
-    of_slice = {sides: runner.multiply_adds(sides) for sides in {sides for sides, _ in batches}}
+    of_slice = {sides: runner.multiply_adds(sides) for sides in {sides for sides, *_ in batches}}
     denoise = runner.compiled(runner.network.eval().to(runner.dtype))
     scheduler = DDIMScheduler(beta_start=8.5e-4, beta_end=1.2e-2, beta_schedule="scaled_linear", clip_sample=False)
     scheduler.set_timesteps(request.steps, device=device)
 
     @torch.no_grad()
-    def sample(sides: tuple[int, int], stages: int) -> None:
-        z, told, context = runner.drawn(batch_size, sides, runner.dtype)
+    def sample(sides: tuple[int, int], size: int, stages: int) -> None:
+        z, told, context = runner.drawn(size, sides, runner.dtype)
         for _ in range(stages):
             for t in scheduler.timesteps:
                 eps = denoise(torch.cat([z, told], 1).contiguous(memory_format=runner.format), t, *context).sample
@@ -233,7 +235,7 @@ def peer_upscale(
 
     first = runner.times(whole, 1)[0]
     times = summary(runner.times(whole, repeats))
-    work = request.steps * batch_size * sum(stages * of_slice[sides] for sides, stages in batches)
+    work = request.steps * sum(stages * size * of_slice[sides] for sides, size, stages in batches)
     return {
         **runner.told(experiment, work, times["median"]),
         "left_out": runner.peer.left_out,

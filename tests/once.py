@@ -35,7 +35,7 @@ def make_once(setattr: Callable[[Any, str, Any], None] = setattr) -> None:
 
     def program_of(batches: Batches, *arguments: Any, compile_: Callable = Batches._compile) -> Any:
         shapes = str(jax.tree.map(jax.typeof, batches._variables))
-        name = (compile_, batches._method, batches._mesh, batches.size, shapes, arguments)
+        name = (compile_, batches._method, batches._mesh, shapes, arguments)
         batches.compilations += name in made
         if name not in made:
             made[name] = compile_(batches, *arguments)

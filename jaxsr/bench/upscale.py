@@ -22,7 +22,7 @@ from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train.build import build_method
 from jaxsr.upscale.batches import BatchSize
 from jaxsr.upscale.engine import Engine, ways
-from jaxsr.upscale.forecast import trace_batches, volume_multiply_adds
+from jaxsr.upscale.forecast import batch_sizes, trace_batches, volume_multiply_adds
 from jaxsr.upscale.plan import Plan
 from jaxsr.volume.io import Volume
 from jaxsr.volume.slices import AXES, SliceMapKind
@@ -50,10 +50,11 @@ def bench_upscale(
     request = default._replace(steps=default.steps if sampling_steps is None else sampling_steps)
     image = jax.ShapeDtypeStruct((1, method.multiple, method.multiple, 1), jnp.float32)
     variables = synthetic_variables(method, Batch(high=image, low=image), experiment.seed)  # type: ignore[arg-type]
+    mesh = make_mesh(**dict(experiment.mesh))
     engine = Engine(
         method,
         held_to_upscale(method, variables, experiment.precision),
-        make_mesh(**dict(experiment.mesh)),
+        mesh,
         batch_size=batch_size,
         slice_map=slice_map,
         interpolation=experiment.data.interpolation,
@@ -66,8 +67,8 @@ def bench_upscale(
     times = summary(call_times(lambda: engine.upscale(volume, request, to_mm=to_mm).volume.data, repeats))
     devices = device_seconds(engine, plan, repeats) if len(ways(method, request)) == 1 else None
     memory = peak_memory()  # before the matrix product of `rates` adds its own
-    traces = trace_batches(method, variables, plan, engine.batch_size)
-    work = volume_multiply_adds(traces, plan, engine.batch_size, method, variables)
+    sizes = batch_sizes(method, plan, engine.batch_size, mesh.shape["data"] * mesh.shape["fsdp"])
+    work = volume_multiply_adds(trace_batches(method, variables, sizes), plan, sizes, method, variables)
     return {
         "shape": list(plan.grid.shape),
         "input": "a scan" if isinstance(of, Volume) else "synthetic",
@@ -94,8 +95,12 @@ def bench_upscale(
 def device_seconds(engine: Engine, plan: Plan, repeats: int) -> float:
     """What the batches of a volume take where the host does nothing: of each shape the median of `repeats` times `IN_A_ROW`."""
     several = lambda call: [call() for _ in range(IN_A_ROW)]  # noqa: E731
-    each = {sides: summary(call_times(partial(several, call), repeats))["median"] / IN_A_ROW for sides, call in engine.alone()}
-    return float(sum(each[sides] * -(-count // engine.batch_size) for sides, count in zip(plan.shapes, plan.counts, strict=True) if count))
+    found = [
+        (sides, size, summary(call_times(partial(several, call), repeats))["median"] / IN_A_ROW) for sides, size, call in engine.alone()
+    ]
+    each = {sides: (size, seconds) for sides, size, seconds in found}
+    batches = [(each[sides], count) for sides, count in zip(plan.shapes, plan.counts, strict=True) if count]
+    return float(sum(seconds * -(-count // size) for (size, seconds), count in batches))
 
 
 def _took(result: dict[str, Any]) -> str:

@@ -1,7 +1,10 @@
-"""Slices in batches of one size on the devices of one process: a program for each shape, smaller batches where memory is short."""
+"""Slices in batches on the devices of one process: a program for each shape, smaller batches where memory is short.
+
+A batch has as many slices as the program was compiled for; the last of an axis is filled up. Of a volume it is known how many slices come,
+and the program is compiled for a number that leaves few fillers: 260 slices are 5 batches of 52, not 4 of 64 and one of 4.
+"""
 
 import functools
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -16,6 +19,7 @@ from jaxsr.runtime.memory import OutOfMemory, free_memory, is_out_of_memory, pro
 from jaxsr.runtime.mesh import MeshError, batch_sharding, replicated
 from jaxsr.volume.slices import SliceMap
 
+NEAR = 1.1  # as much as a batch size that fits best, times this, is no reason to compile for another one
 FILL = 0.8  # of the memory that is free may be meant for a batch: allocators need room to move
 
 BatchSize = int | Literal["auto"]
@@ -47,6 +51,14 @@ class Work(NamedTuple):
     request: Request | None = None
 
 
+class ProgramKey(NamedTuple):
+    """What a program is for: the sides of its slices, what is done with them, the names of their maps."""
+
+    sides: tuple[int, int]
+    work: Work
+    names: tuple[str, ...]
+
+
 class _InFlight(NamedTuple):
     """A batch that the device works on: the place of its first slice, how many slices are no fillers, and what will come back."""
 
@@ -64,7 +76,7 @@ class Batches:
         goes down where memory is short.
 
     Attributes:
-      size: slices at a time now.
+      size: slices at a time now, at most.
       compilations: programs compiled so far.
       compile_seconds: that they took, tracing included.
 
@@ -81,13 +93,23 @@ class Batches:
         self.compilations, self.compile_seconds = 0, 0.0
         self._method, self._mesh, self._by_batch, self._everywhere = method, mesh, batch_sharding(mesh), replicated(mesh)
         self._variables = jax.device_put(variables, self._everywhere)
-        self._programs: dict[tuple[tuple[int, int], Work, tuple[str, ...]], Compiled] = {}  # of the present size
+        self._programs: dict[tuple[ProgramKey, int], Compiled] = {}  # by their batch size; none is larger than the present one
 
     def run(
-        self, work: Work, cuts: Cuts, order: np.ndarray, slice_map: SliceMap, key: jax.Array, note: Note
+        self,
+        work: Work,
+        cuts: Cuts,
+        order: np.ndarray,
+        slice_map: SliceMap,
+        key: jax.Array,
+        note: Note,
+        counts: Sequence[int] = (),
     ) -> Iterator[tuple[np.ndarray, Any]]:
         """Yields indices and what `work` made of those slices, in the `order` of their indices (ascending), one batch behind the device,
         which so never waits for the host.
+
+        Args:
+          counts: how many slices each run of a volume with this program has, which batches are to fit; (): batches are as large as may be.
 
         Raises:
           OutOfMemory: where a batch does not fit and must not, or cannot, be smaller.
@@ -100,7 +122,7 @@ class Batches:
             following = None
             if start < len(order):
                 try:
-                    following = self._dispatch(work, cuts, order[start:], start, slice_map, key, note)
+                    following = self._dispatch(work, cuts, order[start:], start, slice_map, key, note, counts)
                     start += following.length
                 except Exception as error:  # JAX's own name for its runtime errors changes
                     self._shrink(error, note)
@@ -115,37 +137,56 @@ class Batches:
             pending = following
 
     def _dispatch(
-        self, work: Work, cuts: Cuts, order: np.ndarray, start: int, slice_map: SliceMap, key: jax.Array, note: Note
+        self,
+        work: Work,
+        cuts: Cuts,
+        order: np.ndarray,
+        start: int,
+        slice_map: SliceMap,
+        key: jax.Array,
+        note: Note,
+        counts: Sequence[int],
     ) -> _InFlight:
-        program = self._program(slice_map.shape, work, tuple(cuts), note)
-        indices = order[: self.size]
+        program, size = self._program(ProgramKey(slice_map.shape, work, tuple(cuts)), note, tuple(counts))
+        indices = order[:size]
         condition = {}
         for name, channels in cuts.items():
             outside = -1.0 if name in ("low", "reference", "beside") else 0.0
-            condition[name] = np.full((self.size, *slice_map.shape, len(channels)), outside, np.float32)
+            condition[name] = np.full((size, *slice_map.shape, len(channels)), outside, np.float32)
             for channel, part in enumerate(channels):
                 condition[name][: len(indices), ..., channel] = slice_map.forward(_picked(part, indices), outside)
-        index = np.zeros(self.size, np.int32)
+        index = np.zeros(size, np.int32)
         index[: len(indices)] = indices
         key = jax.device_put(key, self._everywhere)
         return _InFlight(start, len(indices), program(self._variables, *jax.device_put((condition, index), self._by_batch), key))
 
-    def _program(self, sides: tuple[int, int], work: Work, names: tuple[str, ...], note: Note) -> Compiled:
-        """The compiled program for slices of `sides`; with 'auto', of no more slices than the compiler says fit into what is free."""
-        while (sides, work, names) not in self._programs:
+    def _program(self, key: ProgramKey, note: Note, counts: tuple[int, ...]) -> tuple[Compiled, int]:
+        """The compiled program and its batch size; with 'auto', of no more slices than the compiler says fit into what is free."""
+        while (key, size := self._fitting(key, counts)) not in self._programs:
             start = time.perf_counter()
-            program = self._compile(sides, work, names)
+            program = self._compile(key, size)
             self.compile_seconds += time.perf_counter() - start
             free, needed = free_memory(self._mesh.devices.flat), program_memory(program)
-            if self._auto and free and needed and self.size > self._devices:
+            if self._auto and free and needed and size > self._devices:
                 needed -= sum(leaf.nbytes for leaf in jax.tree.leaves(self._variables))  # which lie there already
                 if needed > FILL * free:
-                    self._go_on_with(self.size >> math.ceil(math.log2(needed / (FILL * free))), note)
+                    self._go_on_with(int(size * FILL * free / needed), note)
                     continue
-            self._programs[sides, work, names] = program
-        return self._programs[sides, work, names]
+            self._programs[key, size] = program
+        return self._programs[key, size], size
 
-    def _compile(self, sides: tuple[int, int], work: Work, names: tuple[str, ...] = ("low",)) -> Compiled:
+    def _fitting(self, key: ProgramKey, counts: tuple[int, ...]) -> int:
+        """The batch size for runs of `counts` slices: one that there is a program of, where that is nearly as good as the best."""
+        if not counts:
+            return self.size
+        best = fitting_size(counts, self.size, self._devices)
+        compiled = [size for of, size in self._programs if of == key]
+        near = [size for size in compiled if cost(counts, size, self.size) <= NEAR * cost(counts, best, self.size)]
+        return min(near, key=lambda size: cost(counts, size, self.size), default=best)
+
+    def _compile(self, key: ProgramKey, size: int) -> Compiled:
+        sides, work, names = key
+
         def upscale(variables: Variables, condition: dict[str, jax.Array], index: jax.Array, key: jax.Array) -> Any:
             if work.request is None:
                 return getattr(self._method, work.task)(variables, Condition(**condition))
@@ -155,17 +196,18 @@ class Batches:
         self.compilations += 1
         shardings = (self._everywhere, self._by_batch, self._by_batch, self._everywhere)
         program = jax.jit(upscale, in_shardings=shardings, out_shardings=self._by_batch)
-        condition = {name: jax.ShapeDtypeStruct((self.size, *sides, channels_of(self._method, name)), np.float32) for name in names}
-        index = jax.ShapeDtypeStruct((self.size,), np.int32)
+        condition = {name: jax.ShapeDtypeStruct((size, *sides, channels_of(self._method, name)), np.float32) for name in names}
+        index = jax.ShapeDtypeStruct((size,), np.int32)
         with jax.set_mesh(self._mesh):  # which a mixture's experts are laid over
             return program.lower(self._variables, condition, index, jax.eval_shape(jax.random.key, 0)).compile()
 
-    def alone(self) -> Iterator[tuple[tuple[int, int], Callable[[], Any]]]:
-        """Of each program that is compiled: the sides of its slices, and a call of it on slices that lie on the devices already."""
-        for (sides, _, names), program in self._programs.items():
-            condition = {name: np.zeros((self.size, *sides, channels_of(self._method, name)), np.float32) for name in names}
-            index, key = np.zeros(self.size, np.int32), jax.device_put(jax.random.key(0), self._everywhere)
-            yield sides, functools.partial(program, self._variables, *jax.device_put((condition, index), self._by_batch), key)
+    def alone(self) -> Iterator[tuple[tuple[int, int], int, Callable[[], Any]]]:
+        """Of each program that is compiled: the sides of its slices, how many they are, and a call of it on slices that lie on the devices
+        already."""
+        for ((sides, _, names), size), program in self._programs.items():
+            condition = {name: np.zeros((size, *sides, channels_of(self._method, name)), np.float32) for name in names}
+            index, key = np.zeros(size, np.int32), jax.device_put(jax.random.key(0), self._everywhere)
+            yield sides, size, functools.partial(program, self._variables, *jax.device_put((condition, index), self._by_batch), key)
 
     def _shrink(self, error: Exception, note: Note) -> None:
         """Makes the batch smaller after `error`, or raises: `error` itself where it is not about memory."""
@@ -188,6 +230,17 @@ class Batches:
     def _whole(self, batch_size: int) -> int:
         """Rounded up to a multiple of the devices."""
         return -(-batch_size // self._devices) * self._devices
+
+
+def cost(counts: Sequence[int], size: int, most: int) -> float:
+    """Of runs of `counts` slices in batches of `size`: slices that are computed, fillers included, and for each batch what a sixteenth of
+    `most` slices takes, as small batches do not fill a device."""
+    return sum(-(-count // size) for count in counts) * (size + most / 16)
+
+
+def fitting_size(counts: Sequence[int], most: int, devices: int = 1) -> int:
+    """Slices at a time, at most `most` and a multiple of the devices as that is, for runs of `counts` slices to cost the least."""
+    return min(range(most, 0, -devices), key=lambda size: cost(counts, size, most))
 
 
 def _picked(part: np.ndarray | Shifted, indices: np.ndarray) -> np.ndarray:

@@ -76,7 +76,7 @@ class Engine:
 
     @property
     def batch_size(self) -> int:
-        """Slices at a time now."""
+        """Slices at a time now, at most."""
         return self._batches.size
 
     @property
@@ -89,7 +89,7 @@ class Engine:
         """That those took, tracing included."""
         return self._batches.compile_seconds
 
-    def alone(self) -> Iterator[tuple[tuple[int, int], Callable[[], Any]]]:
+    def alone(self) -> Iterator[tuple[tuple[int, int], int, Callable[[], Any]]]:
         """As `Batches.alone`: what devices do, without the host."""
         return self._batches.alone()
 
@@ -164,6 +164,9 @@ class Engine:
         """
         _check_shapes(maps, low.shape)
         total = np.zeros(low.shape, np.float64)
+        programs = {
+            axis: (map_of(self._method, low.shape, AXES[axis], self._slice_map), request) for axis, request in requests.items() if request
+        }
         metrics: dict[str, list[np.ndarray]] = {}
         done = 0
         for axis, request in requests.items():
@@ -171,11 +174,12 @@ class Engine:
                 total += low
                 continue
             sums = take_slices(total, axis)
-            slice_map = map_of(self._method, low.shape, AXES[axis], self._slice_map)
+            slice_map, _ = programs[axis]
+            counts = [low.shape[AXES[a]] for a, (of, asked) in programs.items() if (of.shape, asked) == (slice_map.shape, request)]
             cuts: dict[str, Any] = {name: _cut(name, data, AXES[axis]) for name, data in {"low": low, **maps}.items()}
             if context := context_of(self._method):
                 cuts["beside"] = [Shifted(take_slices(low, axis), step) for step in steps_beside(context)]
-            for indices, output in self._upscaled(cuts, slice_map, jax.random.fold_in(key, AXES[axis]), request, note):
+            for indices, output in self._upscaled(cuts, slice_map, jax.random.fold_in(key, AXES[axis]), request, note, counts):
                 sums[indices] += slice_map.inverse(output.image[..., 0])
                 for name, values in output.metrics.items():
                     metrics.setdefault(name, []).append(values)
@@ -227,10 +231,13 @@ class Engine:
         total /= len(axes)
         return total
 
-    def _upscaled(self, cuts: Cuts, slice_map: SliceMap, key: jax.Array, request: Request, note: Note) -> Iterator[tuple[np.ndarray, Any]]:
-        """Yields indices of slices and their `UpscaleOutput`; slices that go to one expert each are grouped by it."""
+    def _upscaled(
+        self, cuts: Cuts, slice_map: SliceMap, key: jax.Array, request: Request, note: Note, counts: Sequence[int]
+    ) -> Iterator[tuple[np.ndarray, Any]]:
+        """Yields indices of slices and their `UpscaleOutput`; slices that go to one expert each are grouped by it, and how many those are
+        differs from volume to volume."""
         if len(ways(self._method, request)) == 1:
-            yield from self._batches.run(Work("upscale", request), cuts, _all(cuts), slice_map, key, note)
+            yield from self._batches.run(Work("upscale", request), cuts, _all(cuts), slice_map, key, note, counts)
             return
         routes = np.concatenate([expert for _, expert in self._batches.run(Work("route"), cuts, _all(cuts), slice_map, key, note)])
         for expert, alone in enumerate(ways(self._method, request)):

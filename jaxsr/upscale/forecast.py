@@ -19,7 +19,7 @@ from jaxsr.methods.base import Method, Mixture, Request, abstract_condition
 from jaxsr.methods.precision import held_to_upscale
 from jaxsr.nn.attend import using
 from jaxsr.train.build import variables_to_upscale
-from jaxsr.upscale.batches import BatchSize, first_batch_size
+from jaxsr.upscale.batches import BatchSize, first_batch_size, fitting_size
 from jaxsr.upscale.engine import programs_each, ways
 from jaxsr.upscale.guide_maps import read_guides
 from jaxsr.upscale.guides import Guides
@@ -57,9 +57,10 @@ def forecast(
     size = -(-(first_batch_size() if batch_size == "auto" else batch_size) // devices) * devices
     voxels, affine = from_ras(np.broadcast_to(np.float32(0), plan.grid.shape), plan.grid.affine, turn_from(volume.orientation))
     variables = _abstract_variables(recipe)
-    traces = trace_batches(recipe.method, variables, plan, size)
+    sizes = batch_sizes(recipe.method, plan, size, devices)
+    traces = trace_batches(recipe.method, variables, sizes)
     draws = settings.samples if settings.samples == 1 or recipe.method.most_steps > 1 else 1
-    work = volume_multiply_adds(traces, plan, size, recipe.method, variables)
+    work = volume_multiply_adds(traces, plan, sizes, recipe.method, variables)
     explained = explained_multiply_adds(plan, size, recipe.method, variables) if settings.explain else 0
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))
     return {
@@ -77,7 +78,7 @@ def forecast(
         "Compilations": plan.compilations * programs_each(recipe.method, settings.request, settings.explain),
         "BatchSize": size,
         "BatchSizeMayShrink": batch_size == "auto",
-        "Batches": plan.batches(size),
+        "Batches": sum(batches for *_, batches in _of_axes(plan, sizes)),
         "SamplingSteps": settings.request.steps,
         "Samples": draws,
         "MultiplyAdds": None if work is None or explained is None else draws * work + explained,
@@ -99,7 +100,7 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
         f"{shown(facts['Input'])} → {shown(facts['Output'])}",
         f"  output      {sides} voxels of {size} mm, {facts['Orientation']}, the first at ({origin}) mm",
         *(f"  map         {shown(path)}" for path in facts["Maps"]),
-        f"  work        {facts['Slices']} slices, padded ({axes}), in {facts['Batches']} batches of {facts['BatchSize']} ({kept})"
+        f"  work        {facts['Slices']} slices, padded ({axes}), in {facts['Batches']} batches of at most {facts['BatchSize']} ({kept})"
         + (f", for each of {facts['Samples']} samples" if facts["Samples"] > 1 else ""),
         f"              sampling steps of each: {facts['SamplingSteps']}; multiply-adds: {quantity(facts['MultiplyAdds'])}; "
         f"programs to compile: {facts['Compilations']}",
@@ -126,14 +127,24 @@ def live_bytes(jaxpr: ClosedJaxpr | Jaxpr) -> int:
     return most
 
 
-Traces = Mapping[tuple[tuple[int, int], Request], ClosedJaxpr]  # of a batch of each shape and request
+Program = tuple[tuple[int, int], Request]  # the sides of its slices, and what is asked for
+Sizes = Mapping[Program, int]  # slices at a time
+Traces = Mapping[Program, ClosedJaxpr]  # of a batch
 
 
-def trace_batches(method: Method, variables: Any, plan: Plan, batch_size: int) -> Traces:
-    """The traced programs of `plan`; `variables` may be abstract."""
+def batch_sizes(method: Method, plan: Plan, most: int, devices: int) -> Sizes:
+    """Of each program of `plan`, for a first volume; at most `most`, and that of slices that go to one expert each."""
     return {
-        (sides, request): _trace(method, variables, sides, batch_size, dearest(method, variables, sides, request))
+        (sides, request): most if len(ways(method, request)) > 1 else fitting_size(plan.runs(sides, request), most, devices)
         for sides, request in plan.programs
+    }
+
+
+def trace_batches(method: Method, variables: Any, sizes: Sizes) -> Traces:
+    """The traced programs; `variables` may be abstract."""
+    return {
+        (sides, request): _trace(method, variables, sides, size, dearest(method, variables, sides, request))
+        for (sides, request), size in sizes.items()
     }
 
 
@@ -144,7 +155,7 @@ def dearest(method: Method, variables: Any, sides: tuple[int, int], request: Req
     return asked[0] if len(asked) == 1 else max(asked, key=lambda alone: _work(_trace(method, variables, sides, 1, alone), []))
 
 
-def volume_multiply_adds(traces: Traces, plan: Plan, batch_size: int, method: Method, variables: Any) -> int | None:
+def volume_multiply_adds(traces: Traces, plan: Plan, sizes: Sizes, method: Method, variables: Any) -> int | None:
     """Of all batches of one volume, the last one of each axis filled up; None where shapes do not tell.
 
     Of slices that go to one expert each it is what that takes at most: what says which, the dearest expert for all, and the last batch of
@@ -152,11 +163,11 @@ def volume_multiply_adds(traces: Traces, plan: Plan, batch_size: int, method: Me
     """
     notes: list[str] = []
     total = 0
-    for sides, request, batches in _of_axes(plan, batch_size):
+    for sides, request, batches in _of_axes(plan, sizes):
         count = len(ways(method, request))
         total += _work(traces[sides, request], notes) * (batches + count - 1)
         if count > 1:
-            total += _work(_trace(method, variables, sides, batch_size, "route"), notes) * batches
+            total += _work(_trace(method, variables, sides, sizes[sides, request], "route"), notes) * batches
     return None if notes else total
 
 
@@ -165,16 +176,16 @@ def explained_multiply_adds(plan: Plan, batch_size: int, method: Method, variabl
     notes: list[str] = []
     assert isinstance(method, Mixture)  # the command line has seen to it
     total = 0
-    for sides, request, batches in _of_axes(plan, batch_size):
+    for sides, request, batches in _of_axes(plan, dict.fromkeys(plan.programs, batch_size)):
         asked: list[Request | str] = ["explain", *(request._replace(expert=expert) for expert in range(len(method.experts)))]
         total += batches * sum(_work(_trace(method, variables, sides, batch_size, what), notes) for what in asked)
     return None if notes else total
 
 
-def _of_axes(plan: Plan, batch_size: int) -> list[tuple[tuple[int, int], Request, int]]:
+def _of_axes(plan: Plan, sizes: Sizes) -> list[tuple[tuple[int, int], Request, int]]:
     """Sides, request and batches of each axis whose slices are upscaled."""
     each = zip(plan.shapes, plan.requests, plan.counts, strict=True)
-    return [(sides, request, -(-count // batch_size)) for sides, request, count in each if request]
+    return [(sides, request, -(-count // sizes[sides, request])) for sides, request, count in each if request]
 
 
 def _trace(method: Method, variables: Any, sides: tuple[int, int], batch_size: int, what: Request | str) -> ClosedJaxpr:

@@ -68,9 +68,10 @@ class Plan(NamedTuple):
     def compilations(self) -> int:
         return len(self.programs)
 
-    def batches(self, batch_size: int) -> int:
-        """Of `batch_size` slices, the last of each axis filled up."""
-        return sum(-(-count // batch_size) for count in self.counts)
+    def runs(self, sides: tuple[int, int], request: Request) -> list[int]:
+        """How many slices each axis has that this program is for."""
+        each = zip(self.shapes, self.requests, self.counts, strict=True)
+        return [count for of, asked, count in each if (of, asked) == (sides, request)]
 
 
 def make_plan(

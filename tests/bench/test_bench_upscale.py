@@ -36,9 +36,9 @@ def test_one_shape_is_compiled_once(result):
 
 
 def test_what_devices_take_alone_is_that_of_as_many_batches(monkeypatch):
-    """Of 32 and 40 slices in batches of 12: 3 and 4; an axis whose slices stay as they are takes none."""
+    """Of 32 and 40 slices in batches of 12 and 10: 3 and 4; an axis whose slices stay as they are takes none."""
     plan = SimpleNamespace(shapes=((8, 8), (8, 16), (8, 8)), counts=(32, 40, 0))
-    engine = SimpleNamespace(batch_size=12, alone=lambda: iter([((8, 8), lambda: 2.0), ((8, 16), lambda: 10.0)]))
+    engine = SimpleNamespace(alone=lambda: iter([((8, 8), 12, lambda: 2.0), ((8, 16), 10, lambda: 10.0)]))
     monkeypatch.setattr(upscale, "call_times", lambda call, repeats: [sum(call())] * repeats)
     assert upscale.device_seconds(engine, plan, 3) == 3 * 2 + 4 * 10
 
@@ -49,8 +49,8 @@ def test_devices_take_no_longer_than_a_volume_by_much(result):
 
 
 def test_work_is_that_of_every_slice_and_step_with_the_last_batch_filled_up(result):
-    """Three axes, 3 batches of 12 for 32 slices each, 3 sampling steps."""
-    assert result["multiply_adds"] == 3 * 3 * 12 * 3 * count(TINY, 32)["multiply_adds"]
+    """Three axes, 4 batches of 8 for 32 slices each, 3 sampling steps."""
+    assert result["multiply_adds"] == 3 * 4 * 8 * 3 * count(TINY, 32)["multiply_adds"]
 
 
 @pytest.mark.parametrize("words, sentence", [

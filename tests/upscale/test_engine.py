@@ -10,6 +10,7 @@ import pytest
 from jaxsr.methods.base import Batch, Request, UpscaleOutput
 from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
 from jaxsr.runtime.mesh import make_mesh
+from jaxsr.upscale.batches import cost, fitting_size
 from jaxsr.upscale.engine import Engine
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import Volume
@@ -133,3 +134,26 @@ def test_progress_counts_every_slice_of_every_axis(identity_engine, head):
     identity_engine().upscale(head, ONE_STEP, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (sum(head.data.shape),) * 2
     assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("counts, most, devices, expected", [
+    ((260,), 64, 1, 52),  # 5 × 52, where 5 × 64 would be 60 fillers
+    ((310,), 64, 1, 62),
+    ((260, 310, 260), 64, 1, 52),  # one program for all three: 832 slices in 16 batches, of 830
+    ((260,), 64, 8, 56),  # a multiple of the devices
+    ((3,), 64, 1, 3), ((7,), 1, 1, 1),
+])  # fmt: skip
+def test_batches_are_of_the_size_that_leaves_the_fewest_fillers(counts, most, devices, expected):
+    size = fitting_size(counts, most, devices)
+    assert size == expected
+    assert cost(counts, size, most) == min(cost(counts, n, most) for n in range(devices, most + 1, devices))
+
+
+def test_a_volume_of_a_few_slices_more_takes_the_programs_of_the_one_before(identity_engine):
+    """As long as that is not much dearer than programs of its own."""
+    engine = identity_engine(batch_size=16)
+    for sagittal, compilations in ((60, 1), (57, 1), (59, 1), (17, 2), (60, 2)):
+        data = np.random.default_rng(0).normal(size=(sagittal, 32, 48)).astype(np.float32)
+        fused, _ = engine.fuse(data, {"sagittal": ONE_STEP}, jax.random.key(0))
+        np.testing.assert_array_equal(fused, data)
+        assert engine.compilations == compilations

@@ -20,9 +20,9 @@ from jaxsr.runtime.checkpoint import Checkpoints
 from jaxsr.runtime.memory import program_memory
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train.build import abstract_batch, build_method
-from jaxsr.upscale.batches import Batches, Work
+from jaxsr.upscale.batches import Batches, ProgramKey, Work
 from jaxsr.upscale.engine import Engine
-from jaxsr.upscale.forecast import forecast, live_bytes, trace_batches
+from jaxsr.upscale.forecast import batch_sizes, forecast, live_bytes, trace_batches
 from jaxsr.upscale.inputs import Job, check_target, memory_needed
 from jaxsr.upscale.model import Recipe
 from jaxsr.upscale.plan import make_plan
@@ -77,7 +77,7 @@ def test_what_is_planned_is_what_is_done(work, tmp_path, capsys):
         assert plan[name] == done["JaxSR"][name], name
     assert list(plan["Axes"]) == done["JaxSR"]["Axes"]
     assert plan["Slices"] == sum(image.shape)
-    assert plan["Batches"] == sum(-(-n // 5) for n in image.shape)
+    assert plan["Batches"] == 9 + 6 + 9  # of 27 slices by 3, 30 by 5, 36 by 4: each axis has sides of its own
 
 
 def test_a_plan_needs_no_weights(work, tmp_path):
@@ -150,9 +150,10 @@ def test_the_estimate_of_a_devices_memory_is_near_the_compilers():
     method = build_method(EXPERIMENT)
     plan = make_plan(method, Grid((64, 64, 16), np.eye(4)), None, ("axial",))
     variables = synthetic_variables(method, abstract_batch(EXPERIMENT), 0)
-    [trace] = trace_batches(method, variables, plan, 8).values()
+    [trace] = trace_batches(method, variables, batch_sizes(method, plan, 8, 1)).values()
     estimate = live_bytes(trace) + sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
-    needed = program_memory(Batches(method, variables, make_mesh(), 8)._compile(plan.shapes[0], Work("upscale", method.default_request)))
+    key = ProgramKey(plan.shapes[0], Work("upscale", method.default_request), ("low",))
+    needed = program_memory(Batches(method, variables, make_mesh(), 8)._compile(key, 8))
     assert 0.7 < estimate / needed < 2
 
 

@@ -68,8 +68,8 @@ def test_no_slice_is_upscaled_by_another_expert_than_its_own(low):
     engine, batches = engine_of(Two()), []
     compile_ = engine._batches._compile
 
-    def counted(sides, work, names=("low",)):
-        program = compile_(sides, work, names)
+    def counted(key, size):
+        program, work = compile_(key, size), key.work
 
         def run(*arguments):
             batches.append((work.task, work.request and work.request.expert))
