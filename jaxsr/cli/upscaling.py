@@ -198,6 +198,7 @@ def upscale(
     from jaxsr.upscale.files import make_engine, make_file, montage, read_job, room_beside, share, told_of
     from jaxsr.upscale.line import in_line
     from jaxsr.upscale.settings import Settings, declared_acquisition
+    from jaxsr.volume.errors import VolumeError
 
     here = place()
     mine = share(jobs, here)
@@ -246,6 +247,8 @@ def upscale(
         start_derivative(bids[0], bids[1])
 
     def read(job: "Job") -> "tuple[Volume, list[str]]":
+        if why := guides[job.source].lacking:
+            raise VolumeError(why)
         notes: list[str] = []
         return single or read_job(job, settings, notes.append), notes
 

@@ -28,6 +28,7 @@ class Guides(NamedTuple):
       gradient: a displacement volume in mm, or a coil's coefficients; `convention` as in `jaxsr.data.gradients`.
       isocentre: of the magnet in scanner mm, for coefficients.
       flat: of bias and gradient, what the target is known not to show; a model that is not told draws one of its own.
+      lacking: why this scan cannot be upscaled, or '': a folder of maps that has others has none for it.
     """
 
     bias: Path | None = None
@@ -35,6 +36,7 @@ class Guides(NamedTuple):
     convention: Convention = "ras"
     isocentre: tuple[float, float, float] = (0.0, 0.0, 0.0)
     flat: tuple[str, ...] = ()
+    lacking: str = ""
 
     @property
     def named(self) -> dict[str, Path]:
@@ -56,12 +58,13 @@ def guides_of(
     isocentre: tuple[float, float, float],
 ) -> dict[Path, Guides]:
     """Job's source → its maps. Those in a folder are matched to the sources by name (`pair_files`); a gradient's file is that of all, as is
-    FLAT, where no file goes by that name.
+    FLAT, where no file goes by that name. An input that a folder has no map for is `lacking` it, and the others are none the worse.
 
     Raises:
-      VolumeError: where a map is not there, an input has none, or one bias field is given for several scans.
+      VolumeError: where a map is not there, no input has one, or one bias field is given for several scans.
     """
     found: dict[str, dict[Path, Path]] = {}
+    lacking: dict[Path, str] = {}
     flat = tuple(name for name, path in (("bias", bias), ("gradient", gradient)) if path == FLAT and not path.exists())
     for name, path in (("bias", bias), ("gradient", gradient)):
         if path is None or name in flat:
@@ -80,12 +83,16 @@ def guides_of(
         named = {job.source.absolute() if folder != source else job.source: job.source for job in jobs}
         pairs = pair_files(folder, path, only=list(named)).matched.values()
         found[name] = {named[scan]: field for scan, field in pairs}
-        if missing := [shown(job.source.name) for job in jobs if job.source not in found[name]]:
-            raise VolumeError(
-                f"{option} {shown(path)} has no map for {', '.join(missing[:5])} by its name: add it, as in scan01_{name}.nii.gz"
-            )
+        missing = [job.source for job in jobs if job.source not in found[name]]
+        say = f"{option} {shown(path)} has no map for {{}} by its name: add it, as in scan01_{name}.nii.gz"
+        if len(missing) == len(jobs):
+            raise VolumeError(say.format(", ".join(shown(scan.name) for scan in missing[:5])))
+        lacking |= {scan: say.format(shown(scan.name)) for scan in missing}
     bias_of, gradient_of = found.get("bias", {}), found.get("gradient", {})
-    return {job.source: Guides(bias_of.get(job.source), gradient_of.get(job.source), convention, isocentre, flat) for job in jobs}
+    return {
+        scan: Guides(bias_of.get(scan), gradient_of.get(scan), convention, isocentre, flat, lacking.get(scan, ""))
+        for scan in (job.source for job in jobs)
+    }
 
 
 def maps_to_upscale(experiment: "Experiment") -> tuple[str, ...]:

@@ -201,6 +201,20 @@ def test_upscale_works_with_maps_and_without_and_a_map_on_another_grid_is_the_sa
     assert np.abs(images["both"] - finer).max() < 0.01 * apart
 
 
+def test_a_scan_of_a_folder_that_has_no_field_fails_alone(first, scan, tmp_path, capsys):
+    scans, fields = tmp_path / "scans", tmp_path / "fields"
+    scans.mkdir()
+    fields.mkdir()
+    for name in ("sub-01", "sub-02"):
+        (scans / f"{name}.nii.gz").write_bytes(scan.read_bytes())
+    write_field(fields / "sub-02_bias.nii.gz", "bias")
+    assert upscale(first, scans, tmp_path / "out", {"bias": fields}) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 of 2 failed" in said
+    assert "has no map for sub-01.nii.gz by its name: add it, as in scan01_bias.nii.gz" in said
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["sub-02.nii.gz"]
+
+
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_a_map_that_does_not_lie_on_the_head_is_refused(first, scan, tmp_path, capsys, kind):
     path = write_field(tmp_path / "map.nii.gz", kind, origin=503.0)

@@ -81,6 +81,20 @@ def test_fields_are_matched_to_the_scans_that_are_upscaled_whatever_lies_beside_
     assert alone[jobs[0].source].bias == expected[jobs[0].source]
 
 
+def test_a_scan_that_a_folder_of_fields_has_none_for_lacks_it_and_the_others_do_not(tmp_path):
+    fields = tmp_path / "fields"
+    fields.mkdir()
+    jobs = [Job(tmp_path / f"sub-0{i}_T1w.nii.gz", tmp_path / f"{i}.nii.gz") for i in (1, 2)]
+    for job in jobs:
+        job.source.touch()
+    with pytest.raises(VolumeError, match=r"has no map for sub-01_T1w.nii.gz, sub-02_T1w.nii.gz by its name"):
+        guides_of(jobs, tmp_path, fields, None, "ras", (0, 0, 0))
+    (fields / "sub-02_T1w_bias.nii.gz").touch()
+    found = guides_of(jobs, tmp_path, fields, None, "ras", (0, 0, 0))
+    assert "has no map for sub-01_T1w.nii.gz by its name: add it" in found[jobs[0].source].lacking
+    assert (found[jobs[1].source].bias, found[jobs[1].source].lacking) == (fields / "sub-02_T1w_bias.nii.gz", "")
+
+
 def test_the_sidecar_says_how_a_gradient_s_map_was_read(tmp_path):
     for name in ("warp.nii.gz", "coil.grad"):
         (tmp_path / name).write_bytes(b"content")
