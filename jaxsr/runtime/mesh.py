@@ -16,7 +16,8 @@ from jaxsr.nn.layout import SLICES
 
 AXES = ("data", "fsdp", "tensor", "expert")
 
-# Every logical name that a layer may use. A name that is not here is an error, not a silent replication.
+# Every logical name that a layer may use. A name that is not here is an error, not a silent replication. Experts differ and are not
+# stacked: which device runs which is settled in runtime/experts.py.
 LOGICAL_AXES: Mapping[str, str | None] = {
     "kernel_height": None,
     "kernel_width": None,
@@ -24,7 +25,6 @@ LOGICAL_AXES: Mapping[str, str | None] = {
     "conv_out": "tensor",
     "embed_in": None,
     "embed_out": "tensor",
-    "experts": "expert",
 }
 
 BATCH = PartitionSpec(SLICES)  # slices are split over both: fsdp is data parallelism with split parameters
