@@ -51,7 +51,7 @@ split() {
   place heads/isotropic sub-pysynthsr_FLAIR.nii.gz py_synthsr/FLAIR_1mm_defaced.nii.gz
   place heads/isotropic sub-uih_T1w.nii.gz uih_t1/T1w_0p5mm_defaced.nii.gz
   for contrast in T1 T2 FLAIR; do
-    place heads/registered "sub-openms07_$contrast.nii.gz" "open_ms_patient07/${contrast}_brain_MNI1mm.nii.gz"
+    place heads/isotropic "sub-openms07_$contrast.nii.gz" "open_ms_patient07/${contrast}_brain_MNI1mm.nii.gz"
     place held_out "sub-openms19_$contrast.nii.gz" "open_ms_patient19/${contrast}_brain_MNI1mm.nii.gz"
   done
   place heads/slices sub-openmslong12_T1.nii.gz open_ms_long_patient12/study1_T1W.nii.gz

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxsr.bench.data import bench_data, describe
+from jaxsr.bench.data import PARTS, _rates, bench_data, describe
 from jaxsr.bench.synthetic import synthetic_set
 from jaxsr.data.augmentation import AugmentConfig
 from jaxsr.data.pairs import OPTIONAL
@@ -109,3 +109,13 @@ def test_memory_stays_flat_over_a_set_ten_times_larger(tmp_path):
     )
     one, ten = np.array(done.stdout.split(), np.int64)
     assert ten - one < 10e6
+
+
+def test_a_stream_that_pauses_shows_in_the_spread_and_not_in_the_rate():
+    """Ten seconds in which a batch of 4 came every half second, but none in the fifth."""
+    ends = [0.0, *(0.5 * i for i in range(1, 21) if not 4 < 0.5 * i <= 5)]
+    rates = _rates(ends, 4)
+    assert len(rates) == PARTS
+    assert sorted(rates)[0] == 0
+    assert np.median(rates) == 8
+    assert sum(rates) / PARTS == pytest.approx(4 * (len(ends) - 1) / 10)

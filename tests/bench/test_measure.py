@@ -108,3 +108,26 @@ def test_memory_is_of_this_process_and_not_of_the_one_that_started_it():
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert int(told) < measure.peak_memory()["peak_memory_bytes"]
     assert measure.peak_memory()["peak_memory_bytes"] > held.nbytes
+
+
+def test_the_floor_is_what_the_work_takes_at_a_matrix_products_rate(monkeypatch):
+    monkeypatch.setattr(measure, "matrix_rate", lambda precision: 100.0)
+    devices = jax.process_count() if jax.default_backend() == "cpu" else jax.device_count()
+    found = measure.rates(1000, 40.0, "f32")
+    assert found["floor_seconds"] == 2 * 1000 / (100 * devices)
+    assert found["share_of_matrix_rate"] == pytest.approx(found["floor_seconds"] / 40)
+    assert measure.rates(None, 40.0, "f32")["floor_seconds"] is None
+
+
+def test_intervals_of_a_library_of_its_own_go_from_end_to_end(monkeypatch):
+    """A step is given before the one before it is waited for; of six ends the last three intervals count."""
+    said, clock = [], iter([10.0, 11.0, 13.0, 16.0, 20.0])
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    steps = iter("abcde")
+
+    def dispatch():
+        said.append(step := next(steps))
+        return step
+
+    assert measure.interval_times(dispatch, lambda step: said.append(step.upper()), 3, 1) == [2.0, 3.0, 4.0]
+    assert "".join(said) == "abAcBdCeDE"
