@@ -113,7 +113,7 @@ def test_memory_stays_flat_over_a_set_ten_times_larger(tmp_path):
 
 def test_a_stream_that_pauses_shows_in_the_spread_and_not_in_the_rate():
     """Ten seconds in which a batch of 4 came every half second, but none in the fifth."""
-    ends = [0.0, *(0.5 * i for i in range(1, 21) if not 4 < 0.5 * i <= 5)]
+    ends = [0.0, *(0.5 * i for i in range(1, 21) if not 4 <= 0.5 * i < 5)]
     rates = _rates(ends, 4)
     assert len(rates) == PARTS
     assert sorted(rates)[0] == 0
