@@ -26,7 +26,10 @@ OPTIONAL: tuple[MapName, ...] = get_args(MapName)  # maps that a pair may lack
 
 
 class Pair(NamedTuple):
-    """Maps `[X, Y, Z]` on `grid` (`gradient` `[X, Y, Z, 3]`); see the head of this file. What is not known is None."""
+    """Maps `[X, Y, Z]` on `grid` (`gradient` `[X, Y, Z, 3]`); see the head of this file. What is not known is None.
+
+    `scanned`: mm of the voxels that `low` was acquired with, along the grid's axes.
+    """
 
     high: np.ndarray
     low: np.ndarray
@@ -37,6 +40,7 @@ class Pair(NamedTuple):
     jacobian: np.ndarray | None = None
     labels: np.ndarray | None = None
     mask: np.ndarray | None = None
+    scanned: tuple[float, float, float] | None = None
 
     def maps(self, wanted: Sequence[str] = OPTIONAL) -> dict[str, np.ndarray]:
         """`high`, `low`, and those of `wanted` that there are."""
@@ -73,6 +77,12 @@ def planes(grid: Grid) -> list[int]:
     sizes = grid.voxel_size
     square = [axis for axis in range(3) if _ratio([v for a, v in enumerate(sizes) if a != axis]) <= SQUARE]
     return square or [0, 1, 2]
+
+
+def scale_of(scanned: Sequence[float], grid: Grid, axis: int) -> np.ndarray:
+    """`Condition.scale` of slices of `grid` across `axis`, float32 `[3]`, of a scan with voxels of `scanned` mm along the grid's axes."""
+    times = np.maximum(np.asarray(scanned) / np.asarray(grid.voxel_size), 1)
+    return times[slice_frame(axis)].astype(np.float32)
 
 
 def _ratio(sizes: list[float]) -> float:

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxsr.config import ConfigError
 from jaxsr.data.augmentation import AugmentConfig, Draw, draw, take
-from jaxsr.data.pairs import beside, cut, planes
+from jaxsr.data.pairs import beside, cut, planes, scale_of
 from jaxsr.data.prepared import PreparedSet
 from jaxsr.data.subjects import MixedSubjects, Pair, Subjects
 from jaxsr.volume.errors import VolumeError
@@ -43,6 +43,7 @@ class Sample(TypedDict):
       output, mean_map: `[H, W, 1]` float32, and spread, a number: of a distilled set.
       gradient: `[H, W, 3]` float32.
       beside: `[H, W, 2 k]` float32, of a stream with context k.
+      scale: `[3]` float32, of a stream that is to tell it.
       labels: `[H, W]` uint8.
       mask: `[H, W, 1]` bool.
       origin: `[4]`: visit, subject, axis, slice; of a prepared set visit, shard, axis, record of the shard.
@@ -63,6 +64,7 @@ class Sample(TypedDict):
     gradient: NotRequired[np.ndarray]
     jacobian: NotRequired[np.ndarray]
     beside: NotRequired[np.ndarray]
+    scale: NotRequired[np.ndarray]
     labels: NotRequired[np.ndarray]
     mask: NotRequired[np.ndarray]
     origin: np.ndarray
@@ -87,6 +89,7 @@ class SliceStream:
       augment: how slices are varied; True: flipped at random.
       maps: names of the optional maps that samples have.
       context: slices of `low` on either side that samples have.
+      scale: whether samples have that of a condition.
       chosen: which of the subjects; None: all.
       note: told of the first subject, and of those that cannot be loaded, from another thread.
 
@@ -103,6 +106,7 @@ class SliceStream:
         augment: bool | AugmentConfig = True,
         maps: tuple[str, ...] = (),
         context: int = 0,
+        scale: bool = False,
         chosen: Sequence[int] | None = None,
         seed: int = 0,
         note: Callable[[str], None] = lambda text: None,
@@ -111,6 +115,7 @@ class SliceStream:
             raise ValueError(f"draws must be a multiple of window, got {draws} and {window}")
         self._subjects, self._crop, self._draws, self._window = subjects, crop, draws, window
         self._augment, self._maps, self._context, self._seed = augmentation_of(augment), maps, context, seed
+        self._scale = scale
         self._chosen = range(len(subjects.ids)) if chosen is None else chosen
         self._cache = _Cache(self._load, window + 2)
         self._note, self._told, self._began = note, set[int](), False
@@ -173,7 +178,12 @@ class SliceStream:
         maps = cut(pair.maps(self._maps), axis, index)
         if self._context:
             maps["beside"] = beside(pair.low, axis, index, self._context)
-        return make_sample(maps, corner, self._crop, draw(self._augment, self._crop, rng), np.array([visit, subject, axis, index]))
+        drawn = draw(self._augment, self._crop, rng)
+        sample = make_sample(maps, corner, self._crop, drawn, np.array([visit, subject, axis, index]))
+        if self._scale:
+            assert pair.scanned is not None
+            sample["scale"] = scale_of(pair.scanned, pair.grid, axis)[[1, 0, 2] if drawn.transposed else [0, 1, 2]]
+        return sample
 
 
 def batches(stream: Stream, batch_size: int, *, start: int = 0, rows: np.ndarray | None = None, threads: int = 2) -> grain.DatasetIterator:

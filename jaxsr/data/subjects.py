@@ -194,7 +194,7 @@ class ScanSubjects:
         volume = straighten(read_volume(self.paths[index]))
         grid, window = target_grid(volume.grid, self._voxel_size), fit_window(volume.data)
         low = window.forward(resample(volume.data, volume.grid, grid, self._interpolation))
-        return Pair(low, low, grid)
+        return Pair(low, low, grid, scanned=volume.voxel_size)
 
 
 def template_grid() -> Grid:
@@ -242,7 +242,7 @@ def make_pair(
         data = np.where(resample(mask.astype(np.float32), truth.grid, acquired.grid, "linear") > 0.5, data, 0)
     window = fit_window(data)
     low = resample(data, acquired.grid, truth.grid, interpolation)
-    return Pair(window.forward(truth.data if target is None else target), window.forward(low), truth.grid)
+    return Pair(window.forward(truth.data if target is None else target), window.forward(low), truth.grid, scanned=acquired.voxel_size)
 
 
 def pair_of_head(

@@ -29,6 +29,8 @@ class Condition(NamedTuple):
       jacobian: log det(1 + ∇u) of it, `[B, H, W, 1]`.
       beside: slices of `low` on either side, for a method with `context` k: at −k … −1, 1 … k, `[B, H, W, 2 k]`; the outermost slice stands
         for those beyond it.
+      scale: how many times coarser than the target's the scan's voxels are, along rows, columns and through the slice, at least 1,
+        `[B, 3]`, for a method with `scale_conditioning`.
     """
 
     low: Array
@@ -37,6 +39,7 @@ class Condition(NamedTuple):
     gradient: Array | None = None
     jacobian: Array | None = None
     beside: Array | None = None
+    scale: Array | None = None
 
 
 # Of the maps of a condition, and of a batch.
@@ -57,10 +60,20 @@ def context_of(method: Any) -> int:
     return getattr(method, "context", 0)
 
 
+def knows_scale(method: Any) -> bool:
+    """Whether the method, or its config, is told how much finer than the scan its slices are."""
+    return bool(getattr(method, "scale_conditioning", False))
+
+
 def abstract_condition(method: Any, shape: tuple[int, int, int], names: Sequence[str] = ("low",)) -> Condition:
-    """Of slices of `shape` (B, H, W): those maps, and `beside` where `method` takes it."""
-    taken = {*names, *(["beside"] if context_of(method) else [])}
-    return Condition(**{name: ShapeDtypeStruct((*shape, channels_of(method, name)), jnp.float32) for name in sorted(taken)})  # type: ignore[arg-type]
+    """Of slices of `shape` (B, H, W): those maps, and `beside` and `scale` where `method` takes them."""
+    taken = {*names, *(["beside"] if context_of(method) else []), *(["scale"] if knows_scale(method) else [])}
+    return Condition(**{name: ShapeDtypeStruct(shape_of(method, name, shape), jnp.float32) for name in sorted(taken)})  # type: ignore[arg-type]
+
+
+def shape_of(method: Any, name: str, shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """Of what is called `name` in a condition of slices of `shape` (B, H, W)."""
+    return (shape[0], 3) if name == "scale" else (*shape, channels_of(method, name))
 
 
 class Batch(NamedTuple):
@@ -77,7 +90,7 @@ class Batch(NamedTuple):
       output: the teacher's, O_7T, `[B, H, W, 1]`.
       mean_map: F̄, the mean of its denoised images on the way there, `[B, H, W, 1]`.
       spread: the mean squared distance of those from it, `[B]`.
-      beside: of a condition, for a method with `context`.
+      beside, scale: of a condition, for a method with `context`, and with `scale_conditioning`.
       labels: tissue of each pixel, `[B, H, W]` uint8.
       mask: pixels that count, `[B, H, W, 1]` bool.
       paired: what each slice counts in losses that compare it with its pair, `[B]`, of mean one: 0 for those without. None: all are pairs.
@@ -100,6 +113,7 @@ class Batch(NamedTuple):
     mean_map: Array | None = None
     spread: Array | None = None
     paired: Array | None = None
+    scale: Array | None = None
 
     @property
     def size(self) -> int:
@@ -108,7 +122,7 @@ class Batch(NamedTuple):
 
     @property
     def condition(self) -> Condition:
-        return Condition(self.low, self.reference, self.bias, self.gradient, self.jacobian, self.beside)
+        return Condition(self.low, self.reference, self.bias, self.gradient, self.jacobian, self.beside, self.scale)
 
 
 class Request(NamedTuple):

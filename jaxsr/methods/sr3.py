@@ -62,6 +62,8 @@ class Sr3Config(Strict):
       relative: a slice's loss is divided by the mean square of its x_0, plus `EASY`: what counts is the share of a residual that is left,
         as decibels count it, so that slices that lack little count as much as those that lack more. Of a residual only.
       context: slices of the low-resolution volume on either side that the network is shown beside the one that it upscales; 0: published.
+      scale_conditioning: the network is told how much coarser than the target's the scan's voxels are, along rows, columns and through the
+        slice: one network for many scans need not find out from each what k-space it lacks.
       shrink: the network is shown √ᾱ x_t, what x_t says of x_0 by itself if that is of unit variance, in place of x_t: from pure noise it
         then sees the condition alone.
       terminal: share of the training slices that are seen at t = T, from where one sampling step goes all the way; the others at any t.
@@ -80,6 +82,7 @@ class Sr3Config(Strict):
     relative: bool = False
     residual_std: float | None = Field(None, gt=0)
     context: int = Field(0, ge=0, le=8)
+    scale_conditioning: bool = False
     shrink: bool = False
     terminal: float = Field(0.0, ge=0, le=1)
     pixels: tuple[float, float] | None = None
@@ -113,16 +116,18 @@ class Sr3:
     def __init__(self, config: Sr3Config, dtype: jnp.dtype = jnp.float32):
         self.config = config
         self.schedule = config.schedule.build()
-        self.network = Sr3UNet(**dict(config.network), dtype=dtype)
+        self.network = Sr3UNet(**dict(config.network), scale_conditioning=config.scale_conditioning, dtype=dtype)
         self.pixels = Pixels(config.residual_std, config.bound)
         self.multiple, self.context, self.pixel_range = config.multiple, config.context, config.pixels
+        self.scale_conditioning = config.scale_conditioning
         self.default_request = Request(config.sampling_steps, config.eta)
         self.most_steps = config.schedule.steps
 
     def init(self, key: Array, batch: Batch) -> Variables:
         level = jnp.ones(batch.low.shape[0])
         shown = jnp.zeros((*batch.low.shape[:-1], 1 + 2 * self.config.context))
-        return {"params": self.network.init(key, batch.low, shown, level)["params"], "stats": {}}
+        scale = jnp.ones((batch.low.shape[0], 3)) if self.scale_conditioning else None
+        return {"params": self.network.init(key, batch.low, shown, level, scale=scale)["params"], "stats": {}}
 
     def loss(self, variables: Variables, batch: Batch, keys: Array, progress: Array) -> LossOutput:
         draw = {name: jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i, name in enumerate(("time", "between", "noise", "dropout"))}
@@ -131,7 +136,8 @@ class Sr3:
 
         x0 = self.pixels.diffused(batch.high, batch.low)
         noise = draw_noise(draw["noise"], 0, x0.shape[1:])
-        output = self._denoise(variables, self._shown(batch.condition), add_noise(x0, noise, level), level, dropout=draw["dropout"])
+        shown = self._shown(batch.condition)
+        output = self._denoise(variables, shown, batch.scale, add_noise(x0, noise, level), level, dropout=draw["dropout"])
         errors = ERRORS[self.config.loss](output, target(self.config.prediction, x0, noise, level))
         if self.config.relative:
             errors = errors / (jnp.mean(jnp.square(x0), axis=(1, 2, 3)) + EASY)
@@ -142,7 +148,7 @@ class Sr3:
         return UpscaleOutput(image, {"clipped": samples.clipped})
 
     def sampler(self, variables: Variables, condition: Condition) -> Sampler:
-        denoise = functools.partial(self._denoise, variables, self._shown(condition))
+        denoise = functools.partial(self._denoise, variables, self._shown(condition), condition.scale)
         return self.pixels.sampler(self.schedule, self.config.prediction, denoise, condition.low)
 
     def frozen(self, batch: Batch | None = None) -> dict[str, Any]:
@@ -154,8 +160,9 @@ class Sr3:
     def parts(self, size: int) -> dict[str, Part]:
         image, level = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
         shown = jax.ShapeDtypeStruct((1, size, size, 1 + 2 * self.config.context), jnp.float32)
-        variables = jax.eval_shape(self.network.init, jax.random.key(0), image, shown, level)
-        return {"denoiser": Part(self.network.apply, variables, (image, shown, level))}
+        scale = jnp.ones((1, 3)) if self.scale_conditioning else None
+        variables = jax.eval_shape(functools.partial(self.network.init, scale=scale), jax.random.key(0), image, shown, level)
+        return {"denoiser": Part(functools.partial(self.network.apply, scale=scale), variables, (image, shown, level))}
 
     def _time(self, key: Array) -> Array:
         """t of one training slice, int in 1 … T: T itself with probability `terminal`, else any alike likely."""
@@ -171,15 +178,20 @@ class Sr3:
         assert condition.beside is not None
         return jnp.concatenate([condition.low, condition.beside], axis=-1)
 
-    def _denoise(self, variables: Variables, low: Array, x_t: Array, level: Level, dropout: Array | None = None) -> Array:
+    def _denoise(
+        self, variables: Variables, low: Array, scale: Array | None, x_t: Array, level: Level, dropout: Array | None = None
+    ) -> Array:
         """What the network says of `x_t`; with `dropout` (keys `[B]`, training) each slice has masks of its own."""
         params = {"params": variables["params"]}
         if self.config.shrink:
             x_t = x_t * level.signal[:, None, None, None]
         if dropout is None or not self.config.network.dropout:
-            return jnp.asarray(self.network.apply(params, x_t, low, level.signal))
+            return jnp.asarray(self.network.apply(params, x_t, low, level.signal, scale=scale))
 
-        def one(x_t: Array, low: Array, signal: Array, key: Array) -> Array:
-            return jnp.asarray(self.network.apply(params, x_t[None], low[None], signal[None], train=True, rngs={"dropout": key}))[0]
+        def one(x_t: Array, low: Array, signal: Array, scale: Array | None, key: Array) -> Array:
+            of = None if scale is None else scale[None]
+            return jnp.asarray(self.network.apply(params, x_t[None], low[None], signal[None], scale=of, train=True, rngs={"dropout": key}))[
+                0
+            ]
 
-        return jax.vmap(one)(x_t, low, level.signal, dropout)
+        return jax.vmap(one)(x_t, low, level.signal, scale, dropout)

@@ -4,7 +4,9 @@
 
 Per level: residual blocks (with self-attention where the resolution says so), then half the resolution and the next multiple of the width;
 two blocks with attention between in the middle; then up again, one block more a level, each fed the features of its twin on the way down.
-The noise level enters every block, and what is added to its embedding with it. Published sizes, one channel in and one out:
+The noise level enters every block, and what is added to its embedding with it. With `scale_conditioning` so does how much coarser the scan
+was than the target: it scales and shifts what is between a block's convolutions, starting as if it was not told. Published sizes, one
+channel in and one out:
 
     width 64, multipliers 1 2 4 8 8,          2 blocks, attention at 8          97,804,033     SR3
     width 64, multipliers 1 2 2 4 4 8 8 16,   2 blocks, attention at 16        271,420,673     student (the text)
@@ -43,6 +45,7 @@ class Sr3UNet(nn.Module):
         [Lim et al. 2017].
       patch: the network sees blocks of `patch` × `patch` pixels as channels (and answers in them); 1 is published. At 2 a network of the
         same width has a quarter of the work, which suits a CPU, where narrow layers at full resolution are slow for what they do.
+      scale_conditioning: it is told the scale of each slice.
       remat: activations within residual blocks and attention are computed again for the gradient, not kept.
       dtype: of the computation; parameters are float32.
     """
@@ -57,12 +60,23 @@ class Sr3UNet(nn.Module):
     middle_attention: bool = True
     skips: bool = True
     patch: int = 1
+    scale_conditioning: bool = False
     remat: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x_t: Array, condition: Array, noise_level: Array, extra: Array | None = None, *, train: bool = False) -> Array:
-        """`extra` `[B, width]` is added to the noise level's embedding: what else every block is to know."""
+    def __call__(
+        self,
+        x_t: Array,
+        condition: Array,
+        noise_level: Array,
+        extra: Array | None = None,
+        *,
+        scale: Array | None = None,
+        train: bool = False,
+    ) -> Array:
+        """`extra` `[B, width]` is added to the noise level's embedding: what else every block is to know. `scale` `[B, 3]`: that of a
+        condition."""
         levels = len(self.multipliers)
         factor = self.patch * 2 ** (levels - 1)
         if x_t.shape[1] % factor or x_t.shape[2] % factor:
@@ -72,12 +86,18 @@ class Sr3UNet(nn.Module):
         embedding = dense(self.width, dtype=self.dtype, name="level_out")(nn.swish(embedding))
         if extra is not None:
             embedding += extra.astype(embedding.dtype)
+        told = None
+        if self.scale_conditioning:
+            assert scale is not None
+            told = dense(4 * self.width, dtype=self.dtype, name="scale_in")(jnp.log(scale).astype(self.dtype))
+            told = nn.swish(dense(self.width, dtype=self.dtype, name="scale_out")(nn.swish(told)))
         resnet = nn.remat(ResnetBlock, static_argnums=(3,)) if self.remat else ResnetBlock
         attend = nn.remat(PixelAttention) if self.remat else PixelAttention
 
         def block(x: Array, level: int, name: str, attention: bool) -> Array:
             features = self.width * self.multipliers[level]
-            x = jnp.asarray(resnet(features, self.groups, self.dropout, self.dtype, name=name)(x, embedding, train))
+            modulation = None if told is None else dense(2 * features, zero=True, dtype=self.dtype, name=f"scale_{name}")(told)
+            x = jnp.asarray(resnet(features, self.groups, self.dropout, self.dtype, name=name)(x, embedding, train, modulation))
             if not attention:
                 return x
             if self.groups is None:

@@ -23,7 +23,8 @@ from jaxsr.nn.norm import GroupNorm
 
 
 class ResnetBlock(nn.Module):
-    """`x` `[B, H, W, C]`, `embedding` `[B, E]` or None → `[B, H, W, features]`.
+    """`x` `[B, H, W, C]`, `embedding` `[B, E]` or None → `[B, H, W, features]`; `modulation` `[B, 2 features]` scales and shifts what
+    is between the convolutions, before its norm.
 
     Attributes:
       features: output channels; a 1×1 convolution brings the skip to them where the input has others.
@@ -43,7 +44,7 @@ class ResnetBlock(nn.Module):
     convolution: Callable[..., Any] = conv
 
     @nn.compact
-    def __call__(self, x: Array, embedding: Array | None = None, train: bool = False) -> Array:
+    def __call__(self, x: Array, embedding: Array | None = None, train: bool = False, modulation: Array | None = None) -> Array:
         def norm(x: Array, name: str) -> Array:
             if self.groups is None:
                 return x
@@ -53,6 +54,9 @@ class ResnetBlock(nn.Module):
         h = self.convolution(self.features, dtype=self.dtype, name="conv1")(h)
         if embedding is not None and not self.film:
             h += dense(self.features, dtype=self.dtype, name="embedding")(embedding)[:, None, None, :]
+        if modulation is not None:
+            scale, shift = jnp.split(modulation[:, None, None, :], 2, axis=-1)
+            h = h * (1 + scale) + shift
         h = norm(h, "norm2")
         if embedding is not None and self.film:
             h = Film(self.dtype, name="film")(h, embedding)

@@ -30,7 +30,7 @@ from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.data.unpaired import HalfPaired, split_paired
 from jaxsr.data.variety import Variety
 from jaxsr.experiment import DataConfig, Experiment, SourceConfig
-from jaxsr.methods.base import MAP_CHANNELS, Batch, Method, Variables, context_of
+from jaxsr.methods.base import MAP_CHANNELS, Batch, Method, Variables, context_of, knows_scale
 from jaxsr.train.precomputed import check_precomputed, no_set
 from jaxsr.train.state import abstract_variables
 from jaxsr.volume.geometry import Kind
@@ -90,6 +90,8 @@ def fitted(experiment: Experiment, records: PreparedSet | None) -> Experiment:
         if precomputed and precomputed.required:
             raise no_set(experiment)
         return experiment
+    if alone := [f"method.{key}" for key in ("context", "scale_conditioning") if getattr(experiment.method, key, None)]:
+        raise ConfigError(f"{' and '.join(alone)}: slices of a prepared set lie alone, and do not say it: name data.volumes or data.labels")
     data, manifest = experiment.data, records.manifest
     settings = json.loads(manifest.settings)
     found = {"voxel_size": manifest.voxel_size} | {key: settings[key] for key in ("interpolation",) if key in settings}
@@ -172,8 +174,8 @@ def _stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note
             return EncodedStream(subjects, names, chosen=records, seed=experiment.seed, note=note)
         return RecordStream(subjects, crop, names, augment=data.augment, chosen=records, seed=experiment.seed, note=note)
     how: dict[str, Any] = {"draws": data.draws, "window": data.window, "augment": data.augment, "maps": data.maps, "chosen": chosen}
-    context = context_of(experiment.method)
-    return SliceStream(subjects, crop, **how, context=context, seed=experiment.seed, note=note)
+    context, scale = context_of(experiment.method), knows_scale(experiment.method)
+    return SliceStream(subjects, crop, **how, context=context, scale=scale, seed=experiment.seed, note=note)
 
 
 def variables_to_upscale(experiment: Experiment, method: Method) -> Variables:
@@ -211,6 +213,8 @@ def abstract_batch(experiment: Experiment, records: PreparedSet | None = None, e
     shapes: dict[str, Any] = {"high": image, "low": image}
     if context := context_of(experiment.method):
         shapes["beside"] = jax.ShapeDtypeStruct((*plane, 2 * context), jnp.float32)
+    if knows_scale(experiment.method):
+        shapes["scale"] = jax.ShapeDtypeStruct((size, 3), jnp.float32)
     precomputed = build_method(experiment).precomputed(crop)
     if encoded and not precomputed:
         raise ConfigError(f"method.kind={experiment.method.kind} trains on slices alone, so there is nothing to be encoded")

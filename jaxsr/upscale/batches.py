@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.stages import Compiled
 
-from jaxsr.methods.base import Condition, Method, Request, Variables, channels_of
+from jaxsr.methods.base import Condition, Method, Request, Variables, shape_of
 from jaxsr.runtime.memory import OutOfMemory, free_memory, is_out_of_memory, program_memory
 from jaxsr.runtime.mesh import MeshError, batch_sharding, replicated
 from jaxsr.volume.slices import SliceMap
@@ -104,12 +104,14 @@ class Batches:
         key: jax.Array,
         note: Note,
         counts: Sequence[int] = (),
+        scale: np.ndarray | None = None,
     ) -> Iterator[tuple[np.ndarray, Any]]:
         """Yields indices and what `work` made of those slices, in the `order` of their indices (ascending), one batch behind the device,
         which so never waits for the host.
 
         Args:
           counts: how many slices each run of a volume with this program has, which batches are to fit; (): batches are as large as may be.
+          scale: `[3]`, that of a condition, of all slices.
 
         Raises:
           OutOfMemory: where a batch does not fit and must not, or cannot, be smaller.
@@ -122,7 +124,7 @@ class Batches:
             following = None
             if start < len(order):
                 try:
-                    following = self._dispatch(work, cuts, order[start:], start, slice_map, key, note, counts)
+                    following = self._dispatch(work, cuts, order[start:], start, slice_map, key, note, counts, scale)
                     start += following.length
                 except Exception as error:  # JAX's own name for its runtime errors changes
                     self._shrink(error, note)
@@ -146,8 +148,10 @@ class Batches:
         key: jax.Array,
         note: Note,
         counts: Sequence[int],
+        scale: np.ndarray | None,
     ) -> _InFlight:
-        program, size = self._program(ProgramKey(slice_map.shape, work, tuple(cuts)), note, tuple(counts))
+        names = (*cuts, *(["scale"] if scale is not None else []))
+        program, size = self._program(ProgramKey(slice_map.shape, work, names), note, tuple(counts))
         indices = order[:size]
         condition = {}
         for name, channels in cuts.items():
@@ -155,6 +159,8 @@ class Batches:
             condition[name] = np.full((size, *slice_map.shape, len(channels)), outside, np.float32)
             for channel, part in enumerate(channels):
                 condition[name][: len(indices), ..., channel] = slice_map.forward(_picked(part, indices), outside)
+        if scale is not None:
+            condition["scale"] = np.tile(scale, (size, 1))
         index = np.zeros(size, np.int32)
         index[: len(indices)] = indices
         key = jax.device_put(key, self._everywhere)
@@ -196,7 +202,7 @@ class Batches:
         self.compilations += 1
         shardings = (self._everywhere, self._by_batch, self._by_batch, self._everywhere)
         program = jax.jit(upscale, in_shardings=shardings, out_shardings=self._by_batch)
-        condition = {name: jax.ShapeDtypeStruct((size, *sides, channels_of(self._method, name)), np.float32) for name in names}
+        condition = {name: jax.ShapeDtypeStruct(shape_of(self._method, name, (size, *sides)), np.float32) for name in names}
         index = jax.ShapeDtypeStruct((size,), np.int32)
         with jax.set_mesh(self._mesh):  # which a mixture's experts are laid over
             return program.lower(self._variables, condition, index, jax.eval_shape(jax.random.key, 0)).compile()
@@ -205,7 +211,7 @@ class Batches:
         """Of each program that is compiled: the sides of its slices, how many they are, and a call of it on slices that lie on the devices
         already."""
         for ((sides, _, names), size), program in self._programs.items():
-            condition = {name: np.zeros((size, *sides, channels_of(self._method, name)), np.float32) for name in names}
+            condition = {name: np.ones(shape_of(self._method, name, (size, *sides)), np.float32) for name in names}
             index, key = np.zeros(size, np.int32), jax.device_put(jax.random.key(0), self._everywhere)
             yield sides, size, functools.partial(program, self._variables, *jax.device_put((condition, index), self._by_batch), key)
 

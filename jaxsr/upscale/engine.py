@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxsr.data.pairs import slice_frame, steps_beside
-from jaxsr.methods.base import MAP_CHANNELS, Explanation, Method, Mixture, Request, Segmenter, Variables, context_of
+from jaxsr.data.pairs import scale_of, slice_frame, steps_beside
+from jaxsr.methods.base import MAP_CHANNELS, Explanation, Method, Mixture, Request, Segmenter, Variables, context_of, knows_scale
 from jaxsr.upscale.batches import Batches, BatchSize, Cuts, Note, Shifted, Work
 from jaxsr.upscale.plan import Plan, Sizes, make_plan, map_of
 from jaxsr.volume.geometry import Grid, Kind, resample
@@ -137,7 +137,10 @@ class Engine:
         window, low = self.prepared(volume, plan)
         key = sample_key(seed, sample)
         wanted = dict(zip(plan.axes, plan.requests, strict=True))
-        image, metrics = self.fuse(low, wanted, key, maps, lambda done: progress(done, plan.slices), note)
+        scales = {}
+        if knows_scale(self._method):
+            scales = {axis: scale_of(from_mm or volume.voxel_size, plan.work, AXES[axis]) for axis in wanted}
+        image, metrics = self.fuse(low, wanted, key, maps, lambda done: progress(done, plan.slices), note, scales)
         if plan.work is not plan.grid:
             image = resample(image, plan.work, plan.grid)
         result = replace(volume, data=window.inverse(image), affine=plan.grid.affine)
@@ -151,6 +154,7 @@ class Engine:
         maps: Maps = {},  # noqa: B006
         progress: Callable[[int], None] = lambda done: None,
         note: Note = silent,
+        scales: Mapping[str, np.ndarray] = {},
     ) -> tuple[np.ndarray, dict[str, float]]:
         """The mean over axes of the stacked slices, float32 `[X, Y, Z]`, summed in float64; and the metrics' means over all slices.
 
@@ -158,6 +162,7 @@ class Engine:
           low: `[X, Y, Z]` on the target grid, in the window -1…1.
           requests: axis → what is asked for along it; None: its slices are those of `low`.
           maps: on that grid.
+          scales: axis → `Condition.scale` of its slices, for a method that takes it.
 
         Raises:
           ValueError: for a map of another name or shape.
@@ -179,7 +184,8 @@ class Engine:
             cuts: dict[str, Any] = {name: _cut(name, data, AXES[axis]) for name, data in {"low": low, **maps}.items()}
             if context := context_of(self._method):
                 cuts["beside"] = [Shifted(take_slices(low, axis), step) for step in steps_beside(context)]
-            for indices, output in self._upscaled(cuts, slice_map, jax.random.fold_in(key, AXES[axis]), request, note, counts):
+            of = (slice_map, jax.random.fold_in(key, AXES[axis]), request)
+            for indices, output in self._upscaled(cuts, *of, note, counts, scales.get(axis)):
                 sums[indices] += slice_map.inverse(output.image[..., 0])
                 for name, values in output.metrics.items():
                     metrics.setdefault(name, []).append(values)
@@ -232,12 +238,12 @@ class Engine:
         return total
 
     def _upscaled(
-        self, cuts: Cuts, slice_map: SliceMap, key: jax.Array, request: Request, note: Note, counts: Sequence[int]
+        self, cuts: Cuts, slice_map: SliceMap, key: jax.Array, request: Request, note: Note, counts: Sequence[int], scale: np.ndarray | None
     ) -> Iterator[tuple[np.ndarray, Any]]:
         """Yields indices of slices and their `UpscaleOutput`; slices that go to one expert each are grouped by it, and how many those are
         differs from volume to volume."""
         if len(ways(self._method, request)) == 1:
-            yield from self._batches.run(Work("upscale", request), cuts, _all(cuts), slice_map, key, note, counts)
+            yield from self._batches.run(Work("upscale", request), cuts, _all(cuts), slice_map, key, note, counts, scale)
             return
         routes = np.concatenate([expert for _, expert in self._batches.run(Work("route"), cuts, _all(cuts), slice_map, key, note)])
         for expert, alone in enumerate(ways(self._method, request)):

@@ -106,6 +106,12 @@ def check_process(source: object, found: MethodConfig, wanted: MethodConfig) -> 
         raise ConfigError(f"{source} was trained in another way: set here what it has (its → yours)\n  {listed}")
 
 
+def told_later(tree: Any, wanted: Any) -> dict[str, Any]:
+    """Of the shapes `wanted` of an sr3 those that `tree` has to have: one that was not told the scale may start one that is, which begins
+    as if it was not."""
+    return {name: of for name, of in wanted.items() if name in tree or not name.startswith("scale_")}
+
+
 def check_shapes(source: object, tree: Any, wanted: Any, key: str) -> None:
     """Raises ConfigError where the arrays of `tree` have other names or shapes than those `wanted`."""
     found, expected = _shapes(tree), _shapes(wanted)

@@ -35,6 +35,7 @@ from jaxsr.upscale.fitting import (
     is_all_of,
     network_in,
     network_of,
+    told_later,
     with_condition,
 )
 from jaxsr.weights.file import WeightsError, digest, read_about, read_arrays
@@ -259,6 +260,9 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], not
     if name == "unet" and (wider := with_condition(tree, shapes[name])):
         note(f"{path} is shown the noisy latents alone: it starts as it is, with zeros for the condition's columns in its first kernel")
         tree = wider
+    if name == "sr3" and (had := told_later(tree, shapes[name])).keys() < shapes[name].keys():
+        note(f"{path} was not told how coarse a scan is: it starts as it is, and learns that")
+        shapes = {**shapes, name: had}
     check_shapes(path, tree, shapes[name], key)
     return {name: tree} | (beside(path, found, trained, method, shapes, note) if name == "unet" else {})  # type: ignore[arg-type]
 

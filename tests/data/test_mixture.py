@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from jaxsr.config import ConfigError, from_dict
-from jaxsr.data.augmentation import Draw
+from jaxsr.data.augmentation import AugmentConfig, Draw
 from jaxsr.data.pairs import beside, planes
 from jaxsr.data.pipeline import SliceStream, make_sample
 from jaxsr.data.subjects import FolderSubjects, MixedSubjects, Pair, drawn_acquisition
 from jaxsr.experiment import DataConfig
-from jaxsr.physics.protocol import named_acquisition
+from jaxsr.physics.protocol import Acquisition, named_acquisition
 from jaxsr.train.build import build_subjects
 from jaxsr.volume.geometry import Grid
 from jaxsr.volume.io import Volume, write_volume
@@ -118,6 +118,21 @@ def test_beside_a_slice_are_its_neighbours_and_beyond_the_volume_its_outermost_s
     n = len(stack)
     for index, expected in ((5, [3, 4, 6, 7]), (0, [0, 0, 1, 2]), (n - 1, [n - 3, n - 2, n - 1, n - 1])):
         np.testing.assert_array_equal(beside(volume, axis, index, 2), np.stack([stack[i] for i in expected], -1))
+
+
+def test_slices_say_how_much_coarser_than_themselves_they_were_scanned_also_where_they_are_transposed(tmp_path):
+    """Voxels of 4 × 5 × 6 mm that stand for ones of 1, 1 and 2 mm."""
+    path = save(tmp_path / "a.nii.gz", (1.0, 1.0, 1.2), shape=(40, 40, 40))
+    acquisition = from_dict({"name": "made", "voxel_size": [4.0, 5.0, 6.0]}, Acquisition)
+    subjects = FolderSubjects([path], tmp_path, voxel_size=1.0, native=True, acquisition=acquisition)
+    pair = subjects.load(0)
+    along = np.array(pair.scanned) / pair.grid.voxel_size
+    np.testing.assert_allclose(along, (4, 5, 5), rtol=0.03)  # whole voxels in the field of view
+    stream = SliceStream(subjects, (16, 16), draws=64, window=2, augment=AugmentConfig(transpose=True), scale=True)
+    seen = {(int(sample["origin"][2]), *np.round(sample["scale"], 4)) for sample in (stream[i] for i in range(64))}
+    x, y, z = np.round(along.astype(np.float32), 4)
+    assert seen == {(0, y, z, x), (0, z, y, x), (1, x, z, y), (1, z, x, y), (2, x, y, z), (2, y, x, z)}
+    assert "scale" not in SliceStream(subjects, (16, 16), draws=8, window=2)[0]
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -211,6 +211,39 @@ def test_with_context_the_network_sees_the_slices_beside_its_own():
     assert stem.shape[2] == 6  # x_t, the slice, and four beside it
 
 
+# ------------------------------------------------------------------------------------------------ how coarse the scan was
+
+
+def scaled(*scale, n=4):
+    return batch(n)._replace(scale=jnp.tile(jnp.array(scale), (n, 1)))
+
+
+def test_a_network_that_is_told_the_scale_starts_as_if_it_was_not():
+    """Nothing that it is told changes its output, and its other parameters are those of one that is not told."""
+    untold, told = recipe(prediction="x0"), recipe(prediction="x0", scale_conditioning=True)
+    params = weights(untold)["params"]
+    shapes = nn.meta.unbox(jax.eval_shape(told.init, jax.random.key(0), batch()))["params"]
+    blocks = [name for name in params if "conv1" in params[name]]
+    assert shapes.keys() - params.keys() == {"scale_in", "scale_out", *(f"scale_{name}" for name in blocks)}
+    started = nn.meta.unbox(told.init(jax.random.key(0), batch()))["params"] | params
+    expected = untold.upscale({"params": params}, batch().condition, keys_of(4), Request(steps=1)).image
+    for scale in ((1.0, 1.0, 1.0), (2.0, 1.0, 5.0)):
+        found = told.upscale({"params": started}, scaled(*scale).condition, keys_of(4), Request(steps=1)).image
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_what_it_is_told_counts_along_each_axis_in_upscaling_and_in_training(axis, dropout):
+    method = recipe(prediction="x0", scale_conditioning=True, dropout=dropout)
+    variables = {"params": weights(method)["params"], "stats": {}}
+    one, other = scaled(2.0, 2.0, 2.0), scaled(*(3.0 if a == axis else 2.0 for a in range(3)))
+    images = [method.upscale(variables, of.condition, keys_of(4), Request(steps=1)).image for of in (one, other)]
+    assert np.abs(images[0] - images[1]).max() > 1e-3
+    losses = [float(method.loss(variables, of, keys_of(4), jnp.float32(0)).loss) for of in (one, other)]
+    assert abs(losses[0] - losses[1]) > 1e-5 * losses[0]
+
+
 @pytest.mark.parametrize("terminal", [0.0, 0.5, 1.0])
 def test_so_many_slices_are_trained_where_one_step_starts(terminal):
     method = recipe(terminal=terminal)
@@ -246,7 +279,7 @@ def test_shrunk_the_network_sees_what_x_t_says_of_x_0_by_itself():
     for signal in (0.9, 0.5, 0.01):
         level = Level(jnp.array([signal]), jnp.sqrt(1 - jnp.array([signal]) ** 2), jnp.array([signal]))
         x_t = signal * x0 + np.sqrt(1 - signal**2) * noise
-        method._denoise({"params": {}}, x0, x_t, level)
+        method._denoise({"params": {}}, x0, None, x_t, level)
         slope = float((x0 * x_t).mean() / (x_t**2).mean())
         np.testing.assert_allclose(seen[-1][0], signal * x_t, rtol=1e-6)
         assert abs(slope - signal) < 0.02

@@ -20,7 +20,7 @@ from jaxsr.diffusion.sampling import sample
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Condition, Request
 from jaxsr.precompute.job import make_set
-from jaxsr.precompute.teacher_cache import distill_slices, maps_seen, plan_distillation
+from jaxsr.precompute.teacher_cache import check_teacher, distill_slices, maps_seen, plan_distillation
 from jaxsr.runtime.distributed import Place
 from jaxsr.train.build import abstract_batch, build_method, fitted
 from jaxsr.train.loop import train
@@ -280,6 +280,17 @@ def test_what_the_student_cannot_learn_from_is_refused_before_the_teacher_runs(p
         with pytest.raises(ConfigError, match=message):
             fitted(experiment, preview)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("key, value", [("context", 1), ("scale_conditioning", True)])
+def test_what_is_told_more_of_a_scan_than_slices_say_neither_learns_from_a_set_nor_teaches(prepared, tmp_path, key, value):
+    experiment = from_dict(
+        {**TEACHER, "method": {**TEACHER["method"], key: value}, "data": {"crop": 8, "manifest": str(prepared)}}, Experiment
+    )
+    with pytest.raises(ConfigError, match=f"method.{key}: slices of a prepared set lie alone"):
+        fitted(experiment, PreparedSet(prepared, "train"))
+    with pytest.raises(ConfigError, match="told more of a scan than slices of a prepared set say"):
+        check_teacher(experiment.method.build(), "method.kind=sr3", 4)
 
 
 def test_images_are_no_cache_and_a_cache_no_images(made):

@@ -212,6 +212,18 @@ def test_an_sr3_starts_from_another_that_is_shown_the_same(tmp_path):
         start(sr3(str(path), context=1, network={**SR3, "groups": 1}))
 
 
+def test_one_that_is_told_the_scale_starts_from_one_that_was_not_and_not_the_other_way_round(tmp_path):
+    told, path, other = [], tmp_path / "sr3.safetensors", tmp_path / "told.safetensors"
+    params = exported(sr3(), path)["params"]
+    same(start(sr3(str(path), scale_conditioning=True), told.append), params)
+    assert ["was not told how coarse a scan is" in sentence for sentence in told] == [True]
+    params = exported(sr3(scale_conditioning=True), other)["params"]
+    same(start(sr3(str(other), scale_conditioning=True), told.append), params)
+    assert len(told) == 1
+    with pytest.raises(ConfigError, match=r"does not fit method.network"):
+        start(sr3(str(other)))
+
+
 def test_a_run_that_starts_from_the_model_that_comes_along_says_where_that_lies():
     settled = _settled(sr3("standard"))
     assert settled.method.weights.sr3 == SHIPPED

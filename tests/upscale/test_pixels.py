@@ -49,6 +49,35 @@ class Looks:
         return UpscaleOutput(condition.beside[..., self.channel, None], {})
 
 
+class Told:
+    """Gives what it is told of the scale along one of a slice's axes."""
+
+    multiple = 8
+    default_request = ONE_STEP
+    most_steps = 1
+    scale_conditioning = True
+
+    def __init__(self, channel):
+        self.channel = channel
+
+    def upscale(self, variables, condition, keys, request):
+        return UpscaleOutput(condition.low * 0 + condition.scale[:, self.channel, None, None, None], {})
+
+
+@pytest.mark.parametrize("axis, expected", [("sagittal", (1.5, 4.0, 2.0)), ("coronal", (2.0, 4.0, 1.5)), ("axial", (2.0, 1.5, 4.0))])
+@pytest.mark.parametrize("channel", range(3))
+def test_a_method_is_told_how_much_coarser_the_scan_is_along_rows_columns_and_through_each_slice(axis, expected, channel):
+    """Of a scan of 2 × 1.5 × 4 mm on a grid of 1 mm; nothing is ever finer than one."""
+    data = np.random.default_rng(0).normal(100, 20, (20, 20, 16)).astype(np.float32)
+    volume = Volume(data, np.diag([2.0, 1.5, 4.0, 1.0]))
+    engine = Engine(Told(channel), {}, make_mesh(), batch_size=8)
+    result = engine.upscale(volume, ONE_STEP, to_mm=1.0, axes=(axis,))
+    np.testing.assert_allclose(result.window.forward(result.volume.data), expected[channel], rtol=1e-4)
+    declared = engine.upscale(volume, ONE_STEP, to_mm=1.0, axes=(axis,), from_mm=(6.0, 6.0, 0.5))
+    told = dict(zip(("sagittal", "coronal", "axial"), ((6, 1, 6), (6, 1, 6), (6, 6, 1)), strict=True))[axis]
+    np.testing.assert_allclose(declared.window.forward(declared.volume.data), told[channel], rtol=1e-4)
+
+
 def grid(shape, *sizes):
     return Grid(shape, np.diag([*map(float, sizes), 1.0]))
 
