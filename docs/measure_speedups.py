@@ -1,11 +1,12 @@
 """What each of the things that make jaxsr fast is worth here: the same benchmark with it and without, in turn.
 
-    python docs/measure_speedups.py OUT.json [ROUNDS=2]
+    python docs/measure_speedups.py OUT.json [--rounds 2]
 
 Each benchmark is a process of its own. What can be switched off by a variable is switched off by that; of the rest the process starts with
 a line of Python that undoes it. The table goes to standard output: medians, then the median over rounds of how many times as fast.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -23,6 +24,10 @@ UNDONATED = "import jax; jit = jax.jit; jax.jit = lambda f, **k: jit(f, **{a: b 
 UNFITTED = "import jaxsr.upscale.batches as of; of.fitting_size = lambda counts, most, devices=1: most"
 UNDIVIDED = "import jaxsr.nn.parts as of; of.DECODED = 10**6; of.in_parts.__defaults__ = (10**6,)"
 HUGE = "glibc.malloc.hugetlb=1"
+
+
+# What the environment may have set already, as launch/environment.sh does.
+SWITCHES = ("GLIBC_TUNABLES", "JAX_OPTIMIZATION_LEVEL", "JAX_COMPILATION_CACHE_DIR", "JAXSR_ATTENTION", "XLA_FLAGS")
 
 
 class Change(NamedTuple):
@@ -64,7 +69,8 @@ def figure_of(change: Change, env: Mapping[str, str], undo: str) -> float:
     """One run's."""
     start = f"{undo}\nfrom jaxsr.cli import main\nmain()" if undo else "from jaxsr.cli import main\nmain()"
     words = [sys.executable, "-c", start, "bench", *change.words.split(), "--json"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **env})
+    bare = {name: value for name, value in os.environ.items() if name not in SWITCHES}
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env={**bare, **env})
     if done.returncode:
         raise SystemExit(f"{change.name}: {done.stderr.strip().splitlines()[-1:]}")
     found = json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
@@ -107,4 +113,8 @@ def main(out: Path, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 2)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--rounds", type=int, default=2)
+    given = parser.parse_args()
+    main(given.out, given.rounds)

@@ -16,10 +16,12 @@ import importlib.util
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,8 +54,17 @@ class Step(NamedTuple):
 
 
 def steps_of(path: Path, machine: str, parts: Sequence[str] = ()) -> list[Step]:
-    """Of the named parts (none: of all), in the list's order. Raises ValueError for a part that it has not."""
-    listed = yaml.safe_load(path.read_text())[machine]
+    """Of the named parts (none: of all), in the list's order.
+
+    Raises:
+      ValueError: for a part that it has not, or a file that is no such list.
+    """
+    try:
+        listed = yaml.safe_load(path.read_text())[machine]
+        if missing := {"name", "run", "seconds"} - set.intersection(*(set(step) for steps in listed.values() for step in steps)):
+            raise KeyError(missing.pop())
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no list of benchmarks for a {machine}, as launch/benchmarks.yaml is: {error!r}") from error
     if unknown := set(parts) - set(listed):
         raise ValueError(f"{', '.join(sorted(unknown))}: the parts for a {machine} are {', '.join(listed)}")
     return [
@@ -75,19 +86,31 @@ def run(step: Step, limit: float, log: Any) -> Outcome:
     """Runs a step for `limit` s at most; what it says goes to the `log`."""
     words = ["-m", "jaxsr", "bench", *step.run, "--json"] if step.bench else step.run
     words = ["bash", "-c", 'source launch/environment.sh && exec "$@"', "bash", sys.executable, *words]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    why = ""
     try:
-        answer, _ = process.communicate(timeout=limit)
+        answer, said = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        process.terminate()
-        try:
-            process.communicate(timeout=KILL)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.communicate()
-        return Outcome("", f"not done after {limit:.0f} s")
-    log.write(answer)
-    return Outcome(answer, f"status {process.returncode}" if process.returncode else "")
+        why = f"not done after {limit:.0f} s"
+        answer, said = _end(process)
+    except BaseException:  # of whoever stops this script nothing is left on the device
+        _end(process)
+        raise
+    log.write(said + answer)
+    if process.returncode and not why:
+        lines = [line.strip() for line in (said + answer).splitlines() if line.strip()]
+        why = f"status {process.returncode}" + (f": {lines[-1]}" if lines else "")
+    return Outcome(answer, why)
+
+
+def _end(process: "subprocess.Popen[str]") -> tuple[str, str]:
+    """Ends a step and what it has started: asked first, then not; what it said."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=KILL)
+    return "", ""
 
 
 def result_of(step: Step, answer: str) -> dict[str, Any] | None:
@@ -167,7 +190,7 @@ COLUMNS: dict[str, list[Column]] = {
         ("precision", lambda row: row["precision"]),
         ("volume", lambda row: " × ".join(map(str, row["shape"]))),
         ("steps", lambda row: row["sampling_steps"]),
-        ("batch", lambda row: row["batch_size"]),
+        ("batch", lambda row: " or ".join(map(str, row["batch_sizes"]))),
         ("s a volume (quartiles)", lambda row: _spread(row["volume_seconds"])),
         ("devices alone", lambda row: _share(row["device_share"])),
         *_rates("seconds_per_volume"),
@@ -242,8 +265,9 @@ def main(words: Sequence[str] | None = None) -> int:
     given = parser.parse_intermixed_args(words)
     try:
         steps = steps_of(given.list, given.on, given.parts)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if given.on == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
     given.out.mkdir(parents=True, exist_ok=True)
@@ -262,7 +286,8 @@ def main(words: Sequence[str] | None = None) -> int:
             outcome = run(step, min(step.seconds, left), log)
             result = result_of(step, outcome.answer) if step.bench and not outcome.why else None
             why = outcome.why or ("its answer is not a JSON object" if step.bench and result is None else "")
-            print(f"-- {f'FAILED: {why}' if why else 'ok'} ({time.monotonic() - began:.0f} s)", flush=True)
+            last = "" if step.bench else next((f": {line[:200]}" for line in reversed(outcome.answer.splitlines()) if line.strip()), "")
+            print(f"-- {f'FAILED: {why}' if why else f'ok{last}'} ({time.monotonic() - began:.0f} s)", flush=True)
             if why:
                 missing.append(f"{title}: {why}")
             if step.name == "doctor" and not why:

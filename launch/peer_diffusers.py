@@ -317,6 +317,9 @@ def main(words: Sequence[str] | None = None) -> None:
     experiment = load_experiment(given.config, given.overrides)
     if why := why_no_peer(experiment.method):
         parser.error(f"{given.config} {why}")
+    most = build_method(experiment).most_steps
+    if given.sampling_steps is not None and not 1 <= given.sampling_steps <= most:
+        parser.error(f"{given.sampling_steps} sampling steps: the model takes 1 to {most}")
     device = given.device if given.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     how = {"device": device, "mode": given.compile or ("max-autotune" if device == "cuda" else "off")}
     if given.what == "train":

@@ -98,7 +98,7 @@ def test_a_benchmark_that_fails_is_told_and_does_not_stop_the_others(benchmarks,
     said = capsys.readouterr().out
     for line in (
         "first: fails: status 4", "first: lacks: left out, as no_such_module is not here", "second: sleeps: not done after 1 s",
-        "second: refused: status 2",
+        "second: refused: status 2: jaxsr: cannot read the config configs/no-such.yaml: No such file or directory",
     ):  # fmt: skip
         assert f"\n  {line}\n" in said
     [result] = map(json.loads, (tmp_path / "out/results.jsonl").read_text().splitlines())
@@ -110,6 +110,27 @@ def test_benchmarks_end_in_their_time_and_tell_what_they_left_out(benchmarks, tm
     (tmp_path / "list.yaml").write_text(LIST)
     assert benchmarks.main([str(tmp_path / "out"), "second", "--list", str(tmp_path / "list.yaml"), "--seconds", "8"]) == 1
     assert capsys.readouterr().out.count("left out, as 8 s are over") == 2
+
+
+def test_a_step_gets_what_is_left_of_the_time(benchmarks, tmp_path, capsys):
+    """Of 14 seconds 5 are kept for its end."""
+    (tmp_path / "list.yaml").write_text("gpu: {one: [{name: sleeps, run: -c 'import time; time.sleep(100)', seconds: 60}]}")
+    began = time.monotonic()
+    assert benchmarks.main([str(tmp_path / "out"), "--list", str(tmp_path / "list.yaml"), "--seconds", "14"]) == 1
+    assert time.monotonic() - began < 14
+    assert "one: sleeps: not done after 9 s" in capsys.readouterr().out
+
+
+def test_by_itself_the_script_ends_within_eight_minutes():
+    assert int(re.search(r'"--seconds", type=float, default=(\d+)', (LAUNCH / "benchmarks.py").read_text())[1]) < 480
+
+
+@pytest.mark.parametrize("text", ["gpu: [1]", "cpu: {}", "gpu: {a: [{name: b}]}", "gpu: {", "[]"])
+def test_a_list_that_is_none_is_refused_in_a_sentence(text, benchmarks, tmp_path, capsys):
+    (tmp_path / "list.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        benchmarks.main([str(tmp_path / "out"), "--list", str(tmp_path / "list.yaml")])
+    assert "is no list of benchmarks for a gpu" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_unknown_part_is_refused_before_anything_is_run(benchmarks, tmp_path, capsys):

@@ -5,6 +5,7 @@ The peer comes first: JAX, once it has started, holds most of a GPU's memory.
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,13 +14,16 @@ from typing import Any
 
 import jaxsr
 from jaxsr.config import ConfigError
+from jaxsr.methods.base import knows_scale
 
 _LAUNCH = Path(jaxsr.__file__).parents[1] / "launch"
 NETWORKS, LAYERS = _LAUNCH / "peer_diffusers.py", _LAUNCH / "peer_layers.py"
 
 
 def _check_peer(script: Path) -> None:
-    if not script.is_file() or not all(importlib.util.find_spec(name) for name in ("torch", "diffusers")):
+    """Raises ConfigError where the peer, or what it needs, is not there."""
+    needs = ("torch", "diffusers") if script == NETWORKS else ("torch",)
+    if not script.is_file() or not all(importlib.util.find_spec(name) for name in needs):
         raise ConfigError(f"the peer is {script.name}, of the repository: install jaxsr from a clone, with pip install -e '.[reference]'")
 
 
@@ -27,19 +31,22 @@ def why_no_peer(method: Any) -> str:
     """What of a method's config no network of diffusers is like, or ''."""
     if method.kind not in ("teacher", "sr3", "student"):
         return f"is of kind {method.kind}: there are peers of teachers, students and SR3"
-    if method.kind != "teacher" and (method.network.groups is None or not method.network.skips):
-        return "has a network without norms or skips, of which there is no peer"
-    return "" if not getattr(method, "context", 0) else "is shown slices on either side, which no peer is"
+    if method.kind == "teacher":
+        return ""
+    told = {"is shown slices on either side": getattr(method, "context", 0), "is told how coarse a scan is": knows_scale(method)}
+    lacks = {"has a network without norms": method.network.groups is None, "has a network without skips": not method.network.skips}
+    return next((f"{what}, as none of diffusers is or has" for what, so in (told | lacks).items() if so), "")
 
 
 def run_peer(words: Sequence[str], device: str, script: Path = NETWORKS) -> dict[str, Any]:
-    """What the peer, given `words`, found on `device`, as `--device` of `jaxsr` names it; of several GPUs it takes the first.
+    """What the peer, given `words`, found on `device`, as `--device` of `jaxsr` names it, and has told the environment; of several
+    GPUs that are visible it takes the first.
 
     Raises:
       ConfigError: where it is not there, or failed; with what it said last.
     """
     _check_peer(script)
-    device = {"auto": "auto", "cpu": "cpu"}.get(device, "cuda")
+    device = "cpu" if os.environ.get("JAX_PLATFORMS") == "cpu" else "auto" if device == "auto" else "cuda"
     done = subprocess.run([sys.executable, str(script), *words, "--device", device], capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
@@ -47,14 +54,16 @@ def run_peer(words: Sequence[str], device: str, script: Path = NETWORKS) -> dict
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def compared(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
-    """`ours` with the peer's figures, and how many times its rates ours are.
+def check_same_device(peer: dict[str, Any], device: str, count: int) -> None:
+    """Raises ConfigError where the `peer` was not measured on what ours will be, `count` of `device`: a ratio would be of two things."""
+    if (device == "cpu") != (peer["device"] == "cpu"):
+        raise ConfigError(f"ours would be measured on {device} and the peer was on {peer['device']}: is PyTorch built for this GPU?")
+    if count > 1:
+        raise ConfigError(f"ours would be measured on {count} × {device} and the peer was on one: choose one with --device gpu:0")
 
-    Raises:
-      ConfigError: where they were not measured on the same kind of device.
-    """
-    if (ours["device"] == "cpu") != (peer["device"] == "cpu"):
-        raise ConfigError(f"ours was measured on {ours['device']} and the peer on {peer['device']}: is PyTorch built for this GPU?")
+
+def compared(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
+    """`ours` with the peer's figures, and how many times its rates ours are."""
     ratios = {key: ours[key] / peer[key] for key in ("slices_per_second", "flops_per_second") if ours.get(key) and peer.get(key)}
     return {**ours, "peer": peer, "ratios": ratios}
 

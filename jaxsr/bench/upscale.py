@@ -74,6 +74,7 @@ def bench_upscale(
         "input": "a scan" if isinstance(of, Volume) else "synthetic",
         "sampling_steps": request.steps,
         "batch_size": engine.batch_size,
+        "batch_sizes": sorted(set(sizes.values())),
         "slice_map": slice_map,
         "slices": plan.slices,
         "seconds_per_volume": times["median"],
@@ -95,11 +96,12 @@ def bench_upscale(
 def device_seconds(engine: Engine, plan: Plan, repeats: int) -> float:
     """What the batches of a volume take where the host does nothing: of each shape the median of `repeats` times `IN_A_ROW`."""
     several = lambda call: [call() for _ in range(IN_A_ROW)]  # noqa: E731
-    found = [
-        (sides, size, summary(call_times(partial(several, call), repeats))["median"] / IN_A_ROW) for sides, size, call in engine.alone()
-    ]
-    each = {sides: (size, seconds) for sides, size, seconds in found}
-    batches = [(each[sides], count) for sides, count in zip(plan.shapes, plan.counts, strict=True) if count]
+    each = {
+        (of.sides, of.work.request): (size, summary(call_times(partial(several, call), repeats))["median"] / IN_A_ROW)
+        for of, size, call in engine.alone()
+    }
+    axes = zip(plan.shapes, plan.requests, plan.counts, strict=True)
+    batches = [(each[sides, request], count) for sides, request, count in axes if request]
     return float(sum(seconds * -(-count // size) for (size, seconds), count in batches))
 
 
@@ -109,10 +111,11 @@ def _took(result: dict[str, Any]) -> str:
 
 def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows of a table for people."""
+    sizes = result.get("batch_sizes") or [result["batch_size"]]
     scan = ", of a scan" if result.get("input") == "a scan" else ""
     return [
         ("volume", f"{' × '.join(map(str, result['shape']))}, {result['slices']} slices, {result['slice_map']}{scan}"),
-        ("sampling", f"{result['sampling_steps']} steps, {result['batch_size']} slices at a time"),
+        ("sampling", f"{result['sampling_steps']} steps, {' or '.join(map(str, sizes))} slices at a time"),
         ("seconds a volume", describe_times(result["volume_seconds"])),
         ("slices/s", f"{result['slices_per_second']:.4g}"),
         *([("devices alone", f"{devices:.4g} s, {result['device_share']:.1%}")] if (devices := result.get("device_seconds")) else []),

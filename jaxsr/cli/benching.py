@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from jaxsr.cli.options import AsJson, BatchSize, Config, Device, Overrides, bare, check_sampling, select_device, slices_at_a_time
+from jaxsr.cli.options import (
+    AsJson,
+    BatchSize,
+    Config,
+    Device,
+    Overrides,
+    bare,
+    check_sampling,
+    name_device,
+    select_device,
+    slices_at_a_time,
+)
 from jaxsr.cli.output import print_result
 from jaxsr.cli.status import Exit
 
@@ -62,13 +73,19 @@ def bench_train(
 
         launch/local.sh 2 bench train configs/sr3-small.yaml
     """
+    if fed and peer:
+        raise typer.BadParameter("the peer is given one batch that lies there: leave out one of them", param_hint="--data")
+    named = name_device(device)
     from jaxsr.experiment import load_experiment
 
     experiment = load_experiment(config, overrides or [])
+    if fed and encoded and not experiment.data.manifest:
+        raise typer.BadParameter("slices that are encoded come from a set: name it with data.manifest=…", param_hint="--encoded")
     theirs = None
     if peer:
         theirs = _peer(experiment, device, ["train", config, *(overrides or []), "--steps", steps, "--warmup", warmup])
-    select_device(device, join=True)
+    select_device(device, join=True, named=named)
+    _check_same_device(theirs)
     from jaxsr.bench import train as bench
     from jaxsr.runtime.distributed import is_first
 
@@ -95,13 +112,14 @@ def bench_layers(
     """
     if side % 2**levels:
         raise typer.BadParameter(f"{side} is not halved {levels} times", param_hint="--side")
-    theirs = None
+    named, theirs = name_device(device), None
     if peer:
         from jaxsr.bench import peer as other
 
         asked = {"--batch-size": batch_size, "--side": side, "--channels": channels, "--levels": levels, "--precision": precision}
         theirs = other.run_peer([str(word) for pair in asked.items() for word in pair], device, other.LAYERS)
-    select_device(device)
+    select_device(device, named=named)
+    _check_same_device(theirs)
     from jaxsr.bench import layers as bench
 
     result = bench.bench_layers(batch_size, side, channels, levels, precision)
@@ -198,14 +216,16 @@ def bench_upscale(
         raise typer.BadParameter(f"'{shape}' is not three sides X,Y,Z in voxels, as in 96,96,96", param_hint="--shape")
     sides = (int(parts[0]), int(parts[1]), int(parts[2]))
     size = slices_at_a_time(batch_size)
-    from jaxsr.bench.synthetic import smallest_side
-    from jaxsr.experiment import load_experiment
-    from jaxsr.train.build import build_method
-
-    experiment = load_experiment(config, overrides or [])
-    check_sampling(build_method(experiment), experiment.method.kind, sampling_steps, option="--sampling-steps")
     if scan and peer:
         raise typer.BadParameter("the peer is given synthetic volumes: leave out one of them", param_hint="--input")
+    named = name_device(device)
+    from jaxsr.bench.synthetic import smallest_side
+    from jaxsr.experiment import load_experiment
+    from jaxsr.upscale.inputs import read_input
+    from jaxsr.volume.io import Volume
+
+    experiment = load_experiment(config, overrides or [])
+    given: Volume | tuple[int, int, int] = read_input(scan, to_mm=experiment.data.voxel_size) if scan else sides
     if scan is None and min(sides) < (least := smallest_side(experiment)):
         said = f"'{shape}' is too small: at {experiment.data.voxel_size:g} mm every side must have at least {least} voxels"
         raise typer.BadParameter(f"{said}, for the scan that it is upscaled from to have slices that serve", param_hint="--shape")
@@ -218,12 +238,18 @@ def bench_upscale(
             asked["--sampling-steps"] = sampling_steps
         words = [str(word) for pair in asked.items() for word in pair]
         theirs = _peer(experiment, device, ["upscale", config, *(overrides or []), *words])
-    select_device(device)
+    select_device(device, named=named)
+    _check_same_device(theirs)
     from jaxsr.bench import upscale as bench
-    from jaxsr.volume.io import read_volume
+    from jaxsr.train.build import build_method
+    from jaxsr.upscale.plan import NothingToDo
 
-    given = read_volume(scan) if scan else sides
-    result = bench.bench_upscale(experiment, given, sampling_steps, size, repeats=repeats, slice_map=slice_map)
+    check_sampling(build_method(experiment), experiment.method.kind, sampling_steps, option="--sampling-steps")
+    try:
+        result = bench.bench_upscale(experiment, given, sampling_steps, size, repeats=repeats, slice_map=slice_map)
+    except NothingToDo as error:
+        wanted = experiment.data.voxel_size
+        raise Exit(3, f"the scan is as fine as {wanted:g} mm already: ask for a finer one with data.voxel_size=…") from error
     _print_beside(result, bench.describe(result), theirs, as_json)
 
 
@@ -332,6 +358,16 @@ def _peer(experiment: "Experiment", device: str, words: list[Any]) -> dict[str, 
     if place().processes > 1:
         raise typer.BadParameter("is for one process", param_hint="--peer")
     return peer.run_peer([str(word) for word in words], device)
+
+
+def _check_same_device(theirs: dict[str, Any] | None) -> None:
+    """Before ours is measured: raises ConfigError where the peer was measured on another kind of device, or on fewer."""
+    if theirs is not None:
+        import jax
+
+        from jaxsr.bench.peer import check_same_device
+
+        check_same_device(theirs, jax.devices()[0].device_kind, 1 if jax.default_backend() == "cpu" else jax.device_count())
 
 
 def _print_beside(result: dict[str, Any], rows: list[tuple[str, str]], theirs: dict[str, Any] | None, as_json: bool) -> None:

@@ -20,21 +20,19 @@ Config = Annotated[Path, typer.Argument(help="A YAML file, e.g. configs/sr3.yaml
 Overrides = Annotated[list[str] | None, typer.Argument(help="a.b.c=value, on top of the file", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, gpu or gpu:N. Never changed behind your back.")]
-BatchSize = Annotated[str, typer.Option(help="Slices at a time: a number, which is kept, or auto: fewer where memory is short.")]
+BatchSize = Annotated[str, typer.Option(help="Slices at a time, at most: a number, which is kept, or auto: fewer where memory is short.")]
 
 
-def select_device(device: str, *, join: bool = False, apart: bool = False, check: bool = True) -> None:
-    """Says which platform JAX will see, before it starts, and where compiled programs are kept; then sees that it is the one asked for.
+def name_device(device: str, *, apart: bool = False) -> tuple[str, bool]:
+    """Says which platform JAX will see, and other processes that are started from here; JAX is not. Once a process.
 
     The flag counts for more than JAX_PLATFORMS; the N of gpu:N counts among CUDA_VISIBLE_DEVICES where that is set.
 
     Args:
-      join: where this is one of several processes, they compute together.
       apart: where this is one of several processes, each computes for itself, on a GPU of its own.
-      check: 'auto' is seen to find something, too.
 
-    Raises:
-      Exit: where the device is not to be had.
+    Returns:
+      auto, cpu or gpu, and whether it is a certain one of several.
     """
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cpu", "gpu") or (index and not (kind == "gpu" and index.isdigit())):
@@ -48,8 +46,7 @@ def select_device(device: str, *, join: bool = False, apart: bool = False, check
     choose_convolutions()
     import jax
 
-    from jaxsr.runtime.cache import use_compilation_cache
-    from jaxsr.runtime.distributed import place, start
+    from jaxsr.runtime.distributed import place
 
     if index:
         os.environ["CUDA_VISIBLE_DEVICES"] = _visible(int(index), device)
@@ -57,11 +54,31 @@ def select_device(device: str, *, join: bool = False, apart: bool = False, check
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[local % len(gpus)]
     if platforms:
         jax.config.update("jax_platforms", platforms)  # where something has imported JAX before, which then has read its variables
+    return kind, bool(index)
+
+
+def select_device(
+    device: str, *, join: bool = False, apart: bool = False, check: bool = True, named: tuple[str, bool] | None = None
+) -> None:
+    """As `name_device`, and says where compiled programs are kept; then sees that JAX finds the device that is asked for.
+
+    Args:
+      join: where this is one of several processes, they compute together.
+      check: 'auto' is seen to find something, too.
+      named: what `name_device` returned, where it has been called.
+
+    Raises:
+      Exit: where the device is not to be had.
+    """
+    kind, certain = named or name_device(device, apart=apart)
+    from jaxsr.runtime.cache import use_compilation_cache
+    from jaxsr.runtime.distributed import start
+
     use_compilation_cache()
     if join:
         start()
     if check or kind != "auto":
-        _check_device(device, kind, one=bool(index))
+        _check_device(device, kind, one=certain)
 
 
 def device_in_use() -> str:

@@ -182,7 +182,7 @@ class SliceStream:
         sample = make_sample(maps, corner, self._crop, drawn, np.array([visit, subject, axis, index]))
         if self._scale:
             assert pair.scanned is not None
-            sample["scale"] = scale_of(pair.scanned, pair.grid, axis)[[1, 0, 2] if drawn.transposed else [0, 1, 2]]
+            sample["scale"] = magnified(scale_of(pair.scanned, pair.grid, axis), drawn)
         return sample
 
 
@@ -242,6 +242,13 @@ def has_tissue(low: np.ndarray, corner: tuple[int, int], crop: tuple[int, int]) 
 def make_sample(maps: dict[str, np.ndarray], corner: tuple[int, int], crop: tuple[int, int], drawn: Draw, origin: np.ndarray) -> Sample:
     """A crop of one slice's maps, augmented, as a `Batch` has it. Raises: as `shaped`."""
     return shaped(take(maps, corner, crop, drawn), origin)
+
+
+def magnified(scale: np.ndarray, drawn: Draw) -> np.ndarray:
+    """The scale of a slice that is varied as `drawn`: pixels of one twice as large are half as far from those of the scan."""
+    factor = 1.0 if drawn.linear is None else abs(np.linalg.det(drawn.linear)) ** -0.5
+    row, column, through = scale * np.array([factor, factor, 1.0], np.float32)
+    return np.maximum([column, row, through] if drawn.transposed else [row, column, through], 1).astype(np.float32)
 
 
 def shaped(maps: dict[str, np.ndarray], origin: np.ndarray) -> Sample:

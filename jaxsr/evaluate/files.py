@@ -60,7 +60,7 @@ def pair_files(references: Path, others: Path, *, masks: bool = False, labels: b
         for reference, partner in _unique_matches(left, right, key):
             pairs[reference] = partner
             del left[reference], right[partner]
-    for reference in list(left):
+    for reference in sorted(left, key=lambda p: len(stem(p)), reverse=True):  # scan_2_bias is that of scan_2, not of scan
         longer = [p for p in right if re.match(re.escape(stem(reference)) + r"[^0-9A-Za-z]", stem(p))]
         if len(longer) == 1:
             pairs[reference] = longer[0]

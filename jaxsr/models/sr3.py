@@ -41,8 +41,7 @@ class Sr3UNet(nn.Module):
       dropout: in the residual blocks, when training.
       middle_attention: whether the middle has self-attention, as published.
       skips: whether the way up is fed the features of the way down, as published; False, of one level only: a chain of `2 * blocks + 3`
-        residual blocks. Without norms, too, a chain learns small corrections of an image within minutes, and the other does not
-        [Lim et al. 2017].
+        residual blocks, as that of Lim et al. 2017 where it has no norms either.
       patch: the network sees blocks of `patch` × `patch` pixels as channels (and answers in them); 1 is published. At 2 a network of the
         same width has a quarter of the work, which suits a CPU, where narrow layers at full resolution are slow for what they do.
       scale_conditioning: it is told the scale of each slice.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxsr.config import ConfigError
 from jaxsr.data.people import person_of
-from jaxsr.data.pipeline import SliceStream, Stream, check_maps
+from jaxsr.data.pipeline import SliceStream, Stream, augmentation_of, check_maps
 from jaxsr.data.prepared import PreparedSet
 from jaxsr.data.record_stream import EncodedStream, RecordStream
 from jaxsr.data.subjects import (
@@ -175,6 +175,11 @@ def _stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note
         return RecordStream(subjects, crop, names, augment=data.augment, chosen=records, seed=experiment.seed, note=note)
     how: dict[str, Any] = {"draws": data.draws, "window": data.window, "augment": data.augment, "maps": data.maps, "chosen": chosen}
     context, scale = context_of(experiment.method), knows_scale(experiment.method)
+    if scale and augmentation_of(data.augment).rotation:
+        raise ConfigError(
+            "data.augment.rotation: of a slice that is turned nobody can say how coarse it is along its rows, as method.scale_conditioning "
+            "wants: set one of them to 0"
+        )
     return SliceStream(subjects, crop, **how, context=context, scale=scale, seed=experiment.seed, note=note)
 
 

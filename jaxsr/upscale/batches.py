@@ -19,7 +19,7 @@ from jaxsr.runtime.memory import OutOfMemory, free_memory, is_out_of_memory, pro
 from jaxsr.runtime.mesh import MeshError, batch_sharding, replicated
 from jaxsr.volume.slices import SliceMap
 
-NEAR = 1.1  # as much as a batch size that fits best, times this, is no reason to compile for another one
+NEAR = 1.25  # a batch size that costs up to so many times the best one's is no reason to compile again: heads of one shape share a program
 FILL = 0.8  # of the memory that is free may be meant for a batch: allocators need room to move
 
 BatchSize = int | Literal["auto"]
@@ -60,10 +60,12 @@ class ProgramKey(NamedTuple):
 
 
 class _InFlight(NamedTuple):
-    """A batch that the device works on: the place of its first slice, how many slices are no fillers, and what will come back."""
+    """A batch that the device works on: the place of its first slice, how many slices are no fillers, and are in all, and what will come
+    back."""
 
     start: int
     length: int
+    size: int
     output: Any
 
 
@@ -72,8 +74,8 @@ class Batches:
 
     Args:
       mesh: of devices of this process: volumes are divided over processes, not slices.
-      batch_size: slices at a time, rounded up to a multiple of the devices. A number is kept; 'auto' starts with `first_batch_size` and
-        goes down where memory is short.
+      batch_size: slices at a time, at most, rounded up to a multiple of the devices. A number is kept; 'auto' starts with
+        `first_batch_size` and goes down where memory is short.
 
     Attributes:
       size: slices at a time now, at most.
@@ -91,6 +93,7 @@ class Batches:
         self._auto = batch_size == "auto"
         self.size = self._whole(first_batch_size() if batch_size == "auto" else batch_size)
         self.compilations, self.compile_seconds = 0, 0.0
+        self._tried = self.size  # slices of the last batch that was given to the devices
         self._method, self._mesh, self._by_batch, self._everywhere = method, mesh, batch_sharding(mesh), replicated(mesh)
         self._variables = jax.device_put(variables, self._everywhere)
         self._programs: dict[tuple[ProgramKey, int], Compiled] = {}  # by their batch size; none is larger than the present one
@@ -127,12 +130,12 @@ class Batches:
                     following = self._dispatch(work, cuts, order[start:], start, slice_map, key, note, counts, scale)
                     start += following.length
                 except Exception as error:  # JAX's own name for its runtime errors changes
-                    self._shrink(error, note)
+                    self._shrink(error, self._tried, note)
             if pending:
                 try:
                     done = jax.tree.map(lambda leaf, length=pending.length: np.asarray(leaf)[:length], pending.output)
                 except Exception as error:
-                    self._shrink(error, note)
+                    self._shrink(error, pending.size, note)
                     start, pending = pending.start, None
                     continue
                 yield order[pending.start : pending.start + pending.length], done
@@ -152,7 +155,7 @@ class Batches:
     ) -> _InFlight:
         names = (*cuts, *(["scale"] if scale is not None else []))
         program, size = self._program(ProgramKey(slice_map.shape, work, names), note, tuple(counts))
-        indices = order[:size]
+        indices, self._tried = order[:size], size
         condition = {}
         for name, channels in cuts.items():
             outside = -1.0 if name in ("low", "reference", "beside") else 0.0
@@ -164,19 +167,19 @@ class Batches:
         index = np.zeros(size, np.int32)
         index[: len(indices)] = indices
         key = jax.device_put(key, self._everywhere)
-        return _InFlight(start, len(indices), program(self._variables, *jax.device_put((condition, index), self._by_batch), key))
+        return _InFlight(start, len(indices), size, program(self._variables, *jax.device_put((condition, index), self._by_batch), key))
 
     def _program(self, key: ProgramKey, note: Note, counts: tuple[int, ...]) -> tuple[Compiled, int]:
         """The compiled program and its batch size; with 'auto', of no more slices than the compiler says fit into what is free."""
         while (key, size := self._fitting(key, counts)) not in self._programs:
-            start = time.perf_counter()
+            start, self._tried = time.perf_counter(), size
             program = self._compile(key, size)
             self.compile_seconds += time.perf_counter() - start
             free, needed = free_memory(self._mesh.devices.flat), program_memory(program)
             if self._auto and free and needed and size > self._devices:
                 needed -= sum(leaf.nbytes for leaf in jax.tree.leaves(self._variables))  # which lie there already
                 if needed > FILL * free:
-                    self._go_on_with(int(size * FILL * free / needed), note)
+                    self._go_on_with(size, min(int(size * FILL * free / needed), size // 2), note)
                     continue
             self._programs[key, size] = program
         return self._programs[key, size], size
@@ -207,29 +210,29 @@ class Batches:
         with jax.set_mesh(self._mesh):  # which a mixture's experts are laid over
             return program.lower(self._variables, condition, index, jax.eval_shape(jax.random.key, 0)).compile()
 
-    def alone(self) -> Iterator[tuple[tuple[int, int], int, Callable[[], Any]]]:
-        """Of each program that is compiled: the sides of its slices, how many they are, and a call of it on slices that lie on the devices
-        already."""
-        for ((sides, _, names), size), program in self._programs.items():
+    def alone(self) -> Iterator[tuple[ProgramKey, int, Callable[[], Any]]]:
+        """Of each program that is compiled: what it is for, its batch size, and a call of it on slices that lie on the devices already."""
+        for (of, size), program in self._programs.items():
+            sides, _, names = of
             condition = {name: np.ones(shape_of(self._method, name, (size, *sides)), np.float32) for name in names}
             index, key = np.zeros(size, np.int32), jax.device_put(jax.random.key(0), self._everywhere)
-            yield sides, size, functools.partial(program, self._variables, *jax.device_put((condition, index), self._by_batch), key)
+            yield of, size, functools.partial(program, self._variables, *jax.device_put((condition, index), self._by_batch), key)
 
-    def _shrink(self, error: Exception, note: Note) -> None:
-        """Makes the batch smaller after `error`, or raises: `error` itself where it is not about memory."""
+    def _shrink(self, error: Exception, size: int, note: Note) -> None:
+        """Makes batches smaller after `error` with `size` slices, or raises: `error` itself where it is not about memory."""
         if not is_out_of_memory(error):
             raise error
         said = next(iter(str(error).splitlines()), "")
         if not self._auto:
-            raise OutOfMemory(f"out of memory with {self.size} slices at a time: try --batch-size auto ({said})") from error
-        if self.size == self._devices:
+            raise OutOfMemory(f"out of memory with {size} slices at a time: try --batch-size auto ({said})") from error
+        if size == self._devices:
             raise OutOfMemory(
                 f"out of memory with one slice at a time on a device: try a larger --to-mm, --precision bf16 or another --device ({said})"
             ) from error
-        self._go_on_with(self.size // 2, note)
+        self._go_on_with(size, size // 2, note)
 
-    def _go_on_with(self, batch_size: int, note: Note) -> None:
-        before, self.size = self.size, max(batch_size // self._devices, 1) * self._devices
+    def _go_on_with(self, before: int, batch_size: int, note: Note) -> None:
+        self.size = max(batch_size // self._devices, 1) * self._devices
         self._programs.clear()
         note(f"{before} slices at a time do not fit into memory: going on with {self.size}")
 

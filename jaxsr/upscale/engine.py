@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from jaxsr.data.pairs import scale_of, slice_frame, steps_beside
 from jaxsr.methods.base import MAP_CHANNELS, Explanation, Method, Mixture, Request, Segmenter, Variables, context_of, knows_scale
-from jaxsr.upscale.batches import Batches, BatchSize, Cuts, Note, Shifted, Work
+from jaxsr.upscale.batches import Batches, BatchSize, Cuts, Note, ProgramKey, Shifted, Work
 from jaxsr.upscale.plan import Plan, Sizes, make_plan, map_of
 from jaxsr.volume.geometry import Grid, Kind, resample
 from jaxsr.volume.intensity import Window, fit_window
@@ -89,7 +89,7 @@ class Engine:
         """That those took, tracing included."""
         return self._batches.compile_seconds
 
-    def alone(self) -> Iterator[tuple[tuple[int, int], int, Callable[[], Any]]]:
+    def alone(self) -> Iterator[tuple[ProgramKey, int, Callable[[], Any]]]:
         """As `Batches.alone`: what devices do, without the host."""
         return self._batches.alone()
 
@@ -165,9 +165,11 @@ class Engine:
           scales: axis → `Condition.scale` of its slices, for a method that takes it.
 
         Raises:
-          ValueError: for a map of another name or shape.
+          ValueError: for a map of another name or shape, or without the scale that the method takes.
         """
         _check_shapes(maps, low.shape)
+        if knows_scale(self._method) and not requests.keys() <= scales.keys():
+            raise ValueError("the method is told how much coarser the scan is: give the scale of every axis")
         total = np.zeros(low.shape, np.float64)
         programs = {
             axis: (map_of(self._method, low.shape, AXES[axis], self._slice_map), request) for axis, request in requests.items() if request
@@ -229,7 +231,8 @@ class Engine:
         for axis in axes:
             slice_map, cuts = map_of(self._method, low.shape, AXES[axis], self._slice_map), {"low": _cut("low", low, AXES[axis])}
             sums = [take_slices(mask, axis) for mask in total]
-            for indices, masks in self._batches.run(Work("segment"), cuts, _all(cuts), slice_map, jax.random.key(0), note):
+            counts = [len(cuts["low"][0])]
+            for indices, masks in self._batches.run(Work("segment"), cuts, _all(cuts), slice_map, jax.random.key(0), note, counts):
                 for tissue, of in enumerate(sums):
                     of[indices] += slice_map.inverse(masks[..., tissue])
                 done += len(indices)

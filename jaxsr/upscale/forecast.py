@@ -61,7 +61,7 @@ def forecast(
     traces = trace_batches(recipe.method, variables, sizes)
     draws = settings.samples if settings.samples == 1 or recipe.method.most_steps > 1 else 1
     work = volume_multiply_adds(traces, plan, sizes, recipe.method, variables)
-    explained = explained_multiply_adds(plan, size, recipe.method, variables) if settings.explain else 0
+    explained = explained_multiply_adds(plan, size, devices, recipe.method, variables) if settings.explain else 0
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))
     return {
         "Input": str(job.source),
@@ -171,14 +171,18 @@ def volume_multiply_adds(traces: Traces, plan: Plan, sizes: Sizes, method: Metho
     return None if notes else total
 
 
-def explained_multiply_adds(plan: Plan, batch_size: int, method: Method, variables: Any) -> int | None:
+def explained_multiply_adds(plan: Plan, batch_size: int, devices: int, method: Method, variables: Any) -> int | None:
     """What explaining takes beside it: attention, and each expert of a mixture alone; None where shapes do not tell."""
     notes: list[str] = []
     assert isinstance(method, Mixture)  # the command line has seen to it
+    sizes = {program: fitting_size(plan.runs(*program), batch_size, devices) for program in plan.programs}
     total = 0
-    for sides, request, batches in _of_axes(plan, dict.fromkeys(plan.programs, batch_size)):
-        asked: list[Request | str] = ["explain", *(request._replace(expert=expert) for expert in range(len(method.experts)))]
-        total += batches * sum(_work(_trace(method, variables, sides, batch_size, what), notes) for what in asked)
+    for sides, _, batches in _of_axes(plan, dict.fromkeys(plan.programs, batch_size)):
+        total += batches * _work(_trace(method, variables, sides, batch_size, "explain"), notes)
+    for sides, request, batches in _of_axes(plan, sizes):
+        for expert in range(len(method.experts)):
+            alone = request._replace(expert=expert)
+            total += batches * _work(_trace(method, variables, sides, sizes[sides, request], alone), notes)
     return None if notes else total
 
 

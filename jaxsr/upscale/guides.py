@@ -84,15 +84,19 @@ def guides_of(
         pairs = pair_files(folder, path, only=list(named)).matched.values()
         found[name] = {named[scan]: field for scan, field in pairs}
         missing = [job.source for job in jobs if job.source not in found[name]]
-        say = f"{option} {shown(path)} has no map for {{}} by its name: add it, as in scan01_{name}.nii.gz"
         if len(missing) == len(jobs):
-            raise VolumeError(say.format(", ".join(shown(scan.name) for scan in missing[:5])))
-        lacking |= {scan: say.format(shown(scan.name)) for scan in missing}
+            raise VolumeError(_lacks(option, path, name, missing[:5]))
+        lacking |= {scan: _lacks(option, path, name, [scan]) for scan in missing}
     bias_of, gradient_of = found.get("bias", {}), found.get("gradient", {})
     return {
         scan: Guides(bias_of.get(scan), gradient_of.get(scan), convention, isocentre, flat, lacking.get(scan, ""))
         for scan in (job.source for job in jobs)
     }
+
+
+def _lacks(option: str, folder: Path, name: str, scans: Sequence[Path]) -> str:
+    named = ", ".join(shown(scan.name) for scan in scans)
+    return f"{option} {shown(folder)} has no map for {named} by its name: add it, as in scan01_{name}.nii.gz"
 
 
 def maps_to_upscale(experiment: "Experiment") -> tuple[str, ...]:

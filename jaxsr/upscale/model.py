@@ -260,6 +260,10 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], not
     if name == "unet" and (wider := with_condition(tree, shapes[name])):
         note(f"{path} is shown the noisy latents alone: it starts as it is, with zeros for the condition's columns in its first kernel")
         tree = wider
+    if name == "sr3" and "scale_in" in tree and "scale_in" not in shapes[name]:
+        raise ConfigError(
+            f"method.weights.{name}: {path} is told how coarse a scan is: set method.scale_conditioning=true, or name another"
+        )
     if name == "sr3" and (had := told_later(tree, shapes[name])).keys() < shapes[name].keys():
         note(f"{path} was not told how coarse a scan is: it starts as it is, and learns that")
         shapes = {**shapes, name: had}

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
+from jaxsr.bench import train as bench
 from jaxsr.bench.count import count, multiply_adds
 from jaxsr.bench.synthetic import synthetic_variables
 from jaxsr.bench.train import bench_train, describe, step_multiply_adds, synthetic_state
@@ -14,6 +16,7 @@ from jaxsr.experiment import DataConfig, Experiment, TrainConfig, load_experimen
 from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train.build import abstract_batch, build_method
+from jaxsr.train.loop import laid_out
 from jaxsr.train.state import abstract_state, make_optimizer, shardings_of
 from jaxsr.train.step import make_step
 
@@ -76,3 +79,14 @@ def test_slices_that_were_encoded_before_cost_no_encoder():
     assert "encoded" in dict(describe(result))["one step of"]
     with pytest.raises(ConfigError, match="trains on slices alone"):
         bench_train(load_experiment(CONFIGS / "demo.yaml"), 1, 0, encoded=True)
+
+
+def test_fed_by_data_it_takes_as_many_batches_as_steps(monkeypatch):
+    """One more than are timed and warm up, each another one."""
+    seen = []
+    monkeypatch.setattr(bench, "laid_out", lambda sample, *how: seen.append(sample["high"].copy()) or laid_out(sample, *how))
+    experiment = tiny().model_copy(update={"data": DataConfig(crop=16, voxel_size=4.0, subjects=1)})
+    found = bench_train(experiment, steps=2, warmup=1, fed=True)
+    assert found["input"] == "the configured data"
+    assert len(seen) == 4
+    assert not np.array_equal(seen[0], seen[1])

@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from jaxsr.bench import upscale
@@ -15,6 +16,7 @@ from jaxsr.config import dump
 from jaxsr.experiment import DataConfig, Experiment
 from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
 from jaxsr.upscale.inputs import serving_axes
+from jaxsr.volume.io import Volume, write_volume
 from jaxsr.volume.slices import AXES
 
 NETWORK = Sr3NetworkConfig(width=8, multipliers=(1,), blocks=1, attention_at=(), groups=4, dropout=0.0, middle_attention=False)
@@ -37,10 +39,11 @@ def test_one_shape_is_compiled_once(result):
 
 def test_what_devices_take_alone_is_that_of_as_many_batches(monkeypatch):
     """Of 32 and 40 slices in batches of 12 and 10: 3 and 4; an axis whose slices stay as they are takes none."""
-    plan = SimpleNamespace(shapes=((8, 8), (8, 16), (8, 8)), counts=(32, 40, 0))
-    engine = SimpleNamespace(alone=lambda: iter([((8, 8), 12, lambda: 2.0), ((8, 16), 10, lambda: 10.0)]))
+    plan = SimpleNamespace(shapes=((8, 8), (8, 16), (8, 8), (8, 8)), requests=("a", "a", None, "b"), counts=(32, 40, 0, 20))
+    of = lambda sides, request: SimpleNamespace(sides=sides, work=SimpleNamespace(request=request))  # noqa: E731
+    programs = [(of((8, 8), "a"), 12, lambda: 2.0), (of((8, 16), "a"), 10, lambda: 10.0), (of((8, 8), "b"), 5, lambda: 7.0)]
     monkeypatch.setattr(upscale, "call_times", lambda call, repeats: [sum(call())] * repeats)
-    assert upscale.device_seconds(engine, plan, 3) == 3 * 2 + 4 * 10
+    assert upscale.device_seconds(SimpleNamespace(alone=lambda: iter(programs)), plan, 3) == 3 * 2 + 4 * 10 + 4 * 7
 
 
 def test_devices_take_no_longer_than_a_volume_by_much(result):
@@ -71,3 +74,18 @@ def test_the_smallest_volume_has_slices_along_every_axis():
     side = smallest_side(experiment)
     assert serving_axes(synthetic_head((side,) * 3, experiment).data.shape, tuple(AXES))[1] == ()
     assert serving_axes(synthetic_head((side - 1, side, side), experiment).data.shape, tuple(AXES))[1]
+
+
+def test_a_scan_is_timed_on_the_grid_that_upscale_brings_it_to_and_refused_where_that_is_nothing_new(tmp_path, capsys):
+    method, data = TINY.method.model_copy(update={"pixels": (0.5, 3.0)}), DataConfig(crop=16, voxel_size=1.0)
+    config = TINY.model_copy(update={"data": data, "method": method})
+    (tmp_path / "c.yaml").write_text(dump(config))
+    data = np.random.default_rng(0).uniform(100, 900, (20, 18, 16)).astype(np.float32)
+    for name, size in (("coarse", 2.0), ("fine", 1.0)):
+        write_volume(tmp_path / f"{name}.nii.gz", Volume(data, np.diag([size, size, size, 1.0])))
+    words = ["bench", "upscale", str(tmp_path / "c.yaml"), "--sampling-steps", "1", "--repeats", "1", "--batch-size", "8", "-i"]
+    assert run(lambda: app([*words, str(tmp_path / "coarse.nii.gz")], standalone_mode=False)) == 0
+    assert "40 × 36 × 32, 108 slices, pad, of a scan" in capsys.readouterr().out
+    assert run(lambda: app([*words, str(tmp_path / "fine.nii.gz")], standalone_mode=False)) == 3
+    assert "as fine as 1 mm already: ask for a finer one with data.voxel_size" in " ".join(capsys.readouterr().err.split())
+    assert run(lambda: app([*words, str(tmp_path / "none.nii.gz")], standalone_mode=False)) == 2

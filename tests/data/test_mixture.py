@@ -7,11 +7,11 @@ import pytest
 from jaxsr.config import ConfigError, from_dict
 from jaxsr.data.augmentation import AugmentConfig, Draw
 from jaxsr.data.pairs import beside, planes
-from jaxsr.data.pipeline import SliceStream, make_sample
+from jaxsr.data.pipeline import SliceStream, magnified, make_sample
 from jaxsr.data.subjects import FolderSubjects, MixedSubjects, Pair, drawn_acquisition
-from jaxsr.experiment import DataConfig
+from jaxsr.experiment import DataConfig, Experiment
 from jaxsr.physics.protocol import Acquisition, named_acquisition
-from jaxsr.train.build import build_subjects
+from jaxsr.train.build import build_stream, build_subjects
 from jaxsr.volume.geometry import Grid
 from jaxsr.volume.io import Volume, write_volume
 
@@ -133,6 +133,20 @@ def test_slices_say_how_much_coarser_than_themselves_they_were_scanned_also_wher
     x, y, z = np.round(along.astype(np.float32), 4)
     assert seen == {(0, y, z, x), (0, z, y, x), (1, x, z, y), (1, z, x, y), (2, x, y, z), (2, y, x, z)}
     assert "scale" not in SliceStream(subjects, (16, 16), draws=8, window=2)[0]
+
+
+def test_of_a_slice_that_is_magnified_the_scan_is_coarser_by_as_much_but_not_through_it():
+    scale = np.array([2.0, 3.0, 4.0], np.float32)
+    np.testing.assert_allclose(magnified(scale, Draw(linear=np.eye(2) / 1.5)), [3.0, 4.5, 4.0], rtol=1e-6)
+    np.testing.assert_allclose(magnified(scale, Draw(linear=np.eye(2) / 1.5, transposed=True)), [4.5, 3.0, 4.0], rtol=1e-6)
+    np.testing.assert_allclose(magnified(scale, Draw(linear=np.eye(2) / 0.4)), [1.0, 1.2, 4.0], rtol=1e-6)  # never finer than the slice
+
+
+def test_a_slice_that_is_turned_has_no_scale(tmp_path):
+    settings = {"kind": "sr3", "scale_conditioning": True}
+    experiment = from_dict({"method": settings, "data": {"augment": {"rotation": 5.0}}}, Experiment)
+    with pytest.raises(ConfigError, match=r"data.augment.rotation: .*set one of them to 0"):
+        build_stream(experiment, Called(1, 1))
 
 
 @pytest.mark.parametrize("transposed", [False, True])

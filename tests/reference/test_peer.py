@@ -89,7 +89,7 @@ def test_a_student_s_peer_goes_through_as_many_stages(peer, capsys):
 
 @pytest.mark.parametrize("name, said", [
     ("moediff-tiny", "is of kind moediff: there are peers of teachers, students and SR3"),
-    ("standard", "has a network without norms or skips"),
+    ("standard", "is shown slices on either side, as none of diffusers is"),
 ])  # fmt: skip
 def test_it_is_none_of_a_model_that_is_like_none_of_diffusers(name, said, peer, capsys):
     with pytest.raises(SystemExit):

@@ -57,7 +57,7 @@ import jax, numpy as np
 from jaxsr.methods.base import Batch
 from jaxsr.runtime.distributed import start
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, share_of_batch
-from jaxsr.train.loop import _global
+from jaxsr.train.loop import laid_out
 
 start()
 assert jax.device_count() == 8 and len(jax.local_devices()) == 4
@@ -66,7 +66,7 @@ whole, found = {{"high": high, "low": -high}}, []
 for sizes, order in {[(sizes, list(order)) for sizes, order, _ in SHARES]!r}:
     mesh = make_mesh(*sizes, devices=[jax.devices()[i] for i in order])
     rows = share_of_batch(mesh, 16)
-    batch = _global({{name: x[rows] for name, x in whole.items()}}, Batch(**whole), batch_sharding(mesh))
+    batch = laid_out({{name: x[rows] for name, x in whole.items()}}, Batch(**whole), batch_sharding(mesh))
     for name, x in whole.items():
         for shard in getattr(batch, name).addressable_shards:
             np.testing.assert_array_equal(shard.data, x[shard.index])

@@ -220,7 +220,7 @@ def test_one_that_is_told_the_scale_starts_from_one_that_was_not_and_not_the_oth
     params = exported(sr3(scale_conditioning=True), other)["params"]
     same(start(sr3(str(other), scale_conditioning=True), told.append), params)
     assert len(told) == 1
-    with pytest.raises(ConfigError, match=r"does not fit method.network"):
+    with pytest.raises(ConfigError, match=r"is told how coarse a scan is: set method.scale_conditioning=true"):
         start(sr3(str(other)))
 
 

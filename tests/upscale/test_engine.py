@@ -10,7 +10,7 @@ import pytest
 from jaxsr.methods.base import Batch, Request, UpscaleOutput
 from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
 from jaxsr.runtime.mesh import make_mesh
-from jaxsr.upscale.batches import cost, fitting_size
+from jaxsr.upscale.batches import fitting_size
 from jaxsr.upscale.engine import Engine
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import Volume
@@ -143,16 +143,17 @@ def test_progress_counts_every_slice_of_every_axis(identity_engine, head):
     ((260,), 64, 8, 56),  # a multiple of the devices
     ((3,), 64, 1, 3), ((7,), 1, 1, 1),
 ])  # fmt: skip
-def test_batches_are_of_the_size_that_leaves_the_fewest_fillers(counts, most, devices, expected):
+def test_batches_are_of_the_size_that_costs_the_least(counts, most, devices, expected):
     size = fitting_size(counts, most, devices)
     assert size == expected
-    assert cost(counts, size, most) == min(cost(counts, n, most) for n in range(devices, most + 1, devices))
+    padded = [-(-count // size) * size for count in counts]
+    assert sum(padded) <= sum(-(-count // most) * most for count in counts)  # never more than of the largest
 
 
 def test_a_volume_of_a_few_slices_more_takes_the_programs_of_the_one_before(identity_engine):
     """As long as that is not much dearer than programs of its own."""
     engine = identity_engine(batch_size=16)
-    for sagittal, compilations in ((60, 1), (57, 1), (59, 1), (17, 2), (60, 2)):
+    for sagittal, compilations in ((60, 1), (50, 1), (64, 1), (17, 2), (60, 2)):
         data = np.random.default_rng(0).normal(size=(sagittal, 32, 48)).astype(np.float32)
         fused, _ = engine.fuse(data, {"sagittal": ONE_STEP}, jax.random.key(0))
         np.testing.assert_array_equal(fused, data)

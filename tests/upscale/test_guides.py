@@ -95,6 +95,20 @@ def test_a_scan_that_a_folder_of_fields_has_none_for_lacks_it_and_the_others_do_
     assert (found[jobs[1].source].bias, found[jobs[1].source].lacking) == (fields / "sub-02_T1w_bias.nii.gz", "")
 
 
+def test_a_field_is_that_of_the_longest_name_that_it_goes_on_after(tmp_path):
+    """`scan_2_bias` is the field of scan_2, also where scan has none; and a folder's name may hold anything."""
+    fields = tmp_path / "fields{x}"
+    fields.mkdir()
+    jobs = [Job(tmp_path / f"{name}.nii.gz", tmp_path / f"out_{name}.nii.gz") for name in ("scan", "scan_2")]
+    for job in jobs:
+        job.source.touch()
+    (fields / "scan_2_bias.nii.gz").touch()
+    found = guides_of(jobs, tmp_path, fields, None, "ras", (0, 0, 0))
+    assert found[jobs[1].source].bias == fields / "scan_2_bias.nii.gz"
+    assert found[jobs[0].source].bias is None
+    assert "fields{x} has no map for scan.nii.gz" in found[jobs[0].source].lacking
+
+
 def test_the_sidecar_says_how_a_gradient_s_map_was_read(tmp_path):
     for name in ("warp.nii.gz", "coil.grad"):
         (tmp_path / name).write_bytes(b"content")
