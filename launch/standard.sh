@@ -3,8 +3,9 @@
 #   launch/standard.sh HEADS OUT [PART …]
 # HEADS is a folder with the public heads that jaxsr/weights/standard.md names, each in a folder of its own. Parts, all if none is named, each of which goes
 # on where it was stopped:
-#   split      OUT/heads/isotropic and OUT/heads/slices: trained on. OUT/held_out: never trained on, nor anything chosen by. OUT/labels
-#   train      configs/standard-start.yaml, -second.yaml and standard.yaml, each from where the one before ended: OUT/start, second, run
+#   split      OUT/heads/…: trained on. OUT/held_out: never trained on, nor anything chosen by. OUT/labels
+#   train      configs/standard-start.yaml, -second.yaml, -third.yaml and standard.yaml, each from where the one before ended: OUT/start,
+#              second, third, run
 #   export     OUT/standard.safetensors, float16
 #   evaluate   OUT/evaluation/…: held-out heads degraded to 1.5T, 3T and thick slices, and brought back to their own voxels
 #   fine       OUT/evaluation/0.7mm: heads of 0.7 mm, rendered from label maps that are in no training, degraded to 2 mm
@@ -13,7 +14,7 @@
 # Settings: PYTHON=python3.
 set -euo pipefail
 known="split train export evaluate fine lesions modes"
-usage() { sed -n '2,13s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+usage() { sed -n '2,14s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 [[ $# -ge 2 && $1 != -* ]] || usage
 heads=$1 out=$2
 shift 2
@@ -48,10 +49,15 @@ halt() {
 
 # The split, fixed before anything was trained: a person is on one side with all contrasts. Who is added later is added to one of the two.
 split() {
-  place heads/isotropic sub-pysynthsr_FLAIR.nii.gz py_synthsr/FLAIR_1mm_defaced.nii.gz
-  place heads/isotropic sub-uih_T1w.nii.gz uih_t1/T1w_0p5mm_defaced.nii.gz
+  local folder # all in heads/isotropic, and apart by whether they were resampled to an atlas
+  for folder in heads/isotropic heads/scanned; do
+    place "$folder" sub-pysynthsr_FLAIR.nii.gz py_synthsr/FLAIR_1mm_defaced.nii.gz
+    place "$folder" sub-uih_T1w.nii.gz uih_t1/T1w_0p5mm_defaced.nii.gz
+  done
   for contrast in T1 T2 FLAIR; do
-    place heads/isotropic "sub-openms07_$contrast.nii.gz" "open_ms_patient07/${contrast}_brain_MNI1mm.nii.gz"
+    for folder in heads/isotropic heads/registered; do
+      place "$folder" "sub-openms07_$contrast.nii.gz" "open_ms_patient07/${contrast}_brain_MNI1mm.nii.gz"
+    done
     place held_out "sub-openms19_$contrast.nii.gz" "open_ms_patient19/${contrast}_brain_MNI1mm.nii.gz"
   done
   place heads/slices sub-openmslong12_T1.nii.gz open_ms_long_patient12/study1_T1W.nii.gz
@@ -82,10 +88,13 @@ run() {
     train)
       # The first part was ended at its 4000th step, half-way down its learning rate: `halt` does that again.
       [[ -f start.safetensors ]] || { halt start 4000 "$root/configs/standard-start.yaml"; jaxsr export start start.safetensors; }
-      [[ -f second.safetensors ]] || {
-        jaxsr train "$root/configs/standard-second.yaml" --run-dir second
-        jaxsr export second second.safetensors --dtype float16
-      }
+      local part
+      for part in second third; do
+        [[ -f $part.safetensors ]] || {
+          jaxsr train "$root/configs/standard-$part.yaml" --run-dir $part
+          jaxsr export $part $part.safetensors --dtype float16
+        }
+      done
       jaxsr train "$root/configs/standard.yaml" --run-dir run
       ;;
     export) jaxsr export run standard.safetensors --dtype float16 --overwrite ;;
