@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from jaxsr import __version__
-from jaxsr.cli import benching, data, distilling, inspect, models, report, segmenting, simulation, upscaling, volumes, weights
+from jaxsr.cli import benching, data, distilling, inspect, models, report, scaling, segmenting, simulation, upscaling, volumes, weights
 from jaxsr.cli.status import run, terminate
 
 app = typer.Typer(
@@ -53,10 +53,10 @@ bench_app.command("count")(benching.bench_count)
 bench_app.command("train")(benching.bench_train)
 bench_app.command("data")(benching.bench_data)
 bench_app.command("upscale")(benching.bench_upscale)
-bench_app.command("compile")(benching.bench_compile)
+bench_app.command("compile")(scaling.bench_compile)
 bench_app.command("layers")(benching.bench_layers)
-bench_app.command("links")(benching.bench_links)
-bench_app.command("scale")(benching.bench_scale)
+bench_app.command("links")(scaling.bench_links)
+bench_app.command("scale")(scaling.bench_scale)
 app.add_typer(weights_app)
 weights_app.command("list")(weights.weights_list)
 weights_app.command("download")(weights.weights_download)

@@ -190,8 +190,7 @@ class Sr3:
 
         def one(x_t: Array, low: Array, signal: Array, scale: Array | None, key: Array) -> Array:
             of = None if scale is None else scale[None]
-            return jnp.asarray(self.network.apply(params, x_t[None], low[None], signal[None], scale=of, train=True, rngs={"dropout": key}))[
-                0
-            ]
+            output = self.network.apply(params, x_t[None], low[None], signal[None], scale=of, train=True, rngs={"dropout": key})
+            return jnp.asarray(output)[0]
 
         return jax.vmap(one)(x_t, low, level.signal, scale, dropout)

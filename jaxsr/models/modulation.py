@@ -51,9 +51,3 @@ class IntensityBranch(nn.Module):
             x = ResnetBlock(own, self.groups, dtype=self.dtype, name=f"level{level}")(x)
             modulations.append(conv(2 * features, 1, zero=True, dtype=self.dtype, name=f"level{level}_out")(x))
         return tuple(modulations)
-
-
-def modulated(features: Array, modulation: Array) -> Array:
-    """(1 + s) f + b of `features` `[B, H, W, C]`, (s, b) being `modulation` `[B, H, W, 2 C]`."""
-    scale, shift = jnp.split(modulation.astype(features.dtype), 2, axis=-1)
-    return features * (1 + scale) + shift

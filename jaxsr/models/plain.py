@@ -15,10 +15,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsr.models.modulation import modulated
 from jaxsr.nn.convolution import conv, dense
 from jaxsr.nn.embedding import sinusoids
-from jaxsr.nn.film import Film
+from jaxsr.nn.film import Film, modulated
 
 
 class PlainNetwork(nn.Module):

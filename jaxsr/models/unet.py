@@ -18,9 +18,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsr.models.modulation import modulated
 from jaxsr.nn.convolution import conv, dense
 from jaxsr.nn.embedding import sinusoids
+from jaxsr.nn.film import modulated
 from jaxsr.nn.norm import GroupNorm
 from jaxsr.nn.resnet import Downsample, ResnetBlock, Upsample
 from jaxsr.nn.transformer import SpatialTransformer

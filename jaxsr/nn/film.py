@@ -17,6 +17,12 @@ from jaxsr.nn.convolution import conv, dense
 from jaxsr.nn.norm import GroupNorm
 
 
+def modulated(features: Array, modulation: Array) -> Array:
+    """(1 + s) ⊙ f + b of `features` `[B, H, W, C]`, (s, b) being `modulation` `[B, H, W, 2 C]`, or `[B, 1, 1, 2 C]`, the same for all."""
+    scale, shift = jnp.split(modulation.astype(features.dtype), 2, axis=-1)
+    return features * (1 + scale) + shift
+
+
 class Film(nn.Module):
     """`h` `[B, H, W, C]`, `embedding` `[B, E]` → `[B, H, W, C]`."""
 
@@ -25,8 +31,7 @@ class Film(nn.Module):
     @nn.compact
     def __call__(self, h: Array, embedding: Array) -> Array:
         both = dense(2 * h.shape[-1], dtype=self.dtype, name="scale_and_shift")(embedding)
-        scale, shift = jnp.split(both[:, None, None, :], 2, axis=-1)
-        return h * (1 + scale) + shift
+        return modulated(h, both[:, None, None, :])
 
 
 class FilmConvBlock(nn.Module):

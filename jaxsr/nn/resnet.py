@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsr.nn.convolution import conv, dense
-from jaxsr.nn.film import Film
+from jaxsr.nn.film import Film, modulated
 from jaxsr.nn.norm import GroupNorm
 
 
@@ -55,8 +55,7 @@ class ResnetBlock(nn.Module):
         if embedding is not None and not self.film:
             h += dense(self.features, dtype=self.dtype, name="embedding")(embedding)[:, None, None, :]
         if modulation is not None:
-            scale, shift = jnp.split(modulation[:, None, None, :], 2, axis=-1)
-            h = h * (1 + scale) + shift
+            h = modulated(h, modulation[:, None, None, :])
         h = norm(h, "norm2")
         if embedding is not None and self.film:
             h = Film(self.dtype, name="film")(h, embedding)

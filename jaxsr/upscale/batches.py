@@ -247,7 +247,8 @@ def cost(counts: Sequence[int], size: int, most: int) -> float:
     return sum(-(-count // size) for count in counts) * (size + most / 16)
 
 
-def fitting_size(counts: Sequence[int], most: int, devices: int = 1) -> int:
+@functools.lru_cache(maxsize=256)  # it is asked for with every batch
+def fitting_size(counts: tuple[int, ...], most: int, devices: int = 1) -> int:
     """Slices at a time, at most `most` and a multiple of the devices as that is, for runs of `counts` slices to cost the least."""
     return min(range(most, 0, -devices), key=lambda size: cost(counts, size, most))
 

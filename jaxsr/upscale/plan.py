@@ -68,10 +68,10 @@ class Plan(NamedTuple):
     def compilations(self) -> int:
         return len(self.programs)
 
-    def runs(self, sides: tuple[int, int], request: Request) -> list[int]:
+    def runs(self, sides: tuple[int, int], request: Request) -> tuple[int, ...]:
         """How many slices each axis has that this program is for."""
         each = zip(self.shapes, self.requests, self.counts, strict=True)
-        return [count for of, asked, count in each if (of, asked) == (sides, request)]
+        return tuple(count for of, asked, count in each if (of, asked) == (sides, request))
 
 
 def make_plan(

@@ -9,7 +9,7 @@ import pytest
 
 from jaxsr.bench.peer import check_same_device, run_peer, why_no_peer
 from jaxsr.cli import app
-from jaxsr.cli.benching import _named_devices
+from jaxsr.cli.scaling import _named_devices
 from jaxsr.cli.status import run
 from jaxsr.config import ConfigError
 from jaxsr.experiment import load_experiment

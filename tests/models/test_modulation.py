@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsr.models.modulation import IntensityBranch, modulated
+from jaxsr.models.modulation import IntensityBranch
 from jaxsr.models.plain import PlainNetwork
 from jaxsr.models.unet import LatentUNet
+from jaxsr.nn.film import modulated
 
 UNET = LatentUNet(channels=2, width=8, multipliers=(1, 2), blocks=1, attention_at=(2,), heads=2, context_width=4, groups=4)
 
