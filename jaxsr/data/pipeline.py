@@ -117,7 +117,7 @@ class SliceStream:
         self._augment, self._maps, self._context, self._seed = augmentation_of(augment), maps, context, seed
         self._scale = scale
         self._chosen = range(len(subjects.ids)) if chosen is None else chosen
-        self._cache = _Cache(self._load, window + 2)
+        self._cache = Cache(self._load, window + 2)
         self._note, self._told, self._began = note, set[int](), False
 
     def __enter__(self) -> "SliceStream":
@@ -130,14 +130,17 @@ class SliceStream:
         return ENDLESS
 
     def __getitem__(self, position: int) -> Sample:
-        block, within = divmod(int(position), self._draws)
+        return self._draw(*self._turn(int(position)))
+
+    def _turn(self, position: int) -> tuple[Pair, int, int, np.random.Generator]:
+        """What is drawn from at `position`, its visit and its subject, and what all that is drawn there comes of."""
+        block, within = divmod(position, self._draws)
         share = self._draws // self._window
         drawn = int(np.random.default_rng((self._seed, 1, block)).permutation(self._draws)[within])
         visit = max(block - drawn // share, 0)  # the first block has no predecessors
         self._cache.prepare(block + 1)
         subject, pair = self._cache.get(visit)
-        rng = np.random.default_rng((self._seed, 2, block, drawn))
-        return self._draw(pair, visit, subject, rng)
+        return pair, visit, subject, np.random.default_rng((self._seed, 2, block, drawn))
 
     def subject(self, visit: int) -> int:
         """Whose turn it is at the `visit`-th place of the stream: a new random order each time all have been seen; in a mixture, drawn."""
@@ -157,7 +160,7 @@ class SliceStream:
         for subject in (self._chosen[(first + i) % count] for i in range(count)):
             try:
                 pair = self._subjects.load(subject, visit)
-                check_maps(self._maps, tuple(pair.maps()), self._subjects.ids[subject])
+                self._check(pair, self._subjects.ids[subject])
                 return subject, pair
             except (VolumeError, OSError) as error:
                 reason = str(error)
@@ -165,6 +168,10 @@ class SliceStream:
                     self._told.add(subject)
                     self._note(f"left out: {reason}")
         raise VolumeError(f"none of the {count} subjects can be loaded; the last: {reason}")
+
+    def _check(self, pair: Pair, name: str) -> None:
+        """Raises: ConfigError or VolumeError, where nothing can be cut out of the pair of `name`; of the latter the subject is left out."""
+        check_maps(self._maps, tuple(pair.maps()), name)
 
     def _draw(self, pair: Pair, visit: int, subject: int, rng: np.random.Generator) -> Sample:
         across = planes(pair.grid)
@@ -269,7 +276,7 @@ def shaped(maps: dict[str, np.ndarray], origin: np.ndarray) -> Sample:
     return cast(Sample, {**channels, "origin": origin})
 
 
-class _Cache(Generic[Value]):
+class Cache(Generic[Value]):
     """The last `size` results of `load(key)`, each computed once, however many threads ask, one at a time in a thread of its own."""
 
     def __init__(self, load: Callable[[int], Value], size: int):

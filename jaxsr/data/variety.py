@@ -1,16 +1,19 @@
-"""Variety of few people: each visit of a real head may find it of another size and in another contrast, before anything is acquired of it.
+"""Variety of few people: each visit of a real head may find it of another size, contrast and smoothness, before anything is acquired of it.
 
     size        its voxels are taken for z times as large as they are; none of them is changed
     contrast    grey values go through a curve f: f(0) = 0, and from `KNEE` of the window on linear between knots, upwards throughout or,
                 one time in three, downwards throughout, as from T1w to T2w; from 0 to `KNEE` f leads up to that
+    smoothness  it goes through a Gaussian of a standard deviation below that of many a head that was resampled, half a voxel or so
 
-A network that has seen four people in seven contrasts knows those. Anatomy and sharpness stay the scan's; how tissues differ does not,
-nor how much noise there is: where f is steep, which it may be ten times below `KNEE`, it comes out stronger. Air of exactly 0 stays so.
+A network that has seen four people in seven contrasts knows those, and takes all heads for as sharp as theirs. Anatomy stays the scan's;
+how tissues differ does not, nor how much noise there is: where f is steep, which it may be ten times below `KNEE`, it comes out stronger.
+Air of exactly 0 stays so, but for what a Gaussian carries there.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import Volume
@@ -20,13 +23,16 @@ KNEE = 0.1  # of the intensity window
 KNOTS = 5  # from there to the top of the window
 LEAST_STEP = 0.25  # the least that a step between two knots can be, as a share of the greatest
 INVERTED = 1 / 3  # share of the curves that fall
+SMOOTHED = 1 / 2  # share of the visits that are smoothed at all: others stay as sharp as they are
 
 
 class Variety(NamedTuple):
-    """`zoom`: ends of the range of z; `contrasts`: the share of visits at which grey values go through a curve."""
+    """`zoom`: ends of the range of z; `contrasts`: the share of visits at which grey values go through a curve; `smooth`: at every second
+    visit there is a Gaussian, of a standard deviation uniform up to this, in voxels."""
 
     zoom: tuple[float, float] = (1.0, 1.0)
     contrasts: float = 0.0
+    smooth: float = 0.0
 
 
 def vary(volume: Volume, variety: Variety, rng: np.random.Generator) -> Volume:
@@ -38,6 +44,8 @@ def vary(volume: Volume, variety: Variety, rng: np.random.Generator) -> Volume:
     low, high = variety.zoom
     zoom = low + (high - low) * int(rng.integers(ZOOMS)) / (ZOOMS - 1)
     data = apply_curve(volume.data, draw_curve(rng)) if rng.random() < variety.contrasts else volume.data
+    if variety.smooth and rng.random() < SMOOTHED:
+        data = ndimage.gaussian_filter(data, variety.smooth * rng.random(), output=np.float32)
     affine = volume.affine @ np.diag([zoom, zoom, zoom, 1.0])
     return Volume(data, affine)
 

@@ -65,6 +65,11 @@ def knows_scale(method: Any) -> bool:
     return bool(getattr(method, "scale_conditioning", False))
 
 
+def takes_cubes(method: Any) -> bool:
+    """Whether the method, or its config, is trained on whole cubes (`jaxsr.data.cubes`)."""
+    return bool(getattr(method, "fused", False))
+
+
 def abstract_condition(method: Any, shape: tuple[int, int, int], names: Sequence[str] = ("low",)) -> Condition:
     """Of slices of `shape` (B, H, W): those maps, and `beside` and `scale` where `method` takes them."""
     taken = {*names, *(["beside"] if context_of(method) else []), *(["scale"] if knows_scale(method) else [])}

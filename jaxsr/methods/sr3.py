@@ -22,6 +22,7 @@ from jaxsr.config import Strict
 from jaxsr.diffusion.process import Prediction, add_noise, target
 from jaxsr.diffusion.sampling import draw_noise
 from jaxsr.diffusion.schedule import Level, continuous_level
+from jaxsr.losses.cubes import over_axes
 from jaxsr.losses.pixels import ERRORS
 from jaxsr.methods.base import (
     Batch,
@@ -67,6 +68,8 @@ class Sr3Config(Strict):
       shrink: the network is shown √ᾱ x_t, what x_t says of x_0 by itself if that is of unit variance, in place of x_t: from pure noise it
         then sees the condition alone.
       terminal: share of the training slices that are seen at t = T, from where one sampling step goes all the way; the others at any t.
+      fused: training is on cubes (`jaxsr.data.cubes`), and of those that are seen at t = T it is the mean over the slices across three axes
+        that is compared with the truth, as that is what `upscale` makes: what two of three can see, they learn to say half as loud again.
       pixels: mm, finest and coarsest that the network is meant for (`jaxsr.upscale.plan`); null: those of the target, whatever they are.
       bound: x̂_0 is kept within ± this while sampling (1 is the published sampler); null leaves it free.
       sampling_steps, eta: the default of `upscale`; 2000 and 1 are the published sampler.
@@ -85,6 +88,7 @@ class Sr3Config(Strict):
     scale_conditioning: bool = False
     shrink: bool = False
     terminal: float = Field(0.0, ge=0, le=1)
+    fused: bool = False
     pixels: tuple[float, float] | None = None
     bound: float | None = Field(1.5, gt=0)
     sampling_steps: int = 100
@@ -105,6 +109,15 @@ class Sr3Config(Strict):
     @property
     def multiple(self) -> int:
         return self.network.multiple
+
+    def check(self, experiment: Any) -> None:
+        """ValueError of the `Experiment` around it, where batches are no whole cubes."""
+        slices, train = 3 * experiment.data.crop, experiment.train
+        if self.fused and (train.batch_size % slices or train.accumulate > 1):
+            raise ValueError(
+                f"method.fused: train.batch_size must be a multiple of {slices}, cubes of data.crop voxels a side across three axes, and "
+                f"train.accumulate 1; got {train.batch_size} and {train.accumulate}"
+            )
 
     def build(self, dtype: jnp.dtype = jnp.float32) -> "Sr3":
         return Sr3(self, dtype)
@@ -131,14 +144,17 @@ class Sr3:
 
     def loss(self, variables: Variables, batch: Batch, keys: Array, progress: Array) -> LossOutput:
         draw = {name: jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i, name in enumerate(("time", "between", "noise", "dropout"))}
-        t = jax.vmap(self._time)(draw["time"])
+        x0 = self.pixels.diffused(batch.high, batch.low)
+        t, last = self._times(draw["time"], x0.shape[1])
         level = continuous_level(self.schedule, t, jax.vmap(jax.random.uniform)(draw["between"]))
 
-        x0 = self.pixels.diffused(batch.high, batch.low)
         noise = draw_noise(draw["noise"], 0, x0.shape[1:])
         shown = self._shown(batch.condition)
         output = self._denoise(variables, shown, batch.scale, add_noise(x0, noise, level), level, dropout=draw["dropout"])
-        errors = ERRORS[self.config.loss](output, target(self.config.prediction, x0, noise, level))
+        misses = output.astype(jnp.float32) - target(self.config.prediction, x0, noise, level)
+        if self.config.fused:
+            misses = jnp.where(last[:, None, None, None], over_axes(misses), misses)
+        errors = ERRORS[self.config.loss](misses, jnp.zeros_like(misses))
         if self.config.relative:
             errors = errors / (jnp.mean(jnp.square(x0), axis=(1, 2, 3)) + EASY)
         return LossOutput(errors.mean(), {}, variables["stats"])
@@ -164,12 +180,14 @@ class Sr3:
         variables = jax.eval_shape(functools.partial(self.network.init, scale=scale), jax.random.key(0), image, shown, level)
         return {"denoiser": Part(functools.partial(self.network.apply, scale=scale), variables, (image, shown, level))}
 
-    def _time(self, key: Array) -> Array:
-        """t of one training slice, int in 1 … T: T itself with probability `terminal`, else any alike likely."""
-        t = jax.random.randint(key, (), 1, self.schedule.steps + 1)
-        if not self.config.terminal:
-            return t
-        return jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 1), self.config.terminal), self.schedule.steps, t)
+    def _times(self, keys: Array, side: int) -> tuple[Array, Array]:
+        """t of training slices, int `[B]` in 1 … T, and which of them are seen at T since `terminal` says so, of a cube all or none; of the
+        others any t is alike likely."""
+        t = jax.vmap(lambda key: jax.random.randint(key, (), 1, self.schedule.steps + 1))(keys)
+        last = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1), self.config.terminal))(keys)
+        if self.config.fused:
+            last = jnp.repeat(last[:: 3 * side], 3 * side)
+        return jnp.where(last, self.schedule.steps, t), last
 
     def _shown(self, condition: Condition) -> Array:
         """What the network sees of the low-resolution volume, `[B, H, W, 1 + 2 context]`."""

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsr.config import ConfigError
+from jaxsr.data.cubes import CubeStream
 from jaxsr.data.people import person_of
 from jaxsr.data.pipeline import SliceStream, Stream, augmentation_of, check_maps
 from jaxsr.data.prepared import PreparedSet
@@ -30,7 +31,7 @@ from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.data.unpaired import HalfPaired, split_paired
 from jaxsr.data.variety import Variety
 from jaxsr.experiment import DataConfig, Experiment, SourceConfig
-from jaxsr.methods.base import MAP_CHANNELS, Batch, Method, Variables, context_of, knows_scale
+from jaxsr.methods.base import MAP_CHANNELS, Batch, Method, Variables, context_of, knows_scale, takes_cubes
 from jaxsr.train.precomputed import check_precomputed, no_set
 from jaxsr.train.state import abstract_variables
 from jaxsr.volume.geometry import Kind
@@ -90,7 +91,7 @@ def fitted(experiment: Experiment, records: PreparedSet | None) -> Experiment:
         if precomputed and precomputed.required:
             raise no_set(experiment)
         return experiment
-    if alone := [f"method.{key}" for key in ("context", "scale_conditioning") if getattr(experiment.method, key, None)]:
+    if alone := [f"method.{key}" for key in ("context", "scale_conditioning", "fused") if getattr(experiment.method, key, None)]:
         raise ConfigError(f"{' and '.join(alone)}: slices of a prepared set lie alone, and do not say it: name data.volumes or data.labels")
     data, manifest = experiment.data, records.manifest
     settings = json.loads(manifest.settings)
@@ -180,7 +181,8 @@ def _stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note
             "data.augment.rotation: of a slice that is turned nobody can say how coarse it is along its rows, as method.scale_conditioning "
             "wants: set one of them to 0"
         )
-    return SliceStream(subjects, crop, **how, context=context, scale=scale, seed=experiment.seed, note=note)
+    how |= {"context": context, "scale": scale, "seed": experiment.seed, "note": note}
+    return CubeStream(subjects, data.crop, **how) if takes_cubes(experiment.method) else SliceStream(subjects, crop, **how)
 
 
 def variables_to_upscale(experiment: Experiment, method: Method) -> Variables:

@@ -6,7 +6,7 @@ import pytest
 
 from jaxsr.config import ConfigError, from_dict
 from jaxsr.data.subjects import FolderSubjects, simulate, stable_hash
-from jaxsr.data.variety import INVERTED, KNEE, ZOOMS, Variety, apply_curve, draw_curve, vary
+from jaxsr.data.variety import INVERTED, KNEE, SMOOTHED, ZOOMS, Variety, apply_curve, draw_curve, vary
 from jaxsr.experiment import DataConfig
 from jaxsr.physics.acquisition import Acquisition
 from jaxsr.train.build import build_subjects
@@ -66,6 +66,21 @@ def test_so_many_visits_find_another_contrast(head):
     assert abs(share - 0.5) < 0.11  # 3 σ
 
 
+def test_every_second_visit_is_smoothed_by_a_gaussian_of_up_to_so_many_voxels():
+    """Of a point the second moment along an axis is the Gaussian's variance; half of all visits leave it as it is."""
+    point, ramp = np.zeros((15, 15, 15), np.float32), np.arange(15) - 7
+    point[7, 7, 7] = 100
+    moments = []
+    for seed in range(200):
+        data = vary(Volume(point, np.eye(4)), Variety(smooth=0.8), np.random.default_rng(seed)).data
+        np.testing.assert_allclose(data.sum(), 100, rtol=1e-5)
+        moments.append([(data.sum(tuple(a for a in range(3) if a != axis)) * ramp**2).sum() / 100 for axis in range(3)])
+    moments = np.array(moments)
+    np.testing.assert_allclose(moments[:, 0], moments[:, 2], atol=1e-5)
+    assert abs((moments[:, 0] == 0).mean() - SMOOTHED) < 0.12  # and below a third of a voxel hardly any are
+    assert 0.5 < moments.max() < 0.8**2 + 0.02
+
+
 def test_a_visit_is_what_it_is_whenever_it_comes_and_without_variety_nothing_changes(tmp_path, head):
     for name in "ab":
         write_volume(tmp_path / f"{name}.nii.gz", head)
@@ -89,8 +104,9 @@ def test_a_visit_is_what_it_is_whenever_it_comes_and_without_variety_nothing_cha
 @pytest.mark.parametrize(
     "source, message",
     [
-        ({"labels": "b", "zoom": [0.8, 1.2]}, "zoom and contrasts are of volumes"),
-        ({"contrasts": 0.5}, "zoom and contrasts are of volumes"),
+        ({"labels": "b", "zoom": [0.8, 1.2]}, "zoom, contrasts and smooth are of volumes"),
+        ({"contrasts": 0.5}, "zoom, contrasts and smooth are of volumes"),
+        ({"smooth": 0.5}, "zoom, contrasts and smooth are of volumes"),
         ({"volumes": "a", "zoom": [1.2, 0.8]}, "the least and the greatest"),
         ({"volumes": "a", "zoom": [0.1, 1.0]}, r"from 0\.5 to 2"),
     ],

@@ -10,6 +10,7 @@ import pytest
 from jaxsr.config import ConfigError, from_dict
 from jaxsr.diffusion.process import target
 from jaxsr.diffusion.schedule import Level
+from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Batch, Condition, Request
 from jaxsr.methods.sr3 import EASY, Sr3, Sr3Config
 from jaxsr.nn.resnet import ResnetBlock
@@ -247,7 +248,7 @@ def test_what_it_is_told_counts_along_each_axis_in_upscaling_and_in_training(axi
 @pytest.mark.parametrize("terminal", [0.0, 0.5, 1.0])
 def test_so_many_slices_are_trained_where_one_step_starts(terminal):
     method = recipe(terminal=terminal)
-    times = np.asarray(jax.vmap(method._time)(jax.random.split(jax.random.key(0), 4000)))
+    times, _ = np.asarray(method._times(jax.random.split(jax.random.key(0), 4000), SIDE))
     assert times.min() >= 1
     np.testing.assert_allclose((times == method.schedule.steps).mean(), terminal, atol=0.03)
 
@@ -316,3 +317,71 @@ def test_without_norms_a_block_starts_as_its_skip():
     assert set(nn.meta.unbox(variables)["params"]) == {"conv1", "embedding", "conv2"}
     gradient = jax.grad(lambda v: (block.apply(v, x, jnp.ones((2, 4))) ** 2).sum())(variables)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(nn.meta.unbox(gradient)["params"]["conv2"]))
+
+
+def cubes(seed=0, count=2):
+    """A batch of cubes of one voxel's noise each: views agree on what is true and what is seen."""
+    rng, slices = np.random.default_rng(seed), []
+    for _ in range(count):
+        high = np.tanh(rng.normal(size=(SIDE, SIDE, SIDE, 1)))
+        both = np.stack([high, high + 0.1 * rng.normal(size=high.shape)])
+        slices += [np.moveaxis(both, 1 + axis, 1) for axis in range(3)]
+    high, low = np.concatenate(slices, axis=1).astype(np.float32)
+    return Batch(high=jnp.asarray(high), low=jnp.asarray(low))
+
+
+FUSED = {"prediction": "x0", "loss": "l2", "residual_std": 0.1, "terminal": 1.0}
+
+
+def test_of_cubes_the_mean_over_three_axes_is_compared_as_upscale_makes_it():
+    """The closed form, from what one sampling step makes of the same slices and the same noise."""
+    method, of = recipe(**FUSED, fused=True), cubes()
+    variables, keys = weights(method), keys_of(of.size)
+    seen = {}
+
+    def record(self, variables, shown, scale, x_t, level, dropout=None):
+        seen["output"] = Sr3._denoise(self, variables, shown, scale, x_t, level, dropout)
+        return seen["output"]
+
+    method._denoise = record.__get__(method)
+    loss = method.loss(variables, of, keys, 0.0).loss
+    views = np.asarray(method.pixels.image(seen["output"], of.low)).reshape(2, 3, SIDE, SIDE, SIDE)
+    truths = np.asarray(of.high).reshape(2, 3, SIDE, SIDE, SIDE)[:, 0]
+    means = np.mean([np.moveaxis(views[:, axis], 1, 1 + axis) for axis in range(3)], axis=0)
+    assert np.allclose(loss, np.mean((means - truths) ** 2) / 0.1**2, rtol=1e-4)
+
+
+def test_a_mean_misses_no_more_than_its_parts_and_they_learn_from_each_other():
+    """Jensen's inequality; and slices across one axis have a gradient where they are right, if those across another are not."""
+    of, (alone, fused) = cubes(), (recipe(**FUSED), recipe(**FUSED, fused=True))
+    variables, keys = weights(alone), keys_of(of.size)
+    losses = [float(method.loss(variables, of, keys, 0.0).loss) for method in (fused, alone)]
+    assert 0 < losses[0] < 0.9 * losses[1]
+
+    def missed(outputs):
+        fused._denoise = lambda *_, **__: outputs
+        return fused.loss({"stats": {}}, of, keys, 0.0).loss
+
+    right = fused.pixels.diffused(of.high, of.low)
+    gradient = jax.grad(missed)(right.at[: 2 * SIDE].add(1.0))  # of the first cube two axes say 1 too much
+    assert (gradient[2 * SIDE : 3 * SIDE] > 0).all()
+    assert not gradient[3 * SIDE :].any()
+    assert np.allclose(missed(right.at[2 * SIDE : 3 * SIDE].add(-2.0).at[: 2 * SIDE].add(1.0)), 0, atol=1e-10)
+
+
+def test_cubes_that_are_seen_at_another_t_are_compared_slice_by_slice():
+    """From there sampling goes on along each axis by itself. All slices of a cube are seen so, or none."""
+    of, settings = cubes(count=6), {**FUSED, "terminal": 0.5}
+    method = recipe(**settings, fused=True)
+    last = np.asarray(method._times(keys_of(of.size), SIDE)[1]).reshape(6, 3 * SIDE)
+    assert (last == last[:, :1]).all()
+    assert 0 < last[:, 0].sum() < 6
+    never, alone = recipe(**{**FUSED, "terminal": 0.0}, fused=True), recipe(**{**FUSED, "terminal": 0.0})
+    variables = weights(alone)
+    assert np.allclose(*(method.loss(variables, of, keys_of(of.size), 0.0).loss for method in (never, alone)))
+
+
+@pytest.mark.parametrize("train", [{"batch_size": 16}, {"batch_size": 96, "accumulate": 2}])
+def test_batches_that_are_no_whole_cubes_are_refused(train):
+    with pytest.raises(ConfigError, match="batch_size must be a multiple of 48, cubes"):
+        from_dict({"method": {"kind": "sr3", "network": NETWORK, "fused": True}, "data": {"crop": 16}, "train": train}, Experiment)

@@ -1,0 +1,151 @@
+"""Laws of the stream of cubes: three views of the same voxels, cut as `upscale` cuts them."""
+
+import numpy as np
+import pytest
+
+from jaxsr.config import ConfigError
+from jaxsr.data.augmentation import AugmentConfig
+from jaxsr.data.cubes import CubeStream
+from jaxsr.data.pairs import Pair, beside, cut, scale_of
+from jaxsr.data.pipeline import batches
+from jaxsr.losses.cubes import over_axes
+from jaxsr.volume.errors import VolumeError
+from jaxsr.volume.geometry import Grid
+
+SIDE, SHAPE, CONTEXT = 4, (9, 7, 8), 2
+PLAIN = AugmentConfig(flip=False)
+TURNED = AugmentConfig(flip=True, transpose=True)
+
+
+class Heads:
+    """Every voxel has a value of its own, the truth another than the scan; voxels are acquired thick along another axis at each visit."""
+
+    def __init__(self, shape=SHAPE, affine=np.eye(4), odd=()):
+        self.ids = [f"person-{i}" for i in range(3)]
+        self.shape, self.affine, self.odd = shape, affine, odd
+
+    def load(self, index, visit=0):
+        low = np.random.default_rng(index).uniform(0, 1, self.shape).astype(np.float32)
+        scanned = tuple(np.roll([1.0, 2.0, 5.0], visit))
+        shape = (SIDE - 1, *self.shape[1:]) if index in self.odd else self.shape
+        return Pair((low + 2)[: shape[0]], low[: shape[0]], Grid(shape, self.affine), scanned=scanned)
+
+
+def stream(subjects=None, side=SIDE, **settings):
+    how = {"draws": 4 * 3 * side, "window": 2, "seed": 3, "context": CONTEXT, "scale": True, "augment": TURNED}
+    return CubeStream(subjects or Heads(), side, **{**how, **settings})
+
+
+def cube(of, number):
+    samples = [of[number * 3 * SIDE + i] for i in range(3 * SIDE)]
+    return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+@pytest.mark.parametrize("augment", [PLAIN, TURNED, AugmentConfig(transpose=True, gamma=0.3)], ids=["plain", "turned", "bent"])
+def test_slices_across_three_axes_are_of_the_same_voxels(augment):
+    running = stream(augment=augment)
+    for number in range(12):
+        found = cube(running, number)
+        for name in ("high", "low"):
+            assert np.allclose(over_axes(found[name]), found[name], atol=1e-6)
+            assert found[name].shape == (3 * SIDE, SIDE, SIDE, 1)
+            assert found[name].dtype == np.float32
+
+
+def test_a_cube_is_cut_as_its_volume_is():
+    running, heads = stream(augment=PLAIN), Heads()
+    for number in range(8):
+        found = cube(running, number)
+        corner = [found["origin"][axis * SIDE, 3] for axis in range(3)]
+        for i, (visit, subject, axis, index) in enumerate(found["origin"]):
+            pair = heads.load(subject, visit)
+            rows, columns = (slice(corner[a], corner[a] + SIDE) for a in range(3) if a != axis)
+            of_volume = cut(pair.maps(), axis, index)
+            assert np.array_equal(found["high"][i, ..., 0], of_volume["high"][rows, columns])
+            assert np.array_equal(found["low"][i, ..., 0], of_volume["low"][rows, columns])
+            assert np.array_equal(found["beside"][i], beside(pair.low, axis, index, CONTEXT)[rows, columns])
+            assert np.array_equal(found["scale"][i], scale_of(pair.scanned, pair.grid, axis))
+
+
+def test_slices_that_are_turned_are_told_how_coarse_the_scan_is_along_their_own_rows():
+    """Whatever the axes are called: where the scan has 5 mm, low is given a value that says so."""
+
+    class Told(Heads):
+        def load(self, index, visit=0):
+            pair = super().load(index, visit)
+            ramp = np.arange(max(SHAPE), dtype=np.float32)
+            weights = np.array(pair.scanned, np.float32)
+            low = sum(
+                w * ramp[:n].reshape([-1 if a == axis else 1 for a in range(3)])
+                for axis, (w, n) in enumerate(zip(weights, SHAPE, strict=True))
+            )
+            return pair._replace(low=np.asarray(low, np.float32))
+
+    running, orders = stream(Told()), set()
+    for number in range(20):
+        found = cube(running, number)
+        rows, columns = np.abs(np.diff(found["low"], axis=1)[:, 0, 0, 0]), np.abs(np.diff(found["low"], axis=2)[:, 0, 0, 0])
+        through = np.abs(found["beside"][..., 2] - found["low"][..., 0])[:, 0, 0]
+        inside = (found["origin"][:, 3] > 0) & (found["origin"][:, 3] < np.array(SHAPE)[found["origin"][:, 2]] - 1)
+        assert np.allclose(found["scale"][:, 0], rows)
+        assert np.allclose(found["scale"][:, 1], columns)
+        assert np.allclose(found["scale"][inside, 2], through[inside])
+        orders.add(tuple(found["scale"][0]))
+    assert len(orders) == 6
+
+
+def test_what_is_at_a_position_does_not_depend_on_what_was_read_before():
+    sequential, at_random = stream(), stream()
+    samples = [sequential[i] for i in range(60)]
+    for i in (59, 3, 31, 12, 0):
+        assert all(np.array_equal(at_random[i][name], samples[i][name]) for name in samples[i])
+
+
+def test_batches_are_whole_cubes_and_a_visit_has_as_many_as_its_draws_say():
+    with stream() as running:
+        batch = next(batches(running, 2 * 3 * SIDE))
+    assert np.allclose(over_axes(batch["high"]), batch["high"], atol=1e-6)
+    running = stream()
+    visits = [int(cube(running, number)["origin"][0, 0]) for number in range(4, 8)]
+    assert sorted(visits) == [0, 0, 1, 1]
+
+
+def test_a_subject_without_a_cube_is_left_out_and_named():
+    notes = []
+    running = stream(Heads(odd=[1]), note=notes.append)
+    assert {int(cube(running, number)["origin"][0, 1]) for number in range(12)} == {0, 2}
+    assert any("person-1" in note and "3 × 7 × 8 voxels of 1 × 1 × 1 mm hold no cube of 4 voxels" in note for note in notes)
+
+
+def test_voxels_that_are_far_from_cubes_hold_none():
+    with pytest.raises(VolumeError, match="none of the 3 subjects can be loaded"):
+        stream(Heads(affine=np.diag([1.0, 1.0, 3.0, 1.0])))[0]
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"draws": 25}, "multiple of 24"),
+        ({"augment": AugmentConfig(rotation=5.0)}, "rotation"),
+        ({"augment": AugmentConfig(elastic=1.0)}, "elastic"),
+    ],
+)
+def test_what_would_tear_a_cube_apart_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        stream(**settings)
+
+
+def test_the_mean_over_axes_is_that_of_three_volumes():
+    volumes = np.random.default_rng(0).normal(size=(2, 3, SIDE, SIDE, SIDE, 2)).astype(np.float32)  # of each cube, of each axis' slices
+    slices = np.concatenate([np.moveaxis(volumes[k, axis], axis, 0) for k in range(2) for axis in range(3)])
+    mean = over_axes(slices)
+    for k in range(2):
+        for axis in range(3):
+            of = mean[(3 * k + axis) * SIDE :][:SIDE]
+            assert np.allclose(np.moveaxis(np.asarray(of), 0, axis), volumes[k].mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(10, 4, 4, 1), (12, 4, 3, 1)])
+def test_slices_that_are_no_cubes_have_no_mean(shape):
+    with pytest.raises(ValueError, match="no whole cubes"):
+        over_axes(np.zeros(shape, np.float32))
