@@ -52,7 +52,7 @@ def upscale(
         float | None, bare(help="Voxel size of the output. [default: what the model is for, which may go by the scan]")
     ] = None,
     from_mm: Annotated[
-        str, bare("--from-mm", metavar="auto|MM|MM,MM,MM", help="For a student: what the scan resolves. auto is its voxel size.")
+        str, bare("--from-mm", metavar="auto|MM|MM,MM,MM", help="What the scan resolves, if it was interpolated. auto: its voxel size.")
     ] = "auto",
     mode: Annotated[
         str | None,

@@ -23,7 +23,7 @@ from jaxsr.upscale.engine import Engine, Progress, Upscaled
 from jaxsr.upscale.explain import Explained, draw_attention, draw_experts, explain, other_units, read_reference
 from jaxsr.upscale.guide_maps import guidance_facts, read_guides
 from jaxsr.upscale.guides import Guides, check_guides
-from jaxsr.upscale.inputs import Job, check_target, memory_needed, read_input, scale_notes
+from jaxsr.upscale.inputs import Job, check_target, memory_needed, read_input, resolution_notes, scale_notes
 from jaxsr.upscale.model import Model, Recipe
 from jaxsr.upscale.plan import NothingToDo
 from jaxsr.upscale.samples import Samples, draw
@@ -36,6 +36,7 @@ from jaxsr.upscale.sidecar import (
     describe_map,
     json_writer,
     map_path,
+    millimetres,
     picture_path,
     sample_name,
     stale_maps,
@@ -169,7 +170,7 @@ def _make_file(
         volume = read_source(job.source, settings, note)
     settings = settled(settings, model.recipe, volume)
     check_target(volume, settings.to_mm, **settings.memory)
-    odd = scale_notes(volume, settings.to_mm, training_scans(model.experiment, volume))
+    odd = (*scale_notes(volume, settings.to_mm, training_scans(model.experiment, volume)), *resolution_notes(volume, settings.from_mm))
     for sentence in odd:
         note(f"{shown(job.source.name)}: {sentence}")
     volume = replace(volume, notes=(*volume.notes, *odd))
@@ -186,6 +187,7 @@ def _make_file(
         seconds = round(time.monotonic() - started, 2)
         own = {
             "Seed": settings.seed,
+            "ScanResolves": millimetres(settings.from_mm or volume.voxel_size),
             **guidance,
             **more,
             "BatchSize": engine.batch_size,

@@ -23,7 +23,7 @@ from jaxsr.upscale.batches import BatchSize, first_batch_size, fitting_size
 from jaxsr.upscale.engine import programs_each, ways
 from jaxsr.upscale.guide_maps import read_guides
 from jaxsr.upscale.guides import Guides
-from jaxsr.upscale.inputs import Job, memory_needed, scale_notes
+from jaxsr.upscale.inputs import Job, memory_needed, resolution_notes, scale_notes
 from jaxsr.upscale.model import Recipe
 from jaxsr.upscale.plan import Plan, make_plan
 from jaxsr.upscale.settings import Settings, settled, training_scans
@@ -85,7 +85,12 @@ def forecast(
         "HostBytes": memory_needed(volume, plan.work, **settings.memory),
         "DeviceBytes": weights + max(live_bytes(trace) for trace in traces.values()) // devices,
         "Devices": devices,
-        "Notes": [*volume.notes, *scale_notes(volume, settings.to_mm, training_scans(recipe.experiment, volume)), *plan.left_out],
+        "Notes": [
+            *volume.notes,
+            *scale_notes(volume, settings.to_mm, training_scans(recipe.experiment, volume)),
+            *resolution_notes(volume, settings.from_mm),
+            *plan.left_out,
+        ],
     }
 
 

@@ -16,6 +16,7 @@ from jaxsr.volume.geometry import Grid, target_grid
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import SMALLEST_SIDE, SUFFIXES, Volume, VolumeError, read_volume, straighten
 from jaxsr.volume.memory import free_memory
+from jaxsr.volume.resolution import resolved_mm
 from jaxsr.volume.slices import AXES
 
 # Of the output, on the host, beside the input: measured, and held by a test.
@@ -167,6 +168,16 @@ def scale_notes(volume: Volume, to_mm: float | None, trained: Sequence[float] | 
     if trained and any(max(mm / of, of / mm) > UNLIKE for mm, of in zip(volume.voxel_size, trained, strict=True)):
         notes.append(f"the model was trained on scans of {_millimetres(trained)}, this one has {_millimetres(volume.voxel_size)}")
     return tuple(notes)
+
+
+def resolution_notes(volume: Volume, from_mm: Sequence[float] | None = None) -> tuple[str, ...]:
+    """That the scan was interpolated, where its k-space says so and nobody has said what it resolves (`from_mm`)."""
+    found = resolved_mm(volume.data, volume.voxel_size)
+    coarser = [f"{mm:.3g} mm {way}" for mm, of, way in zip(found, volume.voxel_size, _WAYS, strict=True) if mm > of]
+    if from_mm or not coarser:
+        return ()
+    said = ",".join(f"{mm:.3g}" for mm in found)
+    return (f"it seems to have been interpolated, and to resolve {', '.join(coarser)}: --from-mm {said} tells that to the model",)
 
 
 def memory_needed(

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxsr.files import shown
-from jaxsr.upscale.inputs import check_target, memory_needed, read_input, scale_notes, serving_axes
+from jaxsr.upscale.inputs import check_target, memory_needed, read_input, resolution_notes, scale_notes, serving_axes
 from jaxsr.volume.decode import open_image
 from jaxsr.volume.header import describe
 from jaxsr.volume.intensity import background_share, fit_window
 from jaxsr.volume.io import STRAIGHTENED, VolumeError
 from jaxsr.volume.orientation import from_ras, turn_from
+from jaxsr.volume.resolution import resolved_mm
 from jaxsr.volume.slices import AXES
 
 
@@ -35,11 +36,12 @@ def inspect(
     return {
         **report,
         "usable": True,
-        "notes": [*read.notes, *scale_notes(read, to_mm)],
+        "notes": [*read.notes, *scale_notes(read, to_mm), *resolution_notes(read)],
         "volume": {
             "orientation": "".join(read.orientation),
             "shape": list(data.shape),
             "voxel_size_mm": voxel_size,
+            "resolves_mm": [round(mm, 3) for mm in _as_stored(resolved_mm(read.data, read.voxel_size), read.orientation)],
             "affine": affine.tolist(),
             "resampled": STRAIGHTENED in read.notes,
             "set_to_zero": read.zeroed,

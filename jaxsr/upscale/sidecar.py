@@ -177,7 +177,7 @@ def describe(model: "Model", job: Job, result: "Upscaled", request: "Request", *
     return {
         "Description": WARNING,
         **_bids_keys(job),
-        "Resolution": _millimetres(result.volume.voxel_size),
+        "Resolution": millimetres(result.volume.voxel_size),
         "JaxSR": {
             "Version": jaxsr.__version__,
             "Model": model.name,
@@ -186,7 +186,7 @@ def describe(model: "Model", job: Job, result: "Upscaled", request: "Request", *
             "WeightsSHA256": model.sha256,
             **({"Frozen": dict(model.frozen)} if model.frozen else {}),
             "TrainedVoxelSize": model.experiment.data.voxel_size,
-            "TrainedAcquisition": _millimetres(model.experiment.data.acquired) or _names(model.experiment.data),
+            "TrainedAcquisition": millimetres(model.experiment.data.acquired) or _names(model.experiment.data),
             "SamplingSteps": request.steps,
             "Eta": request.eta,
             **_routing(model.method, request),
@@ -231,7 +231,7 @@ def describe_map(job: Job, main: dict[str, Any], name: str, volume: "Volume", **
     return {
         "Description": _DESCRIPTIONS[kind],
         **keys,
-        "Resolution": _millimetres(volume.voxel_size),
+        "Resolution": millimetres(volume.voxel_size),
         "JaxSR": {"Map": name, "Of": job.output.name, **{key: main["JaxSR"][key] for key in same if key in main["JaxSR"]}, **own},
     }
 
@@ -253,6 +253,6 @@ def json_writer(content: Any) -> Writer:
     return lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _millimetres(size: tuple[float, float, float] | None) -> str:
+def millimetres(size: tuple[float, float, float] | None) -> str:
     """As in '2 × 2 × 5 mm'."""
     return f"{' × '.join(f'{v:g}' for v in size)} mm" if size else ""

@@ -1,5 +1,6 @@
 """Files in, files out: what is skipped, what is refused."""
 
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from jaxsr.experiment import Experiment
 from jaxsr.methods.autoencoder import AutoencoderConfig
 from jaxsr.methods.base import Request
 from jaxsr.upscale.files import make_engine, montage, upscale_file
-from jaxsr.upscale.inputs import Job, check_target, find_jobs, is_done, memory_needed, read_input, scale_notes
+from jaxsr.upscale.inputs import Job, check_target, find_jobs, is_done, memory_needed, read_input, resolution_notes, scale_notes
 from jaxsr.upscale.inspect import inspect
 from jaxsr.upscale.model import Model
 from jaxsr.upscale.settings import Settings
@@ -209,6 +210,25 @@ def test_a_scan_unlike_those_of_the_training_is_told():
         "the model was trained on scans of 2 mm, this one has 10 × 1.95 × 1.28 mm",
     )
     assert scale_notes(volume_of(2.4, 1.7, 2.0), 1.0, (2.0, 2.0, 2.0)) == ()  # within a quarter
+
+
+def test_a_scan_that_was_interpolated_is_told_unless_somebody_has_said_what_it_resolves(tmp_path):
+    """Half of k-space along y was left empty. `upscale` tells it by the same function as `inspect`."""
+    rng = np.random.default_rng(0)
+    points = np.stack(np.meshgrid(*[np.linspace(-1, 1, 64)] * 3, indexing="ij"))
+    spectrum = np.fft.fft(((points**2).sum(0) < 0.6) * 100 + rng.normal(size=(64, 64, 64)), axis=1)
+    spectrum[:, 16:49] = 0
+    scan = Volume(np.abs(np.fft.ifft(spectrum, axis=1)).astype(np.float32), np.diag([1.0, 0.8, 1.0, 1.0]))
+    (note,) = resolution_notes(scan)
+    assert re.fullmatch(
+        r"it seems to have been interpolated, and to resolve 1\.\d+ mm from back to front: --from-mm 1,1\.\d+,1 tells .*", note
+    )
+    assert float(note.split("--from-mm 1,")[1].split(",")[0]) == pytest.approx(1.6, rel=0.07)
+    assert resolution_notes(scan, (1.0, 1.6, 1.0)) == ()
+    write_volume(tmp_path / "scan.nii.gz", scan)
+    report = inspect(tmp_path / "scan.nii.gz")
+    assert note in report["notes"]
+    assert report["volume"]["resolves_mm"] == pytest.approx([1, 1.6, 1], rel=0.07)
 
 
 def test_inspect_tells_of_axes_that_get_coarser_as_upscale_does(tmp_path):
