@@ -7,6 +7,7 @@ it is held, weights in bfloat16 where they are given so (`jaxsr.methods.precisio
 accelerators choose other layouts, workspaces and fusions.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -19,7 +20,7 @@ from jaxsr.bench.count import check_size, quantity
 from jaxsr.bench.measure import circumstances, compiled
 from jaxsr.bench.train import step_multiply_adds
 from jaxsr.experiment import Experiment
-from jaxsr.methods.base import Condition, Request, abstract_condition
+from jaxsr.methods.base import Condition, Request, abstract_condition, takes_cubes
 from jaxsr.methods.precision import held_to_train, held_to_upscale
 from jaxsr.nn.attend import using
 from jaxsr.precompute.teacher_cache import check_teacher, distill_slices, maps_seen
@@ -34,7 +35,8 @@ from jaxsr.upscale.guides import maps_to_upscale
 def compile_train(experiment: Experiment, encoded: bool = False) -> dict[str, Any]:
     """The trainer's step of `experiment` on its mesh over all devices, as JSON can hold it; bytes are of one device.
 
-    A batch that training would refuse, as it does not divide over the devices, is rounded up; `asked_batch_size` is what it was.
+    A batch that training would refuse, as it does not divide over the devices, is rounded up, of cubes to whole ones: `asked_batch_size` is
+    what it was.
 
     Args:
       encoded: of slices that were encoded before.
@@ -45,7 +47,8 @@ def compile_train(experiment: Experiment, encoded: bool = False) -> dict[str, An
     asked = experiment
     experiment, estimated = _compilable(experiment)
     mesh, method = make_mesh(**dict(experiment.mesh)), build_method(experiment)
-    batch_size = _rounded_up(experiment.train.batch_size, _devices_of_slices(mesh) * experiment.train.accumulate)
+    cubes = 3 * experiment.data.crop if takes_cubes(experiment.method) else 1
+    batch_size = _rounded_up(experiment.train.batch_size, math.lcm(_devices_of_slices(mesh) * experiment.train.accumulate, cubes))
     experiment = experiment.model_copy(update={"train": experiment.train.model_copy(update={"batch_size": batch_size})})
     optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, players_of(method))
     batch = abstract_batch(experiment, encoded=encoded)

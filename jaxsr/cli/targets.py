@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from jaxsr.physics.protocol import Acquisition
     from jaxsr.upscale.inputs import Job
     from jaxsr.upscale.model import Recipe
+    from jaxsr.upscale.plan import Sizes
 
 
 def target_of(
-    recipe: "Recipe", to_mm: float | None, resolved: tuple[float, float, float] | None, *, derivative: bool
+    recipe: "Recipe", to_mm: float | None, resolved: "Sizes | Literal['found'] | None", *, derivative: bool
 ) -> tuple[float | None, list[str]]:
     """mm of the output, None where each scan decides, and what is to be said of it.
 
@@ -26,11 +27,13 @@ def target_of(
     Raises:
       BadParameter: where a model that goes to one size is told what a scan resolves.
     """
+    from jaxsr.upscale.plan import is_told
+
     trained, pixels = recipe.experiment.data.voxel_size, getattr(recipe.method, "pixel_range", None)
     multiscale = pixels is not None or hasattr(recipe.method, "pixel")
-    if resolved and not multiscale:
+    if resolved and not is_told(recipe.method):
         raise typer.BadParameter(
-            f"a model of kind {recipe.experiment.method.kind} is not told what a scan resolves, a student is: leave it out",
+            f"a model of kind {recipe.experiment.method.kind} is not told what a scan resolves, standard and students are: leave it out",
             param_hint="--from-mm",
         )
     target = to_mm or (None if pixels and not derivative else trained)
@@ -70,16 +73,20 @@ def check_places(
             raise typer.BadParameter("is for --bids: name the volumes by -i", param_hint=option)
 
 
-def resolved_sizes(text: str) -> tuple[float, float, float] | None:
-    """Of --from-mm, mm to the right, front and top; None for auto. Raises BadParameter for what is neither."""
+def resolved_sizes(text: str) -> "Sizes | Literal['found'] | None":
+    """Of --from-mm, mm to the right, front and top; None for auto. Raises BadParameter for what is none of them."""
     if text == "auto":
         return None
+    if text == "found":
+        return "found"
     try:
         sizes = [float(part) for part in text.split(",")]
     except ValueError:
         sizes = []
     if len(sizes) not in (1, 3) or not all(0.1 <= mm <= 20 for mm in sizes):
-        raise typer.BadParameter(f"'{text}' is neither auto nor millimetres, one number or three, as in 2 or 1,1,5", param_hint="--from-mm")
+        raise typer.BadParameter(
+            f"'{text}' is neither auto nor found nor millimetres, one number or three, as in 2 or 1,1,5", param_hint="--from-mm"
+        )
     x, y, z = sizes * 3 if len(sizes) == 1 else sizes
     return x, y, z
 

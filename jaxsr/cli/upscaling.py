@@ -52,7 +52,12 @@ def upscale(
         float | None, bare(help="Voxel size of the output. [default: what the model is for, which may go by the scan]")
     ] = None,
     from_mm: Annotated[
-        str, bare("--from-mm", metavar="auto|MM|MM,MM,MM", help="What the scan resolves, if it was interpolated. auto: its voxel size.")
+        str,
+        bare(
+            "--from-mm",
+            metavar="auto|found|MM|MM,MM,MM",
+            help="What the scan resolves: right, front, top. auto: its voxels; found: as its k-space ends.",
+        ),
     ] = "auto",
     mode: Annotated[
         str | None,

@@ -4,13 +4,13 @@ A cube of N³ voxels is cut as a volume is: N slices across its first axis, N ac
 follow each other in the stream: a batch of `3 N k` slices is `k` cubes. Slices beside them are those of the volume, in the cube or not.
 """
 
+import threading
 from typing import Any
 
 import numpy as np
 
-from jaxsr.config import ConfigError
 from jaxsr.data.augmentation import bend
-from jaxsr.data.pairs import Pair, beside, planes, scale_of, slice_frame
+from jaxsr.data.pairs import SQUARE, Pair, beside, coarser, slice_frame
 from jaxsr.data.pipeline import FOREGROUND, LEAST_TISSUE, Cache, Sample, SliceStream
 from jaxsr.data.subjects import Subjects
 from jaxsr.volume.errors import VolumeError
@@ -23,20 +23,17 @@ class CubeStream(SliceStream):
       along its axes, which change places where `augment` transposes, and its window is bent by `gamma`.
 
     Raises:
-      ConfigError: where slices would be turned, magnified or deformed each for itself, or `draws` are no whole cubes of each subject.
+      ValueError: where `draws` are no whole cubes of each subject in the window, or slices would be varied each for itself.
     """
 
     def __init__(self, subjects: Subjects, side: int, *, draws: int, window: int = 4, **how: Any):
-        slices = 3 * side
-        if draws % (slices * window):
-            raise ConfigError(
-                f"data.draws must be a multiple of {slices * window}, {window} subjects (data.window) by cubes of {slices} slices, for "
-                f"method.fused; got {draws}"
-            )
-        super().__init__(subjects, (side, side), draws=draws // slices, window=window, **how)
+        if draws % (3 * side * window):
+            raise ValueError(f"draws must be a multiple of 3 side window, got {draws}, side {side} and window {window}")
+        super().__init__(subjects, (side, side), draws=draws // (3 * side), window=window, **how)
         if self._augment.rotation or self._augment.scale or self._augment.elastic:
-            raise ConfigError("data.augment: slices of a cube stay as they lie, for method.fused: set rotation, scale and elastic to 0")
-        self._side, self._cubes = side, Cache(self._make, 4)
+            raise ValueError("slices of a cube cannot be turned, magnified or deformed each for itself")
+        # A thread that reads keeps its cube: others may push it out of the cache before it has all its slices.
+        self._side, self._cubes, self._reading = side, Cache(self._make, 4), threading.local()
 
     def __exit__(self, *_: object) -> None:
         self._cubes.close()
@@ -44,13 +41,17 @@ class CubeStream(SliceStream):
 
     def __getitem__(self, position: int) -> Sample:
         cube, place = divmod(int(position), 3 * self._side)
-        return self._cubes.get(cube)[place]
+        held: tuple[int, list[Sample]] = getattr(self._reading, "held", (-1, []))
+        if held[0] != cube:
+            self._reading.held = held = (cube, self._cubes.get(cube))
+        return held[1][place]
 
     def _check(self, pair: Pair, name: str) -> None:
-        if len(planes(pair.grid)) < 3 or min(pair.low.shape) < self._side:
+        if max(pair.grid.voxel_size) > SQUARE * min(pair.grid.voxel_size) or min(pair.low.shape) < self._side:
             sides, sizes = (" × ".join(f"{x:.3g}" for x in of) for of in (pair.low.shape, pair.grid.voxel_size))
             raise VolumeError(
-                f"{name}: {sides} voxels of {sizes} mm hold no cube of {self._side} voxels about as long along each axis, for method.fused"
+                f"{name}: at this visit {sides} voxels of {sizes} mm hold no cube of {self._side} voxels, about as long along each axis, "
+                "as method.fused takes them"
             )
 
     def _make(self, cube: int) -> list[Sample]:
@@ -71,6 +72,10 @@ class CubeStream(SliceStream):
 
         high, around = taken(pair.high, 0), taken(pair.low, margin)
         inner = (slice(margin, margin + side),) * 2
+        scale = None
+        if self._scale:
+            assert pair.scanned is not None
+            scale = coarser(pair.scanned, pair.grid)[order]
         samples = []
         for axis in range(3):
             truth, low, of = np.moveaxis(high, axis, 0), np.moveaxis(around, axis, 0), order[axis]
@@ -79,11 +84,8 @@ class CubeStream(SliceStream):
                 sample = Sample(high=truth[i, ..., None], low=low[margin + i][inner][..., None], origin=origin)
                 if margin:
                     sample["beside"] = beside(around, axis, margin + i, margin)[inner]
-                if self._scale:
-                    assert pair.scanned is not None
-                    along = np.empty(3, np.float32)  # the axes of the pair's grid
-                    along[slice_frame(of)] = scale_of(pair.scanned, pair.grid, of)
-                    sample["scale"] = along[order][slice_frame(axis)]
+                if scale is not None:
+                    sample["scale"] = scale[slice_frame(axis)]
                 samples.append(sample)
         return samples
 

@@ -81,8 +81,12 @@ def planes(grid: Grid) -> list[int]:
 
 def scale_of(scanned: Sequence[float], grid: Grid, axis: int) -> np.ndarray:
     """`Condition.scale` of slices of `grid` across `axis`, float32 `[3]`, of a scan with voxels of `scanned` mm along the grid's axes."""
-    times = np.maximum(np.asarray(scanned) / np.asarray(grid.voxel_size), 1)
-    return times[slice_frame(axis)].astype(np.float32)
+    return coarser(scanned, grid)[slice_frame(axis)]
+
+
+def coarser(scanned: Sequence[float], grid: Grid) -> np.ndarray:
+    """How many times coarser than those of `grid` voxels of `scanned` mm are along its axes, at least 1, float32 `[3]`."""
+    return np.maximum(np.asarray(scanned) / np.asarray(grid.voxel_size), 1).astype(np.float32)
 
 
 def _ratio(sizes: list[float]) -> float:

@@ -272,7 +272,7 @@ def _upscale_all(
             output.unlink(missing_ok=True)
             write_volume(output, result.volume, description="jaxsr: synthetic", before={sidecar_path(output): json_writer(said)})
         cases[subject] = case._replace(outputs={**case.outputs, name: output})
-        for what, sentence in _unlike(low, mm, training_scans(experiment, low), target).items():
+        for what, sentence in _unlike(low, mm, training_scans(experiment, low.voxel_size), target).items():
             unlike.setdefault(what, []).append(f"{subject}, {sentence}")
     return [f"{run.model}: {len(said)} of {len(cases)} heads are unlike its training: {said[0]}" for said in unlike.values()]
 

@@ -100,6 +100,8 @@ class Sr3Config(Strict):
         check_sampling(self.schedule, self.prediction, sampling_steps=self.sampling_steps)
         if self.relative and not (self.residual_std and self.loss == "l2"):
             raise ValueError("relative is of the squares of a residual: give residual_std and loss l2, or leave it out")
+        if self.fused and not self.terminal:
+            raise ValueError("fused is of what is seen at t = T: give a share of that, terminal, above 0")
         if self.sharp_steps:
             check_sampling(self.schedule, self.prediction, sharp_steps=self.sharp_steps)
         if self.pixels and not 0 < self.pixels[0] <= self.pixels[1]:
@@ -111,13 +113,21 @@ class Sr3Config(Strict):
         return self.network.multiple
 
     def check(self, experiment: Any) -> None:
-        """ValueError of the `Experiment` around it, where batches are no whole cubes."""
-        slices, train = 3 * experiment.data.crop, experiment.train
-        if self.fused and (train.batch_size % slices or train.accumulate > 1):
+        """ValueError of the `Experiment` around it, where what it is trained on are no whole cubes."""
+        if not self.fused:
+            return
+        data, train, slices = experiment.data, experiment.train, 3 * experiment.data.crop
+        of = f"{slices} slices to a cube of data.crop voxels a side, for method.fused"
+        if train.batch_size % slices or train.accumulate > 1:
             raise ValueError(
-                f"method.fused: train.batch_size must be a multiple of {slices}, cubes of data.crop voxels a side across three axes, and "
-                f"train.accumulate 1; got {train.batch_size} and {train.accumulate}"
+                f"train.batch_size must be a multiple of {of}, and train.accumulate 1; got {train.batch_size}, {train.accumulate}"
             )
+        if data.draws % (slices * data.window):
+            raise ValueError(f"data.draws must be a multiple of {slices * data.window}: data.window times {of}; got {data.draws}")
+        if varied := [name for name in ("rotation", "scale", "elastic") if getattr(data.augment, name, 0)]:
+            raise ValueError(f"data.augment: slices of a cube stay as they lie, for method.fused: set {' and '.join(varied)} to 0")
+        if data.maps:
+            raise ValueError(f"data.maps: cubes have none, for method.fused: set it to [], got {list(data.maps)}")
 
     def build(self, dtype: jnp.dtype = jnp.float32) -> "Sr3":
         return Sr3(self, dtype)

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxsr.data.pairs import scale_of, slice_frame, steps_beside
 from jaxsr.methods.base import MAP_CHANNELS, Explanation, Method, Mixture, Request, Segmenter, Variables, context_of, knows_scale
 from jaxsr.upscale.batches import Batches, BatchSize, Cuts, Note, ProgramKey, Shifted, Work
-from jaxsr.upscale.plan import Plan, Sizes, make_plan, map_of
+from jaxsr.upscale.plan import Plan, Sizes, make_plan, map_of, resolving
 from jaxsr.volume.geometry import Grid, Kind, resample
 from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.io import Volume
@@ -126,7 +126,7 @@ class Engine:
         """`volume` at `to_mm` (None: on its own grid), in its own units and orientation; its field of view keeps its centre.
 
         A grid in place of `to_mm` is the output's, its axes parallel to those of the volume; `maps` lie on the plan's `work`, which is that
-        of most methods. `from_mm` is what the volume resolves, where that is not its voxel size.
+        of most methods. `from_mm` is what the volume resolves, where that is more than its voxel size.
 
         Raises:
           NothingToDo, VolumeError: as `make_plan`.
@@ -139,7 +139,8 @@ class Engine:
         wanted = dict(zip(plan.axes, plan.requests, strict=True))
         scales = {}
         if knows_scale(self._method):
-            scales = {axis: scale_of(from_mm or volume.voxel_size, plan.work, AXES[axis]) for axis in wanted}
+            resolves = resolving(volume.voxel_size, from_mm)
+            scales = {axis: scale_of(resolves, plan.work, AXES[axis]) for axis in wanted}
         image, metrics = self.fuse(low, wanted, key, maps, lambda done: progress(done, plan.slices), note, scales)
         if plan.work is not plan.grid:
             image = resample(image, plan.work, plan.grid)

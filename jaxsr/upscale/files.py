@@ -23,11 +23,11 @@ from jaxsr.upscale.engine import Engine, Progress, Upscaled
 from jaxsr.upscale.explain import Explained, draw_attention, draw_experts, explain, other_units, read_reference
 from jaxsr.upscale.guide_maps import guidance_facts, read_guides
 from jaxsr.upscale.guides import Guides, check_guides
-from jaxsr.upscale.inputs import Job, check_target, memory_needed, read_input, resolution_notes, scale_notes
+from jaxsr.upscale.inputs import Job, check_target, memory_needed, read_input
 from jaxsr.upscale.model import Model, Recipe
-from jaxsr.upscale.plan import NothingToDo
+from jaxsr.upscale.plan import NothingToDo, is_told
 from jaxsr.upscale.samples import Samples, draw
-from jaxsr.upscale.settings import Settings, settled, training_scans
+from jaxsr.upscale.settings import Settings, notes_of, settled
 from jaxsr.upscale.sidecar import (
     EXPLAINING,
     check_maps,
@@ -170,12 +170,13 @@ def _make_file(
         volume = read_source(job.source, settings, note)
     settings = settled(settings, model.recipe, volume)
     check_target(volume, settings.to_mm, **settings.memory)
-    odd = (*scale_notes(volume, settings.to_mm, training_scans(model.experiment, volume)), *resolution_notes(volume, settings.from_mm))
+    assert settings.resolves
+    odd = notes_of(volume, settings, model.recipe)
     for sentence in odd:
         note(f"{shown(job.source.name)}: {sentence}")
     volume = replace(volume, notes=(*volume.notes, *odd))
     check_guides(model.experiment, guides)
-    plan = engine.plan(volume, settings.to_mm, settings.axes, settings.request, settings.from_mm)
+    plan = engine.plan(volume, settings.to_mm, settings.axes, settings.request, settings.resolves)
     if plan.work is not plan.grid:
         check_target(volume, min(plan.work.voxel_size), **settings.memory)
     truth = read_reference(settings.reference, plan.grid) if settings.reference else None
@@ -187,7 +188,7 @@ def _make_file(
         seconds = round(time.monotonic() - started, 2)
         own = {
             "Seed": settings.seed,
-            "ScanResolves": millimetres(settings.from_mm or volume.voxel_size),
+            **({"ToldVoxelSize": millimetres(settings.resolves)} if is_told(model.method) else {}),
             **guidance,
             **more,
             "BatchSize": engine.batch_size,
@@ -209,7 +210,7 @@ def _make_file(
 
     drawn = draw(
         engine, volume, settings.request, settings.samples, sampling=settings.samples == 1 or model.method.most_steps > 1,
-        to_mm=settings.to_mm, from_mm=settings.from_mm, maps=guiding, axes=settings.axes, seed=settings.seed, each=look_at,
+        to_mm=settings.to_mm, from_mm=settings.resolves, maps=guiding, axes=settings.axes, seed=settings.seed, each=look_at,
         progress=progress, note=note,
     )  # fmt: skip
     maps, more = _maps(volume, drawn, settings, lambda sentence: note(f"{shown(job.source.name)}: {sentence}"))

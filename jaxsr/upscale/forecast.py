@@ -23,10 +23,10 @@ from jaxsr.upscale.batches import BatchSize, first_batch_size, fitting_size
 from jaxsr.upscale.engine import programs_each, ways
 from jaxsr.upscale.guide_maps import read_guides
 from jaxsr.upscale.guides import Guides
-from jaxsr.upscale.inputs import Job, memory_needed, resolution_notes, scale_notes
+from jaxsr.upscale.inputs import Job, memory_needed
 from jaxsr.upscale.model import Recipe
 from jaxsr.upscale.plan import Plan, make_plan
-from jaxsr.upscale.settings import Settings, settled, training_scans
+from jaxsr.upscale.settings import Settings, notes_of, settled
 from jaxsr.upscale.sidecar import check_maps, check_sidecar, map_path
 from jaxsr.volume.io import Volume
 from jaxsr.volume.orientation import from_ras, turn_from
@@ -51,7 +51,7 @@ def forecast(
     check_sidecar(job.output, picture=settings.picture, explain=settings.explain)
     check_maps([job], settings.maps)
     settings = settled(settings, recipe, volume)
-    plan = make_plan(recipe.method, volume.grid, settings.to_mm, settings.axes, slice_map, settings.request, settings.from_mm)
+    plan = make_plan(recipe.method, volume.grid, settings.to_mm, settings.axes, slice_map, settings.request, settings.resolves)
     read_guides(recipe.experiment, guides, plan.work, volume)
     devices = jax.local_device_count()
     size = -(-(first_batch_size() if batch_size == "auto" else batch_size) // devices) * devices
@@ -85,12 +85,7 @@ def forecast(
         "HostBytes": memory_needed(volume, plan.work, **settings.memory),
         "DeviceBytes": weights + max(live_bytes(trace) for trace in traces.values()) // devices,
         "Devices": devices,
-        "Notes": [
-            *volume.notes,
-            *scale_notes(volume, settings.to_mm, training_scans(recipe.experiment, volume)),
-            *resolution_notes(volume, settings.from_mm),
-            *plan.left_out,
-        ],
+        "Notes": [*volume.notes, *notes_of(volume, settings, recipe), *plan.left_out],
     }
 
 

@@ -157,27 +157,48 @@ def check_target(volume: Volume, to_mm: float | None, **wanted: Any) -> Grid:
     return target
 
 
-def scale_notes(volume: Volume, to_mm: float | None, trained: Sequence[float] | None = None) -> tuple[str, ...]:
-    """What voxel sizes give cause to say: axes that get coarser, and a scan unlike those `trained` on (mm to the right, front, top)."""
-    notes = []
-    coarser = [f"{mm:.3g} mm {way}" for mm, way in zip(volume.voxel_size, _WAYS, strict=True) if to_mm and to_mm > COARSER * mm]
+def scale_notes(
+    volume: Volume, to_mm: float | None, trained: Sequence[float] | None = None, resolves: Sequence[float] | None = None
+) -> tuple[str, ...]:
+    """What voxel sizes give cause to say: axes that get coarser, and a scan unlike those `trained` on.
+
+    Args:
+      trained, resolves: mm to the right, front, top; `resolves` None: the voxels'.
+    """
+    notes, resolves = [], resolves or volume.voxel_size
+    coarser = [f"{mm:.3g} mm {way}" for mm, way in zip(resolves, _WAYS, strict=True) if to_mm and to_mm > COARSER * mm]
     if coarser:
         notes.append(
             f"{to_mm:.3g} mm is coarser than the scan ({', '.join(coarser)}): what it resolves there is lost, unless --to-mm is less"
         )
-    if trained and any(max(mm / of, of / mm) > UNLIKE for mm, of in zip(volume.voxel_size, trained, strict=True)):
-        notes.append(f"the model was trained on scans of {_millimetres(trained)}, this one has {_millimetres(volume.voxel_size)}")
+    if trained and any(max(mm / of, of / mm) > UNLIKE for mm, of in zip(resolves, trained, strict=True)):
+        notes.append(f"the model was trained on scans of {_millimetres(trained)}, this one has {_millimetres(resolves)}")
     return tuple(notes)
 
 
-def resolution_notes(volume: Volume, from_mm: Sequence[float] | None = None) -> tuple[str, ...]:
-    """That the scan was interpolated, where its k-space says so and nobody has said what it resolves (`from_mm`)."""
+def resolution_notes(
+    volume: Volume, said: Sequence[float] | Literal["found"] | None = None, resolves: Sequence[float] | None = None, told: bool = True
+) -> tuple[str, ...]:
+    """What the end of the scan's k-space gives cause to say, of --from-mm as it was `said` and as the scan is taken to resolve.
+
+    Args:
+      told: whether what is done depends on it, so that there is a way out.
+    """
+    resolves = resolves or volume.voxel_size
     found = resolved_mm(volume.data, volume.voxel_size)
-    coarser = [f"{mm:.3g} mm {way}" for mm, of, way in zip(found, volume.voxel_size, _WAYS, strict=True) if mm > of]
-    if from_mm or not coarser:
-        return ()
-    said = ",".join(f"{mm:.3g}" for mm in found)
-    return (f"it seems to have been interpolated, and to resolve {', '.join(coarser)}: --from-mm {said} tells that to the model",)
+    if said == "found":
+        return (f"taken for a scan of {_millimetres(found)}, where its k-space ends",) if found != volume.voxel_size else ()
+    notes = []
+    if said and any(mm < of / COARSER for mm, of in zip(said, volume.voxel_size, strict=True)):
+        notes.append(
+            f"--from-mm says {_millimetres(said)}, no scan resolves less than its voxels: taken for one of {_millimetres(resolves)}"
+        )
+    least = UNLIKE if said else 1
+    coarser = [f"{mm:.3g} mm {way}" for mm, of, way in zip(found, resolves, _WAYS, strict=True) if mm > least * of]
+    if coarser:
+        way_out = "; --from-mm found goes by that" if told else ""
+        notes.append(f"it seems to have been interpolated, and to resolve {', '.join(coarser)}, where its k-space ends{way_out}")
+    return tuple(notes)
 
 
 def memory_needed(

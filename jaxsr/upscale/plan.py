@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxsr.data.pairs import planes
-from jaxsr.methods.base import Method, Request
+from jaxsr.methods.base import Method, Request, knows_scale
 from jaxsr.upscale.inputs import serving_axes
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid, target_grid
@@ -87,7 +87,7 @@ def make_plan(
 
     Args:
       request: None: the method's default.
-      from_mm: what the volume resolves, where that is not its voxel size: a scan that was interpolated.
+      from_mm: what the volume resolves, where that is more than its voxel size: a scan that was interpolated.
 
     Raises:
       NothingToDo: where a method has nothing to do along any axis; VolumeError: where none of `axes` serves.
@@ -97,18 +97,19 @@ def make_plan(
     request = request or method.default_request
     pixel = getattr(method, "pixel", None)
     between = getattr(method, "pixel_range", None)
+    resolves = resolving(grid.voxel_size, from_mm)
     work = target_grid(grid, pixel) if pixel else target
     if between:
-        work = working_grid(target, from_mm or grid.voxel_size, between)
+        work = working_grid(target, resolves, between)
         square = [name for name in serving if AXES[name] in planes(work)] or list(serving)
         left_out = (*left_out, *(f"{name} slices have pixels that are far from square" for name in serving if name not in square))
         serving = tuple(square)
-    requests = tuple(plane_request(method, request, from_mm or grid.voxel_size, target.voxel_size, AXES[name]) for name in serving)
+    requests = tuple(plane_request(method, request, resolves, target.voxel_size, AXES[name]) for name in serving)
     if not any(requests):
-        said = " × ".join(f"{mm:.3g}" for mm in from_mm or grid.voxel_size)
+        said = " × ".join(f"{mm:.3g}" for mm in resolves)
         raise NothingToDo(
             f"already at the target resolution: {said} mm, and {min(target.voxel_size):.3g} mm is asked for of a model that makes "
-            f"{pixel:g} mm at the finest; where the scan was interpolated, say with --from-mm what it resolves"
+            f"{pixel:g} mm at the finest; where the scan was interpolated, say with --from-mm what it resolves, or found"
         )
     still = tuple(f"{name} slices are passed on as they are" for name, of in zip(serving, requests, strict=True) if of is None)
     shapes = tuple(map_of(method, work.shape, AXES[name], slice_map).shape for name in serving)
@@ -116,8 +117,19 @@ def make_plan(
     return Plan(target, work, serving, requests, shapes, counts, (*left_out, *still))
 
 
-def default_size(method: Method, trained: float, grid: Grid) -> float:
-    """mm of the voxels that a scan on `grid` is brought to where nothing was asked for: what the method was `trained` for.
+def is_told(method: Method) -> bool:
+    """Whether what is done depends on what a scan resolves."""
+    return knows_scale(method) or any(getattr(method, name, None) is not None for name in ("pixel", "pixel_range"))
+
+
+def resolving(voxel_size: Sizes, from_mm: Sizes | None) -> Sizes:
+    """What a scan of voxels of `voxel_size` resolves where somebody said `from_mm`: no scan resolves less than its voxels."""
+    x, y, z = (max(pair) for pair in zip(voxel_size, from_mm or voxel_size, strict=True))
+    return x, y, z
+
+
+def default_size(method: Method, trained: float, resolves: Sizes) -> float:
+    """mm of the voxels that a scan that `resolves` so much is brought to where nothing was asked for: what the method was `trained` for.
 
     A method for a range of pixels goes to that, or to the scan's finest side if that is finer; a scan that is as fine everywhere already,
     to the finest of the range.
@@ -125,8 +137,8 @@ def default_size(method: Method, trained: float, grid: Grid) -> float:
     between = getattr(method, "pixel_range", None)
     if not between:
         return trained
-    size = float(np.clip(min(grid.voxel_size), between[0], trained))
-    return round(size, 4) if max(grid.voxel_size) > FINER * size else between[0]
+    size = float(np.clip(min(resolves), between[0], trained))
+    return round(size, 4) if max(resolves) > FINER * size else between[0]
 
 
 def working_grid(target: Grid, from_mm: Sizes, between: tuple[float, float]) -> Grid:
@@ -138,7 +150,10 @@ def working_grid(target: Grid, from_mm: Sizes, between: tuple[float, float]) -> 
     finer = [has > FINER * wanted for has, wanted in zip(from_mm, target.voxel_size, strict=True)]
     if not any(finer):
         said, wanted = (" × ".join(f"{mm:.3g}" for mm in sizes) for sizes in (from_mm, target.voxel_size))
-        raise NothingToDo(f"already at the target resolution: {said} mm, and {wanted} mm is asked for; ask for finer voxels with --to-mm")
+        raise NothingToDo(
+            f"already at the target resolution: {said} mm, and {wanted} mm is asked for; ask for finer voxels with --to-mm "
+            "or, where the scan was interpolated, say with --from-mm what it resolves, or found"
+        )
     x, y, z = (max(mm, between[0]) if needed else mm for mm, needed in zip(target.voxel_size, finer, strict=True))
     return target if (x, y, z) == target.voxel_size else target_grid(target, (x, y, z))
 

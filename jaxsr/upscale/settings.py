@@ -10,10 +10,12 @@ from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Request
 from jaxsr.physics.protocol import Acquisition
 from jaxsr.upscale.consistency import Consistency
+from jaxsr.upscale.inputs import resolution_notes, scale_notes
 from jaxsr.upscale.model import ModelError, Recipe
-from jaxsr.upscale.plan import Sizes, default_size
+from jaxsr.upscale.plan import Sizes, default_size, is_told, resolving
 from jaxsr.upscale.sidecar import map_names
 from jaxsr.volume.io import Volume
+from jaxsr.volume.resolution import resolved_mm
 from jaxsr.volume.slices import AXES
 
 
@@ -30,9 +32,10 @@ class Settings(NamedTuple):
     samples: int = 1
     keep_samples: bool = False
     consistency: Consistency | None = None
-    from_mm: Sizes | None = None
+    from_mm: Sizes | Literal["found"] | None = None  # 'found': of each volume by `resolved_mm`
     explain: bool = False
     reference: Path | None = None
+    resolves: Sizes | None = None  # what `settled` says of a volume
 
     @property
     def maps(self) -> tuple[str, ...]:
@@ -57,19 +60,30 @@ class Settings(NamedTuple):
 
 
 def settled(settings: Settings, recipe: Recipe, volume: Volume) -> Settings:
-    """With the voxel size that `volume` is brought to."""
+    """With what `volume` is taken to resolve, and the voxel size that it is brought to."""
+    said = resolved_mm(volume.data, volume.voxel_size) if settings.from_mm == "found" else settings.from_mm
+    resolves = resolving(volume.voxel_size, said)
+    settings = settings._replace(resolves=resolves)
     if settings.to_mm is not None:
         return settings
-    mm = default_size(recipe.method, recipe.experiment.data.voxel_size, volume.grid)
+    mm = default_size(recipe.method, recipe.experiment.data.voxel_size, resolves)
     return settings._replace(to_mm=mm, request=settings.request._replace(to_mm=mm))
 
 
-def training_scans(experiment: Experiment, volume: Volume) -> tuple[float, float, float]:
+def notes_of(volume: Volume, settings: Settings, recipe: Recipe) -> tuple[str, ...]:
+    """What of a volume's sizes, by settings that are `settled` for it, there is to be said."""
+    assert settings.resolves
+    odd = scale_notes(volume, settings.to_mm, training_scans(recipe.experiment, settings.resolves), settings.resolves)
+    return (*odd, *resolution_notes(volume, settings.from_mm, settings.resolves, is_told(recipe.method)))
+
+
+def training_scans(experiment: Experiment, resolves: Sizes) -> Sizes:
     """Voxel size in mm of the scans that a model learnt from: that of the acquisition, or of the heads where they were coarser; of a model
-    that learnt from a range of sizes, those nearest to `volume`: in the plane of a stack of slices a scan may be as fine as a truth is."""
+    that learnt from a range of sizes, those nearest to what a scan `resolves`: in the plane of a stack of slices that may be as fine as a
+    truth is."""
     if between := getattr(experiment.method, "between_mm", None) or experiment.data.range_acquired:
-        finest, coarsest = min([between[0], *(getattr(experiment.method, "pixels", None) or ())]), max(volume.voxel_size)
-        x, y, z = (float(np.clip(mm, finest if coarsest > SQUARE * mm else between[0], between[1])) for mm in volume.voxel_size)
+        finest, coarsest = min([between[0], *(getattr(experiment.method, "pixels", None) or ())]), max(resolves)
+        x, y, z = (float(np.clip(mm, finest if coarsest > SQUARE * mm else between[0], between[1])) for mm in resolves)
         return x, y, z
     if experiment.data.acquired:
         return experiment.data.acquired

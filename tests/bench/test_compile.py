@@ -100,6 +100,13 @@ def test_a_batch_that_training_would_refuse_is_rounded_up_to_the_devices_and_tha
     assert (f"{asked} asked for" in said) == (asked != taken)
 
 
+def test_a_batch_of_cubes_is_rounded_up_to_whole_ones_that_divide_over_the_devices(two_devices):
+    network = {"width": 4, "multipliers": [1], "blocks": 1, "attention_at": [], "groups": 2, "middle_attention": False}
+    method = {"kind": "sr3", "network": network, "fused": True, "terminal": 1.0}
+    of = from_dict({"method": method, "data": {"crop": 9, "draws": 108}, "train": {"batch_size": 27}}, Experiment)
+    assert compile_train(of)["batch_size"] == 54
+
+
 @pytest.mark.parametrize("asked, taken", [(3, 4), (4, 4)])
 def test_a_batch_of_upscale_is_rounded_up_to_the_devices_and_that_is_said(two_devices, asked, taken):
     found = compile_upscale(EXPERIMENT, asked, 8)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from jaxsr.config import ConfigError
 from jaxsr.data.augmentation import AugmentConfig
 from jaxsr.data.cubes import CubeStream
 from jaxsr.data.pairs import Pair, beside, cut, scale_of
@@ -110,6 +109,23 @@ def test_batches_are_whole_cubes_and_a_visit_has_as_many_as_its_draws_say():
     assert sorted(visits) == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("threads", [1, 8])
+def test_whoever_reads_in_their_order_makes_no_cube_twice(threads):
+    """As grain does, a thread a batch, with more of them at work than cubes are held."""
+    made = []
+
+    class Counted(CubeStream):
+        def _make(self, cube):
+            made.append(cube)
+            return super()._make(cube)
+
+    with Counted(Heads(), SIDE, draws=4 * 3 * SIDE, window=2, context=CONTEXT, augment=PLAIN) as running:
+        reading = batches(running, 2 * 3 * SIDE, threads=threads)
+        for _ in range(12):
+            next(reading)
+    assert len(made) == len(set(made)) >= 24
+
+
 def test_a_subject_without_a_cube_is_left_out_and_named():
     notes = []
     running = stream(Heads(odd=[1]), note=notes.append)
@@ -117,21 +133,22 @@ def test_a_subject_without_a_cube_is_left_out_and_named():
     assert any("person-1" in note and "3 × 7 × 8 voxels of 1 × 1 × 1 mm hold no cube of 4 voxels" in note for note in notes)
 
 
-def test_voxels_that_are_far_from_cubes_hold_none():
+@pytest.mark.parametrize("sizes", [(1, 1, 3), (1, 2, 4)], ids=str)
+def test_voxels_that_are_far_from_cubes_hold_none(sizes):
     with pytest.raises(VolumeError, match="none of the 3 subjects can be loaded"):
-        stream(Heads(affine=np.diag([1.0, 1.0, 3.0, 1.0])))[0]
+        stream(Heads(affine=np.diag([*sizes, 1.0])))[0]
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"draws": 25}, "multiple of 24"),
-        ({"augment": AugmentConfig(rotation=5.0)}, "rotation"),
-        ({"augment": AugmentConfig(elastic=1.0)}, "elastic"),
+        ({"draws": 25}, "multiple of 3 side window"),
+        ({"augment": AugmentConfig(rotation=5.0)}, "cannot be turned"),
+        ({"augment": AugmentConfig(elastic=1.0)}, "deformed"),
     ],
 )
 def test_what_would_tear_a_cube_apart_is_refused(settings, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         stream(**settings)
 
 

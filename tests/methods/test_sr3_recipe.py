@@ -376,12 +376,25 @@ def test_cubes_that_are_seen_at_another_t_are_compared_slice_by_slice():
     last = np.asarray(method._times(keys_of(of.size), SIDE)[1]).reshape(6, 3 * SIDE)
     assert (last == last[:, :1]).all()
     assert 0 < last[:, 0].sum() < 6
-    never, alone = recipe(**{**FUSED, "terminal": 0.0}, fused=True), recipe(**{**FUSED, "terminal": 0.0})
+    never, alone = recipe(**{**FUSED, "terminal": 1e-9}, fused=True), recipe(**{**FUSED, "terminal": 1e-9})
     variables = weights(alone)
     assert np.allclose(*(method.loss(variables, of, keys_of(of.size), 0.0).loss for method in (never, alone)))
 
 
-@pytest.mark.parametrize("train", [{"batch_size": 16}, {"batch_size": 96, "accumulate": 2}])
-def test_batches_that_are_no_whole_cubes_are_refused(train):
-    with pytest.raises(ConfigError, match="batch_size must be a multiple of 48, cubes"):
-        from_dict({"method": {"kind": "sr3", "network": NETWORK, "fused": True}, "data": {"crop": 16}, "train": train}, Experiment)
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"train": {"batch_size": 16}}, "batch_size must be a multiple of 24 slices to a cube"),
+        ({"train": {"batch_size": 48, "accumulate": 2}}, "accumulate 1; got 48, 2"),
+        ({"data": {"draws": 100}}, r"data\.draws must be a multiple of 96: data\.window times 24 slices"),
+        ({"data": {"augment": {"rotation": 5, "elastic": 1}}}, "set rotation and elastic to 0"),
+        ({"data": {"maps": ["labels"]}}, r"data\.maps: cubes have none"),
+        ({"method": {"terminal": 0.0}}, "give a share of that, terminal, above 0"),
+    ],
+)
+def test_what_would_be_no_whole_cubes_is_refused_with_the_config(changed, message):
+    whole = {"method": {"kind": "sr3", "network": NETWORK, "fused": True, "terminal": 1.0}, "data": {"crop": 8, "draws": 192}}
+    whole["train"] = {"batch_size": 24}
+    assert from_dict(whole, Experiment).method.fused
+    with pytest.raises(ConfigError, match=message):
+        from_dict({part: {**whole[part], **changed.get(part, {})} for part in whole}, Experiment)

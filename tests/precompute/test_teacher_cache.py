@@ -293,6 +293,13 @@ def test_what_is_told_more_of_a_scan_than_slices_say_neither_learns_from_a_set_n
         check_teacher(experiment.method.build(), "method.kind=sr3", 4)
 
 
+def test_of_a_prepared_set_there_are_no_cubes(prepared):
+    method, data = {**TEACHER["method"], "fused": True, "terminal": 1.0}, {"crop": 8, "draws": 192, "manifest": str(prepared)}
+    experiment = from_dict({**TEACHER, "method": method, "data": data, "train": {"batch_size": 24}}, Experiment)
+    with pytest.raises(ConfigError, match=r"method\.fused: slices of a prepared set lie alone"):
+        fitted(experiment, PreparedSet(prepared, "train"))
+
+
 def test_images_are_no_cache_and_a_cache_no_images(made):
     with pytest.raises(ConfigError, match=r"holds a teacher's outputs, and method.kind=sr3 learns from images"):
         fitted(from_dict({**TEACHER, "data": {"crop": 8, "manifest": str(made)}}, Experiment), PreparedSet(made, "train"))

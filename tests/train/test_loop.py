@@ -25,6 +25,7 @@ from jaxsr.data.prepared import PreparedSet
 from jaxsr.data.records import file_sha256
 from jaxsr.data.subjects import AnatomySubjects
 from jaxsr.experiment import Experiment
+from jaxsr.losses.cubes import over_axes
 from jaxsr.runtime.checkpoint import CheckpointError, find_damage
 from jaxsr.train.build import build_stream, build_subjects, fitted
 from jaxsr.train.loop import TrainingDiverged, train
@@ -33,7 +34,6 @@ from jaxsr.train.stop import Stopped
 from jaxsr.upscale.export import export_model
 from jaxsr.upscale.model import ModelError, load_model
 from jaxsr.upscale.settings import training_scans
-from jaxsr.volume.io import Volume
 
 TINY = {
     "method": {
@@ -104,6 +104,25 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit_with_one_line_a_step(uninter
     assert_equal_states(resumed, uninterrupted[1])
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
     assert losses(tmp_path) == losses(uninterrupted[0])
+
+
+def test_a_run_on_cubes_that_was_stopped_goes_on_bit_for_bit(tmp_path):
+    """`method.fused`: what is drawn is a cube, all of whose slices are in one batch, whichever step comes first."""
+    whole = {
+        "data__draws": 96,
+        "data__voxel_size": 8.0,
+        "method__fused": True,
+        "method__terminal": 0.7,
+        "train__batch_size": 24,
+        "train__accumulate": 1,
+    }
+    alone = train(tiny(**whole, train__steps=4), tmp_path / "alone")
+    train(tiny(**whole, train__steps=3), tmp_path / "stopped")
+    assert_equal_states(train(tiny(**whole, train__steps=4), tmp_path / "stopped"), alone)
+    experiment = tiny(**whole)
+    with build_stream(experiment, build_subjects(experiment.data, "train", experiment.seed)) as stream:
+        cube = np.stack([stream[24 + i]["low"] for i in range(24)])
+    np.testing.assert_allclose(over_axes(cube), cube, atol=1e-6)
 
 
 def test_a_finished_run_is_left_alone(uninterrupted):
@@ -457,7 +476,7 @@ def test_a_run_on_a_prepared_set_that_was_stopped_in_an_epoch_goes_on_bit_for_bi
     assert_equal_states(train(on("manifest.json"), run), straight)
     assert losses(run) == losses(folder.parent / "run")
     assert load_model(run).experiment.data.voxel_size == 1.0
-    assert training_scans(load_model(run).experiment, Volume(np.zeros((4, 4, 4), np.float32), np.eye(4))) == (2.0, 2.0, 2.0)
+    assert training_scans(load_model(run).experiment, (1.0, 1.0, 1.0)) == (2.0, 2.0, 2.0)
     export_model(load_model(run), tmp_path / "model.safetensors")
     assert load_model(tmp_path / "model.safetensors").experiment.data.manifest is None
 

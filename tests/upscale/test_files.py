@@ -17,11 +17,12 @@ from jaxsr.methods.base import Request
 from jaxsr.upscale.files import make_engine, montage, upscale_file
 from jaxsr.upscale.inputs import Job, check_target, find_jobs, is_done, memory_needed, read_input, resolution_notes, scale_notes
 from jaxsr.upscale.inspect import inspect
-from jaxsr.upscale.model import Model
-from jaxsr.upscale.settings import Settings
+from jaxsr.upscale.model import Model, load_model
+from jaxsr.upscale.settings import Settings, notes_of, settled
 from jaxsr.upscale.sidecar import check_record, check_sidecar, write_json
 from jaxsr.volume.io import Volume, VolumeError, read_volume, write_volume
 from jaxsr.volume.slices import AXES
+from jaxsr.weights.standard import SHIPPED
 
 
 @pytest.fixture
@@ -212,23 +213,46 @@ def test_a_scan_unlike_those_of_the_training_is_told():
     assert scale_notes(volume_of(2.4, 1.7, 2.0), 1.0, (2.0, 2.0, 2.0)) == ()  # within a quarter
 
 
-def test_a_scan_that_was_interpolated_is_told_unless_somebody_has_said_what_it_resolves(tmp_path):
-    """Half of k-space along y was left empty. `upscale` tells it by the same function as `inspect`."""
-    rng = np.random.default_rng(0)
+@pytest.fixture
+def interpolated():
+    """A ball of 1 × 0.8 × 1 mm, half of whose k-space along y was left empty: it resolves 1.6 mm there."""
     points = np.stack(np.meshgrid(*[np.linspace(-1, 1, 64)] * 3, indexing="ij"))
-    spectrum = np.fft.fft(((points**2).sum(0) < 0.6) * 100 + rng.normal(size=(64, 64, 64)), axis=1)
+    spectrum = np.fft.fft(((points**2).sum(0) < 0.6) * 100 + np.random.default_rng(0).normal(size=(64, 64, 64)), axis=1)
     spectrum[:, 16:49] = 0
-    scan = Volume(np.abs(np.fft.ifft(spectrum, axis=1)).astype(np.float32), np.diag([1.0, 0.8, 1.0, 1.0]))
-    (note,) = resolution_notes(scan)
-    assert re.fullmatch(
-        r"it seems to have been interpolated, and to resolve 1\.\d+ mm from back to front: --from-mm 1,1\.\d+,1 tells .*", note
-    )
-    assert float(note.split("--from-mm 1,")[1].split(",")[0]) == pytest.approx(1.6, rel=0.07)
-    assert resolution_notes(scan, (1.0, 1.6, 1.0)) == ()
-    write_volume(tmp_path / "scan.nii.gz", scan)
+    return Volume(np.abs(np.fft.ifft(spectrum, axis=1)).astype(np.float32), np.diag([1.0, 0.8, 1.0, 1.0]))
+
+
+SEEMS = r"it seems to have been interpolated, and to resolve 1\.[5-7]\d? mm from back to front, where its k-space ends"
+
+
+def test_a_scan_that_was_interpolated_is_told_unless_somebody_has_said_what_it_resolves(interpolated, tmp_path):
+    (note,) = resolution_notes(interpolated)
+    assert re.fullmatch(SEEMS + "; --from-mm found goes by that", note)
+    (note_without,) = resolution_notes(interpolated, told=False)  # by a model that is not told
+    assert re.fullmatch(SEEMS, note_without)
+    assert resolution_notes(interpolated, (1.0, 1.5, 1.0), (1.0, 1.5, 1.0)) == ()  # about that
+    assert re.fullmatch(r"taken for a scan of 1 × 1\.[5-7]\d? × 1 mm, where its k-space ends", *resolution_notes(interpolated, "found"))
+    write_volume(tmp_path / "scan.nii.gz", interpolated)
     report = inspect(tmp_path / "scan.nii.gz")
     assert note in report["notes"]
     assert report["volume"]["resolves_mm"] == pytest.approx([1, 1.6, 1], rel=0.07)
+
+
+def test_what_no_scan_resolves_or_this_one_does_not_is_told(interpolated):
+    finer, seems = resolution_notes(interpolated, (1.0, 0.5, 1.0), (1.0, 0.8, 1.0))
+    assert finer.startswith("--from-mm says 1 × 0.5 × 1 mm, no scan resolves less than its voxels: taken for one of 1 × 0.8 × 1 mm")
+    assert re.match(SEEMS, seems)
+
+
+@pytest.mark.parametrize("said, expected", [(None, (1, 0.8, 1)), ("found", (1, 1.6, 1)), ((0.5, 2.0, 1.0), (1, 2, 1))], ids=str)
+def test_what_a_scan_is_taken_to_resolve_decides_what_it_is_brought_to(interpolated, said, expected):
+    """Where nothing is asked for: the scan's finest side, within what the model is for."""
+    recipe = load_model(SHIPPED).recipe
+    settings = settled(Settings(None, Request(1), from_mm=said), recipe, interpolated)
+    assert settings.resolves == pytest.approx(expected, rel=0.07)
+    assert settings.to_mm == pytest.approx(min(expected))
+    notes = notes_of(interpolated, settled(Settings(0.9, Request(1), from_mm=said), recipe, interpolated), recipe)
+    assert any("coarser than the scan" in note for note in notes) == (said is None)
 
 
 def test_inspect_tells_of_axes_that_get_coarser_as_upscale_does(tmp_path):
