@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import typer
 
-from jaxsr.cli.targets import target_of
+from jaxsr.cli.targets import resolved_sizes, target_of
 from jaxsr.config import from_dict
 from jaxsr.data.pairs import beside
 from jaxsr.experiment import Experiment
@@ -159,6 +160,25 @@ def test_where_nothing_is_asked_for_the_scan_decides(sizes, expected):
 def test_a_target_that_is_coarser_than_the_range_is_one_with_a_note(to_mm, derivative, target, said):
     recipe = SimpleNamespace(method=Identity(), experiment=from_dict({"method": {"kind": "sr3"}}, Experiment))
     assert target_of(recipe, to_mm, None, derivative=derivative) == (target, said)
+
+
+@pytest.mark.parametrize("text, expected", [("auto", None), ("found", "found"), ("2", (2, 2, 2)), ("1,1.5,5", (1, 1.5, 5))])
+def test_what_a_scan_resolves_is_said_by_a_word_or_in_millimetres(text, expected):
+    assert resolved_sizes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["fnd", "1,2", "0", "1,1,50", "nan", ""])
+def test_anything_else_is_refused_with_what_would_be_right(text):
+    with pytest.raises(typer.BadParameter, match="neither auto nor found nor millimetres, one number or three, as in 2 or 1,1,5"):
+        resolved_sizes(text)
+
+
+def test_a_model_that_is_not_told_what_a_scan_resolves_refuses_to_be_and_one_that_is_need_have_no_range():
+    experiment = from_dict({"method": {"kind": "sr3"}}, Experiment)
+    plain, told = SimpleNamespace(default_request=ONE_STEP), SimpleNamespace(default_request=ONE_STEP, scale_conditioning=True)
+    with pytest.raises(typer.BadParameter, match="a model of kind sr3 is not told what a scan resolves, standard and students are"):
+        target_of(SimpleNamespace(method=plain, experiment=experiment), None, "found", derivative=False)
+    assert target_of(SimpleNamespace(method=told, experiment=experiment), None, "found", derivative=False) == (1.0, [])
 
 
 def test_a_stack_as_fine_in_its_plane_as_a_truth_is_like_those_of_training():
