@@ -16,6 +16,7 @@ import numpy as np
 
 import jaxsr
 from jaxsr.config import to_dict
+from jaxsr.data.variety import Variety
 from jaxsr.experiment import DataConfig, Experiment, SourceConfig
 from jaxsr.files import FileError, shown
 from jaxsr.upscale.model import Model
@@ -112,7 +113,7 @@ def _networks(model: Model) -> dict[str, Any]:
 def _nameless(data: DataConfig) -> DataConfig:
     """Without its paths. A mixture's sources stay, so that it is told what scans were like: as if of the embedded anatomy."""
     paths: dict[str, Any] = {"volumes": None, "labels": None}
-    of_volumes: dict[str, Any] = {"native": False, "zoom": (1.0, 1.0), "contrasts": 0.0}
+    of_volumes: dict[str, Any] = {"native": False, **Variety()._asdict()}
     mixture = tuple(source.model_copy(update={**paths, **of_volumes}) for source in data.mixture)
     return data.model_copy(update={**paths, "manifest": None, "mixture": mixture})
 

@@ -118,7 +118,14 @@ def test_variety_that_cannot_be_is_refused(source, message):
 
 def test_a_source_with_variety_is_built_with_it_and_an_exported_file_knows_no_paths(tmp_path, head):
     write_volume(tmp_path / "a.nii.gz", head)
-    source = {"volumes": str(tmp_path), "native": True, "zoom": [0.8, 1.2], "contrasts": 0.5, "acquisitions": [SMOOTH.model_dump()]}
+    source = {
+        "volumes": str(tmp_path),
+        "native": True,
+        "zoom": [0.8, 1.2],
+        "contrasts": 0.5,
+        "smooth": 0.4,
+        "acquisitions": [SMOOTH.model_dump()],
+    }
     data = from_dict({"mixture": [source]}, DataConfig)
     sizes = {build_subjects(data, "train", 0).load(0, visit).grid.voxel_size for visit in range(6)}
     assert len(sizes) > 1
