@@ -6,7 +6,8 @@
 The published recipe diffuses the target x_0 itself. With `residual_std` s, what is diffused is (target − y) / s: the low-resolution
 image already holds nearly everything, and a small network need not learn to copy it. `prediction` x0 or v then make a few sampling
 steps, even one, useful, where ε-prediction from nearly pure noise is ill-conditioned. With `context` the condition is a slab: the slice and
-its neighbours, which show what lies through it.
+its neighbours, which show what lies through it. With `fused` training sees cubes, and compares what `upscale` makes of them, the mean over
+slices across three axes, as the teacher's paper averages them; that training should know of it is ours.
 """
 
 import functools
