@@ -10,9 +10,8 @@ from jaxsr.cli.options import choice, select_device
 
 if TYPE_CHECKING:
     from jaxsr.physics.protocol import Acquisition
-    from jaxsr.upscale.inputs import Job
+    from jaxsr.upscale.inputs import Job, Sizes
     from jaxsr.upscale.model import Recipe
-    from jaxsr.upscale.plan import Sizes
 
 
 def target_of(

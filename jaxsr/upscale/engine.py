@@ -19,7 +19,8 @@ from jax.sharding import Mesh
 from jaxsr.data.pairs import scale_of, slice_frame, steps_beside
 from jaxsr.methods.base import MAP_CHANNELS, Explanation, Method, Mixture, Request, Segmenter, Variables, context_of, knows_scale
 from jaxsr.upscale.batches import Batches, BatchSize, Cuts, Note, ProgramKey, Shifted, Work
-from jaxsr.upscale.plan import Plan, Sizes, make_plan, map_of, resolving
+from jaxsr.upscale.inputs import Sizes, resolving
+from jaxsr.upscale.plan import Plan, make_plan, map_of
 from jaxsr.volume.geometry import Grid, Kind, resample
 from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.io import Volume

@@ -170,7 +170,6 @@ def _make_file(
         volume = read_source(job.source, settings, note)
     settings = settled(settings, model.recipe, volume)
     check_target(volume, settings.to_mm, **settings.memory)
-    assert settings.resolves
     odd = notes_of(volume, settings, model.recipe)
     for sentence in odd:
         note(f"{shown(job.source.name)}: {sentence}")

@@ -16,7 +16,6 @@ from jaxsr.volume.geometry import Grid, target_grid
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import SMALLEST_SIDE, SUFFIXES, Volume, VolumeError, read_volume, straighten
 from jaxsr.volume.memory import free_memory
-from jaxsr.volume.resolution import resolved_mm
 from jaxsr.volume.slices import AXES
 
 # Of the output, on the host, beside the input: measured, and held by a test.
@@ -32,6 +31,8 @@ _NOT_WRITTEN = (".hdr", ".img", ".gz", ".bz2", ".zst", ".nrrd", ".mha", ".mhd", 
 _WAYS = ("from left to right", "from back to front", "from bottom to top")
 COARSER, UNLIKE = 1.01, 1.25  # ratios of voxel sizes above which it is said
 _LONGEST_LIST = 1 << 24  # bytes
+
+Sizes = tuple[float, float, float]  # mm along the axes of a volume
 
 
 class Derivative(NamedTuple):
@@ -176,20 +177,26 @@ def scale_notes(
     return tuple(notes)
 
 
+def resolving(voxel_size: Sizes, from_mm: Sizes | None) -> Sizes:
+    """mm that a scan of voxels of `voxel_size` mm is taken to resolve, if `from_mm` was said: never less than its voxels."""
+    x, y, z = (max(pair) for pair in zip(voxel_size, from_mm or voxel_size, strict=True))
+    return x, y, z
+
+
 def resolution_notes(
-    volume: Volume, said: Sequence[float] | Literal["found"] | None = None, resolves: Sequence[float] | None = None, told: bool = True
+    voxel_size: Sizes, found: Sizes, said: Sizes | Literal["found"] | None = None, *, told: bool = True
 ) -> tuple[str, ...]:
-    """What the end of the scan's k-space gives cause to say, of --from-mm as it was `said` and as the scan is taken to resolve.
+    """What the end of a scan's k-space gives cause to say.
 
     Args:
+      voxel_size, found: mm to the right, front, top: of the voxels, and what `resolved_mm` says of them.
+      said: by --from-mm.
       told: whether what is done depends on it, so that there is a way out.
     """
-    resolves = resolves or volume.voxel_size
-    found = resolved_mm(volume.data, volume.voxel_size)
     if said == "found":
-        return (f"taken for a scan of {_millimetres(found)}, where its k-space ends",) if found != volume.voxel_size else ()
-    notes = []
-    if said and any(mm < of / COARSER for mm, of in zip(said, volume.voxel_size, strict=True)):
+        return (f"taken for a scan of {_millimetres(found)}, where its k-space ends",) if found != voxel_size else ()
+    notes, resolves = [], resolving(voxel_size, said)
+    if said and any(mm < of / COARSER for mm, of in zip(said, voxel_size, strict=True)):
         notes.append(
             f"--from-mm says {_millimetres(said)}, no scan resolves less than its voxels: taken for one of {_millimetres(resolves)}"
         )

@@ -31,17 +31,18 @@ def inspect(
         return {**report, "problem": prefix + str(error).removeprefix(prefix)}
     serving, left_out = serving_axes(read.data.shape, tuple(AXES))
     window, target = fit_window(read.data), check_target(read, to_mm)
+    found = resolved_mm(read.data, read.voxel_size)
     data, affine = from_ras(read.data, read.affine, turn_from(read.orientation))
     voxel_size = [round(mm, 6) for mm in _as_stored(read.voxel_size, read.orientation)]
     return {
         **report,
         "usable": True,
-        "notes": [*read.notes, *scale_notes(read, to_mm), *resolution_notes(read)],
+        "notes": [*read.notes, *scale_notes(read, to_mm), *resolution_notes(read.voxel_size, found)],
         "volume": {
             "orientation": "".join(read.orientation),
             "shape": list(data.shape),
             "voxel_size_mm": voxel_size,
-            "resolves_mm": [round(mm, 3) for mm in _as_stored(resolved_mm(read.data, read.voxel_size), read.orientation)],
+            "resolves_mm": [round(mm, 3) for mm in _as_stored(found, read.orientation)],
             "affine": affine.tolist(),
             "resampled": STRAIGHTENED in read.notes,
             "set_to_zero": read.zeroed,

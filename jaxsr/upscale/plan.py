@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxsr.data.pairs import planes
 from jaxsr.methods.base import Method, Request, knows_scale
-from jaxsr.upscale.inputs import serving_axes
+from jaxsr.upscale.inputs import Sizes, resolving, serving_axes
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid, target_grid
 from jaxsr.volume.slices import AXES, SliceMap, SliceMapKind, make_map
@@ -25,8 +25,6 @@ from jaxsr.volume.slices import AXES, SliceMap, SliceMapKind, make_map
 BUCKET = 16  # sides are padded to multiples of at least this, so that heads of about one size share their compiled programs
 
 FINER = 1.05  # an axis is to be made finer where the scan's voxels are more than so many times the target's
-
-Sizes = tuple[float, float, float]  # mm along the axes of a volume
 
 
 class NothingToDo(VolumeError):
@@ -120,12 +118,6 @@ def make_plan(
 def is_told(method: Method) -> bool:
     """Whether what is done depends on what a scan resolves."""
     return knows_scale(method) or any(getattr(method, name, None) is not None for name in ("pixel", "pixel_range"))
-
-
-def resolving(voxel_size: Sizes, from_mm: Sizes | None) -> Sizes:
-    """What a scan of voxels of `voxel_size` resolves where somebody said `from_mm`: no scan resolves less than its voxels."""
-    x, y, z = (max(pair) for pair in zip(voxel_size, from_mm or voxel_size, strict=True))
-    return x, y, z
 
 
 def default_size(method: Method, trained: float, resolves: Sizes) -> float:

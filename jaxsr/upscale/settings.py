@@ -10,9 +10,9 @@ from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Request
 from jaxsr.physics.protocol import Acquisition
 from jaxsr.upscale.consistency import Consistency
-from jaxsr.upscale.inputs import resolution_notes, scale_notes
+from jaxsr.upscale.inputs import Sizes, resolution_notes, resolving, scale_notes
 from jaxsr.upscale.model import ModelError, Recipe
-from jaxsr.upscale.plan import Sizes, default_size, is_told, resolving
+from jaxsr.upscale.plan import default_size, is_told
 from jaxsr.upscale.sidecar import map_names
 from jaxsr.volume.io import Volume
 from jaxsr.volume.resolution import resolved_mm
@@ -74,7 +74,8 @@ def notes_of(volume: Volume, settings: Settings, recipe: Recipe) -> tuple[str, .
     """What of a volume's sizes, by settings that are `settled` for it, there is to be said."""
     assert settings.resolves
     odd = scale_notes(volume, settings.to_mm, training_scans(recipe.experiment, settings.resolves), settings.resolves)
-    return (*odd, *resolution_notes(volume, settings.from_mm, settings.resolves, is_told(recipe.method)))
+    found = settings.resolves if settings.from_mm == "found" else resolved_mm(volume.data, volume.voxel_size)
+    return (*odd, *resolution_notes(volume.voxel_size, found, settings.from_mm, told=is_told(recipe.method)))
 
 
 def training_scans(experiment: Experiment, resolves: Sizes) -> Sizes:

@@ -21,6 +21,7 @@ from jaxsr.upscale.model import Model, load_model
 from jaxsr.upscale.settings import Settings, notes_of, settled
 from jaxsr.upscale.sidecar import check_record, check_sidecar, write_json
 from jaxsr.volume.io import Volume, VolumeError, read_volume, write_volume
+from jaxsr.volume.resolution import resolved_mm
 from jaxsr.volume.slices import AXES
 from jaxsr.weights.standard import SHIPPED
 
@@ -226,12 +227,15 @@ SEEMS = r"it seems to have been interpolated, and to resolve 1\.[5-7]\d? mm from
 
 
 def test_a_scan_that_was_interpolated_is_told_unless_somebody_has_said_what_it_resolves(interpolated, tmp_path):
-    (note,) = resolution_notes(interpolated)
+    found = resolved_mm(interpolated.data, interpolated.voxel_size)
+    (note,) = resolution_notes(interpolated.voxel_size, found)
     assert re.fullmatch(SEEMS + "; --from-mm found goes by that", note)
-    (note_without,) = resolution_notes(interpolated, told=False)  # by a model that is not told
+    (note_without,) = resolution_notes(interpolated.voxel_size, found, told=False)  # by a model that is not told
     assert re.fullmatch(SEEMS, note_without)
-    assert resolution_notes(interpolated, (1.0, 1.5, 1.0), (1.0, 1.5, 1.0)) == ()  # about that
-    assert re.fullmatch(r"taken for a scan of 1 × 1\.[5-7]\d? × 1 mm, where its k-space ends", *resolution_notes(interpolated, "found"))
+    assert resolution_notes(interpolated.voxel_size, found, (1.0, 1.5, 1.0)) == ()  # about that
+    assert re.fullmatch(
+        r"taken for a scan of 1 × 1\.[5-7]\d? × 1 mm, where its k-space ends", *resolution_notes(interpolated.voxel_size, found, "found")
+    )
     write_volume(tmp_path / "scan.nii.gz", interpolated)
     report = inspect(tmp_path / "scan.nii.gz")
     assert note in report["notes"]
@@ -239,7 +243,8 @@ def test_a_scan_that_was_interpolated_is_told_unless_somebody_has_said_what_it_r
 
 
 def test_what_no_scan_resolves_or_this_one_does_not_is_told(interpolated):
-    finer, seems = resolution_notes(interpolated, (1.0, 0.5, 1.0), (1.0, 0.8, 1.0))
+    found = resolved_mm(interpolated.data, interpolated.voxel_size)
+    finer, seems = resolution_notes(interpolated.voxel_size, found, (1.0, 0.5, 1.0))
     assert finer.startswith("--from-mm says 1 × 0.5 × 1 mm, no scan resolves less than its voxels: taken for one of 1 × 0.8 × 1 mm")
     assert re.match(SEEMS, seems)
 
