@@ -21,7 +21,7 @@ from jaxsr.train.state import abstract_state, make_optimizer, players_of
 
 LAUNCH = Path(__file__).parents[2] / "launch" / "local.sh"
 CONFIG = Path(__file__).with_name("many_devices.yaml")
-STEPS = 60
+STEPS = 120
 
 
 def start(folder, run):
@@ -64,7 +64,8 @@ def test_of_two_processes_one_is_killed_both_end_and_the_run_goes_on_to_the_bit(
         nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "heads" / f"sub-{i:02d}_T1w.nii")
     straight, killed = start(tmp_path, "straight"), start(tmp_path, "killed")
     try:
-        while len(lines_of(tmp_path / "killed")) < 12:
+        # The checkpoint is written in the background: steps can be well past it before it is whole.
+        while len(lines_of(tmp_path / "killed")) < 12 or not (tmp_path / "killed" / "checkpoints" / "10").exists():
             assert killed.poll() is None, (tmp_path / "killed.log").read_text()[-3000:]
             time.sleep(0.01)
         began = time.monotonic()
