@@ -44,6 +44,7 @@ class Sample(TypedDict):
       gradient: `[H, W, 3]` float32.
       beside: `[H, W, 2 k]` float32, of a stream with context k.
       scale: `[3]` float32, of a stream that is to tell it.
+      axes: a number, of a stream of cubes and stacks: across how many axes slices of the same voxels are among them, 3 or 1.
       labels: `[H, W]` uint8.
       mask: `[H, W, 1]` bool.
       origin: `[4]`: visit, subject, axis, slice; of a prepared set visit, shard, axis, record of the shard.
@@ -65,6 +66,7 @@ class Sample(TypedDict):
     jacobian: NotRequired[np.ndarray]
     beside: NotRequired[np.ndarray]
     scale: NotRequired[np.ndarray]
+    axes: NotRequired[np.float32]
     labels: NotRequired[np.ndarray]
     mask: NotRequired[np.ndarray]
     origin: np.ndarray

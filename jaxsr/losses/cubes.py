@@ -4,18 +4,42 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def over_axes(x: Array) -> Array:
-    """The mean of the three values that slices across three axes have of each voxel, as slices again.
+def over_axes(x: Array, axes: Array | None = None) -> Array:
+    """The mean of the values that slices across several axes have of each voxel, as slices again.
 
     Args:
       x: `[3 N K, N, N, C]`, of K cubes.
+      axes: over how many, `[3 N K]`, the same for all slices of a cube; None: all three. Over two it is that axis and the next one, over
+        one the slices are as they are.
 
     Raises:
       ValueError: where these are no whole cubes.
     """
+    cubes = _cubes(x)
+    side = x.shape[1]
+    along = [jnp.moveaxis(cubes[:, axis], 1, 1 + axis) for axis in range(3)]  # the voxels of each, all in one order
+    mean = sum(along) / 3
+    means = [mean] * 3
+    if axes is not None:
+        count = axes[:: 3 * side].reshape(-1, 1, 1, 1, 1)
+        pairs = [(along[axis] + along[(axis + 1) % 3]) / 2 for axis in range(3)]
+        means = [jnp.where(count > 2, mean, jnp.where(count > 1, two, one)) for two, one in zip(pairs, along, strict=True)]
+    return jnp.stack([jnp.moveaxis(means[axis], 1 + axis, 1) for axis in range(3)], axis=1).reshape(x.shape)
+
+
+def slabs(x: Array, context: int) -> Array:
+    """Slices of cubes and, after them, the `context` before each and as many after it in its cube, as `Condition.estimate` has them; the
+    outermost slice stands for those beyond it: `[3 N K, N, N, 1]` → `[3 N K, N, N, 1 + 2 context]`."""
+    side = x.shape[1]
+    stacks = _cubes(x)[..., 0]
+    steps = [0, *(step for step in range(-context, context + 1) if step)]
+    places = [jnp.clip(jnp.arange(side) + step, 0, side - 1) for step in steps]
+    return jnp.stack([stacks[:, :, at] for at in places], axis=-1).reshape(*x.shape[:3], len(steps))
+
+
+def _cubes(x: Array) -> Array:
+    """`[K, 3, N, N, N, C]`: of each cube, of each axis, its slices."""
     side = x.shape[1]
     if x.shape[0] % (3 * side) or x.shape[2] != side:
         raise ValueError(f"{x.shape[0]} slices of {x.shape[1]} × {x.shape[2]} pixels are no whole cubes of {3 * side} slices")
-    of_cubes = x.reshape(-1, 3, side, side, side, x.shape[-1])
-    mean = sum(jnp.moveaxis(of_cubes[:, axis], 1, 1 + axis) for axis in range(3)) / 3
-    return jnp.stack([jnp.moveaxis(mean, 1 + axis, 1) for axis in range(3)], axis=1).reshape(x.shape)
+    return x.reshape(-1, 3, side, side, side, x.shape[-1])

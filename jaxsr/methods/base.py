@@ -31,6 +31,9 @@ class Condition(NamedTuple):
         for those beyond it.
       scale: how many times coarser than the target's the scan's voxels are, along rows, columns and through the slice, at least 1,
         `[B, 3]`, for a method with `scale_conditioning`.
+      axes: over how many axes the mean is taken that the slice is for, 1 to 3, `[B]`, for a method with `axes_conditioning`.
+      estimate: what the pass before made of the volume, that mean, at the slice and then at those of `beside`, `[B, H, W, 1 + 2 k]`, for a
+        method with `passes`; in the first pass it is `low`.
     """
 
     low: Array
@@ -40,6 +43,8 @@ class Condition(NamedTuple):
     jacobian: Array | None = None
     beside: Array | None = None
     scale: Array | None = None
+    axes: Array | None = None
+    estimate: Array | None = None
 
 
 # Of the maps of a condition, and of a batch.
@@ -52,7 +57,8 @@ UNIT: Mapping[str, float] = {"bias": 0.2, "gradient": 2.0, "jacobian": 0.05}
 
 def channels_of(method: Any, name: str) -> int:
     """Of the map `name` of a condition as `method` takes it."""
-    return 2 * context_of(method) if name == "beside" else MAP_CHANNELS[name]
+    slabs = {"beside": 2 * context_of(method), "estimate": 1 + 2 * context_of(method)}
+    return slabs[name] if name in slabs else MAP_CHANNELS[name]
 
 
 def context_of(method: Any) -> int:
@@ -65,20 +71,32 @@ def knows_scale(method: Any) -> bool:
     return bool(getattr(method, "scale_conditioning", False))
 
 
+def knows_axes(method: Any) -> bool:
+    """Whether the method, or its config, is told over how many axes the mean of its slices is taken."""
+    return bool(getattr(method, "axes_conditioning", False))
+
+
+def passes_of(method: Any) -> int:
+    """How many times the method, or its config, goes over a volume."""
+    return int(getattr(method, "passes", 1))
+
+
 def takes_cubes(method: Any) -> bool:
     """Whether the method, or its config, is trained on whole cubes (`jaxsr.data.cubes`)."""
     return bool(getattr(method, "fused", False))
 
 
 def abstract_condition(method: Any, shape: tuple[int, int, int], names: Sequence[str] = ("low",)) -> Condition:
-    """Of slices of `shape` (B, H, W): those maps, and `beside` and `scale` where `method` takes them."""
-    taken = {*names, *(["beside"] if context_of(method) else []), *(["scale"] if knows_scale(method) else [])}
+    """Of slices of `shape` (B, H, W): those maps, and of `beside`, `scale`, `axes` and `estimate` those that `method` takes."""
+    told = {"beside": context_of(method), "scale": knows_scale(method), "axes": knows_axes(method), "estimate": passes_of(method) > 1}
+    taken = {*names, *(name for name, takes in told.items() if takes)}
     return Condition(**{name: ShapeDtypeStruct(shape_of(method, name, shape), jnp.float32) for name in sorted(taken)})  # type: ignore[arg-type]
 
 
 def shape_of(method: Any, name: str, shape: tuple[int, int, int]) -> tuple[int, ...]:
     """Of what is called `name` in a condition of slices of `shape` (B, H, W)."""
-    return (shape[0], 3) if name == "scale" else (*shape, channels_of(method, name))
+    told = {"scale": (shape[0], 3), "axes": (shape[0],)}
+    return told[name] if name in told else (*shape, channels_of(method, name))
 
 
 class Batch(NamedTuple):
@@ -95,7 +113,7 @@ class Batch(NamedTuple):
       output: the teacher's, O_7T, `[B, H, W, 1]`.
       mean_map: F̄, the mean of its denoised images on the way there, `[B, H, W, 1]`.
       spread: the mean squared distance of those from it, `[B]`.
-      beside, scale: of a condition, for a method with `context`, and with `scale_conditioning`.
+      beside, scale, axes: of a condition, for a method with `context`, with `scale_conditioning` and with `axes_conditioning`.
       labels: tissue of each pixel, `[B, H, W]` uint8.
       mask: pixels that count, `[B, H, W, 1]` bool.
       paired: what each slice counts in losses that compare it with its pair, `[B]`, of mean one: 0 for those without. None: all are pairs.
@@ -119,6 +137,7 @@ class Batch(NamedTuple):
     spread: Array | None = None
     paired: Array | None = None
     scale: Array | None = None
+    axes: Array | None = None
 
     @property
     def size(self) -> int:
@@ -127,7 +146,7 @@ class Batch(NamedTuple):
 
     @property
     def condition(self) -> Condition:
-        return Condition(self.low, self.reference, self.bias, self.gradient, self.jacobian, self.beside, self.scale)
+        return Condition(self.low, self.reference, self.bias, self.gradient, self.jacobian, self.beside, self.scale, self.axes)
 
 
 class Request(NamedTuple):

@@ -7,7 +7,9 @@ The published recipe diffuses the target x_0 itself. With `residual_std` s, what
 image already holds nearly everything, and a small network need not learn to copy it. `prediction` x0 or v then make a few sampling
 steps, even one, useful, where ε-prediction from nearly pure noise is ill-conditioned. With `context` the condition is a slab: the slice and
 its neighbours, which show what lies through it. With `fused` training sees cubes, and compares what `upscale` makes of them, the mean over
-slices across three axes, as the teacher's paper averages them; that training should know of it is ours.
+slices across three axes, as the teacher's paper averages them; that training should know of it is ours. With `passes` the network is shown
+that mean too, and says better: it conditions itself on its own estimate, as Chen, Zhang & Hinton 2023 (Analog Bits, §3.2) do from step to
+step, only that the estimate here is of the whole volume, so that slices across each axis learn what those across the others made.
 """
 
 import functools
@@ -23,7 +25,7 @@ from jaxsr.config import Strict
 from jaxsr.diffusion.process import Prediction, add_noise, target
 from jaxsr.diffusion.sampling import draw_noise
 from jaxsr.diffusion.schedule import Level, continuous_level
-from jaxsr.losses.cubes import over_axes
+from jaxsr.losses.cubes import over_axes, slabs
 from jaxsr.losses.pixels import ERRORS
 from jaxsr.methods.base import (
     Batch,
@@ -71,6 +73,12 @@ class Sr3Config(Strict):
       terminal: share of the training slices that are seen at t = T, from where one sampling step goes all the way; the others at any t.
       fused: training is on cubes (`jaxsr.data.cubes`), and of those that are seen at t = T it is the mean over the slices across three axes
         that is compared with the truth, as that is what `upscale` makes: what two of three can see, they learn to say half as loud again.
+      passes: times that `upscale` goes over a volume: after the first, which takes one sampling step, the network is shown the mean that
+        the pass before made, as a residual. Trained on the first pass in a share `first` of cubes, else on one that follows it, through
+        which no gradient goes to the first.
+      axes_conditioning: the network is told over how many axes the mean is taken: 3, or 1 where a scan has slices of square pixels across
+        one axis only, which has to say all by itself. Trained for 1 in a share `alone` of cubes, for 2 in half as many, and always for 1
+        where a volume holds stacks of slices but no cube.
       pixels: mm, finest and coarsest that the network is meant for (`jaxsr.upscale.plan`); null: those of the target, whatever they are.
       bound: x̂_0 is kept within ± this while sampling (1 is the published sampler); null leaves it free.
       sampling_steps, eta: the default of `upscale`; 2000 and 1 are the published sampler.
@@ -90,6 +98,10 @@ class Sr3Config(Strict):
     shrink: bool = False
     terminal: float = Field(0.0, ge=0, le=1)
     fused: bool = False
+    passes: int = Field(1, ge=1, le=4)
+    first: float = Field(0.3, ge=0, le=1)
+    axes_conditioning: bool = False
+    alone: float = Field(0.0, ge=0, le=0.6)
     pixels: tuple[float, float] | None = None
     bound: float | None = Field(1.5, gt=0)
     sampling_steps: int = 100
@@ -103,6 +115,14 @@ class Sr3Config(Strict):
             raise ValueError("relative is of the squares of a residual: give residual_std and loss l2, or leave it out")
         if self.fused and not self.terminal:
             raise ValueError("fused is of what is seen at t = T: give a share of that, terminal, above 0")
+        if (self.passes > 1 or self.axes_conditioning) and not self.fused:
+            raise ValueError("passes and axes_conditioning are of the mean over three axes: set fused=true, or leave them out")
+        if self.passes > 1 and not self.residual_std:
+            raise ValueError("passes show the network what it makes of a residual: give residual_std, or passes 1")
+        if self.axes_conditioning and not self.scale_conditioning:
+            raise ValueError("axes_conditioning is told beside the scale: set scale_conditioning=true, or leave it out")
+        if self.alone and not self.axes_conditioning:
+            raise ValueError("alone is of a network that is told over how many axes the mean is: set axes_conditioning=true, or alone 0")
         if self.sharp_steps:
             check_sampling(self.schedule, self.prediction, sharp_steps=self.sharp_steps)
         if self.pixels and not 0 < self.pixels[0] <= self.pixels[1]:
@@ -143,15 +163,14 @@ class Sr3:
         self.network = Sr3UNet(**dict(config.network), scale_conditioning=config.scale_conditioning, dtype=dtype)
         self.pixels = Pixels(config.residual_std, config.bound)
         self.multiple, self.context, self.pixel_range = config.multiple, config.context, config.pixels
-        self.scale_conditioning = config.scale_conditioning
+        self.scale_conditioning, self.axes_conditioning, self.passes = config.scale_conditioning, config.axes_conditioning, config.passes
         self.default_request = Request(config.sampling_steps, config.eta)
         self.most_steps = config.schedule.steps
 
     def init(self, key: Array, batch: Batch) -> Variables:
         level = jnp.ones(batch.low.shape[0])
-        shown = jnp.zeros((*batch.low.shape[:-1], 1 + 2 * self.config.context))
-        scale = jnp.ones((batch.low.shape[0], 3)) if self.scale_conditioning else None
-        return {"params": self.network.init(key, batch.low, shown, level, scale=scale)["params"], "stats": {}}
+        shown, told = self._blank(batch.low.shape[:3])
+        return {"params": self.network.init(key, batch.low, shown, level, scale=told)["params"], "stats": {}}
 
     def loss(self, variables: Variables, batch: Batch, keys: Array, progress: Array) -> LossOutput:
         draw = {name: jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i, name in enumerate(("time", "between", "noise", "dropout"))}
@@ -160,11 +179,16 @@ class Sr3:
         level = continuous_level(self.schedule, t, jax.vmap(jax.random.uniform)(draw["between"]))
 
         noise = draw_noise(draw["noise"], 0, x0.shape[1:])
-        shown = self._shown(batch.condition)
-        output = self._denoise(variables, shown, batch.scale, add_noise(x0, noise, level), level, dropout=draw["dropout"])
+        condition, axes = batch.condition, self._axes(keys, batch)
+        if axes is not None:
+            condition = condition._replace(axes=axes)
+        if self.config.passes > 1:
+            condition = condition._replace(estimate=self._estimate(variables, condition, keys, draw["noise"]))
+        shown, told = self._shown(condition), self._told(condition)
+        output = self._denoise(variables, shown, told, add_noise(x0, noise, level), level, dropout=draw["dropout"])
         misses = output.astype(jnp.float32) - target(self.config.prediction, x0, noise, level)
         if self.config.fused:
-            misses = jnp.where(last[:, None, None, None], over_axes(misses), misses)
+            misses = jnp.where(last[:, None, None, None], over_axes(misses, axes), misses)
         errors = ERRORS[self.config.loss](misses, jnp.zeros_like(misses))
         if self.config.relative:
             errors = errors / (jnp.mean(jnp.square(x0), axis=(1, 2, 3)) + EASY)
@@ -175,7 +199,7 @@ class Sr3:
         return UpscaleOutput(image, {"clipped": samples.clipped})
 
     def sampler(self, variables: Variables, condition: Condition) -> Sampler:
-        denoise = functools.partial(self._denoise, variables, self._shown(condition), condition.scale)
+        denoise = functools.partial(self._denoise, variables, self._shown(condition), self._told(condition))
         return self.pixels.sampler(self.schedule, self.config.prediction, denoise, condition.low)
 
     def frozen(self, batch: Batch | None = None) -> dict[str, Any]:
@@ -186,10 +210,9 @@ class Sr3:
 
     def parts(self, size: int) -> dict[str, Part]:
         image, level = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
-        shown = jax.ShapeDtypeStruct((1, size, size, 1 + 2 * self.config.context), jnp.float32)
-        scale = jnp.ones((1, 3)) if self.scale_conditioning else None
-        variables = jax.eval_shape(functools.partial(self.network.init, scale=scale), jax.random.key(0), image, shown, level)
-        return {"denoiser": Part(functools.partial(self.network.apply, scale=scale), variables, (image, shown, level))}
+        shown, told = self._blank((1, size, size))
+        variables = jax.eval_shape(functools.partial(self.network.init, scale=told), jax.random.key(0), image, shown, level)
+        return {"denoiser": Part(functools.partial(self.network.apply, scale=told), variables, (image, shown, level))}
 
     def _times(self, keys: Array, side: int) -> tuple[Array, Array]:
         """t of training slices, int `[B]` in 1 … T, and which of them are seen at T since `terminal` says so, of a cube all or none; of the
@@ -197,15 +220,54 @@ class Sr3:
         t = jax.vmap(lambda key: jax.random.randint(key, (), 1, self.schedule.steps + 1))(keys)
         last = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1), self.config.terminal))(keys)
         if self.config.fused:
-            last = jnp.repeat(last[:: 3 * side], 3 * side)
+            last = _of_cubes(last, side)
         return jnp.where(last, self.schedule.steps, t), last
 
-    def _shown(self, condition: Condition) -> Array:
+    def _axes(self, keys: Array, batch: Batch) -> Array | None:
+        """Over how many axes the mean is taken that training slices are for, `[B]`, that of a cube; None: all three, and nobody is told."""
+        if not self.config.axes_conditioning:
+            return None
+        assert batch.axes is not None
+        chance = _of_cubes(jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 2)))(keys), batch.low.shape[1])
+        return jnp.where(
+            chance < self.config.alone, 1.0, jnp.where(chance < 1.5 * self.config.alone, jnp.minimum(batch.axes, 2), batch.axes)
+        )
+
+    def _estimate(self, variables: Variables, condition: Condition, keys: Array, noise: Array) -> Array:
+        """What a pass before made of training cubes, as `Condition.estimate` has it; of a share of them there was none."""
+        low = self._low(condition)
+        first = self.sampler(jax.lax.stop_gradient(variables), condition._replace(estimate=low))
+        made = slabs(over_axes(first.draw(noise, Request(1))[1], condition.axes), self.config.context)
+        begins = _of_cubes(jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 3), self.config.first))(keys), low.shape[1])
+        return jnp.where(begins[:, None, None, None], low, made)
+
+    def _blank(self, shape: tuple[int, ...]) -> tuple[Array, Array | None]:
+        """What is shown and told of slices of `shape` (B, H, W), to initialise the network."""
+        shown = jnp.zeros((*shape, (1 + 2 * self.config.context) * (1 + (self.config.passes > 1))))
+        return shown, jnp.ones((shape[0], 3 + self.axes_conditioning)) if self.scale_conditioning else None
+
+    def _low(self, condition: Condition) -> Array:
         """What the network sees of the low-resolution volume, `[B, H, W, 1 + 2 context]`."""
         if not self.config.context:
             return condition.low
         assert condition.beside is not None
         return jnp.concatenate([condition.low, condition.beside], axis=-1)
+
+    def _shown(self, condition: Condition) -> Array:
+        """That, and in units of x_0 what the pass before made of it."""
+        low = self._low(condition)
+        if self.config.passes == 1:
+            return low
+        assert condition.estimate is not None
+        return jnp.concatenate([low, self.pixels.diffused(condition.estimate, low)], axis=-1)
+
+    def _told(self, condition: Condition) -> Array | None:
+        """The scale, and how much more than the mean over three axes tells a slice has to say by itself, `[B, 3 or 4]`, at least 1 all."""
+        if not self.axes_conditioning:
+            return condition.scale
+        assert condition.scale is not None
+        assert condition.axes is not None
+        return jnp.concatenate([condition.scale, 3 / condition.axes[:, None]], axis=-1)
 
     def _denoise(
         self, variables: Variables, low: Array, scale: Array | None, x_t: Array, level: Level, dropout: Array | None = None
@@ -223,3 +285,8 @@ class Sr3:
             return jnp.asarray(output)[0]
 
         return jax.vmap(one)(x_t, low, level.signal, scale, dropout)
+
+
+def _of_cubes(x: Array, side: int) -> Array:
+    """What the first slice of each cube of `side` voxels has, for all its slices: `[3 side K, ...]`."""
+    return jnp.repeat(x[:: 3 * side], 3 * side, axis=0)

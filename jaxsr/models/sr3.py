@@ -75,7 +75,7 @@ class Sr3UNet(nn.Module):
         train: bool = False,
     ) -> Array:
         """`extra` `[B, width]` is added to the noise level's embedding: what else every block is to know. `scale` `[B, 3]`: that of a
-        condition."""
+        condition, or more such numbers, above 0, of which it is told the logarithms."""
         levels = len(self.multipliers)
         factor = self.patch * 2 ** (levels - 1)
         if x_t.shape[1] % factor or x_t.shape[2] % factor:

@@ -31,7 +31,7 @@ from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.data.unpaired import HalfPaired, split_paired
 from jaxsr.data.variety import Variety
 from jaxsr.experiment import DataConfig, Experiment, SourceConfig
-from jaxsr.methods.base import MAP_CHANNELS, Batch, Method, Variables, context_of, knows_scale, takes_cubes
+from jaxsr.methods.base import MAP_CHANNELS, Batch, Method, Variables, context_of, knows_axes, knows_scale, takes_cubes
 from jaxsr.train.precomputed import check_precomputed, no_set
 from jaxsr.train.state import abstract_variables
 from jaxsr.volume.geometry import Kind
@@ -182,7 +182,9 @@ def _stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note
             "wants: set one of them to 0"
         )
     how |= {"context": context, "scale": scale, "seed": experiment.seed, "note": note}
-    return CubeStream(subjects, data.crop, **how) if takes_cubes(experiment.method) else SliceStream(subjects, crop, **how)
+    if takes_cubes(experiment.method):
+        return CubeStream(subjects, data.crop, stacks=knows_axes(experiment.method), **how)
+    return SliceStream(subjects, crop, **how)
 
 
 def variables_to_upscale(experiment: Experiment, method: Method) -> Variables:
@@ -220,6 +222,8 @@ def abstract_batch(experiment: Experiment, records: PreparedSet | None = None, e
     shapes: dict[str, Any] = {"high": image, "low": image}
     if context := context_of(experiment.method):
         shapes["beside"] = jax.ShapeDtypeStruct((*plane, 2 * context), jnp.float32)
+    if knows_axes(experiment.method):
+        shapes["axes"] = jax.ShapeDtypeStruct((size,), jnp.float32)
     if knows_scale(experiment.method):
         shapes["scale"] = jax.ShapeDtypeStruct((size, 3), jnp.float32)
     precomputed = build_method(experiment).precomputed(crop)

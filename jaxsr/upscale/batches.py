@@ -25,6 +25,7 @@ FILL = 0.8  # of the memory that is free may be meant for a batch: allocators ne
 BatchSize = int | Literal["auto"]
 Note = Callable[[str], None]
 Cuts = Mapping[str, "Sequence[np.ndarray | Shifted]"]  # of `low` and maps: slices across one axis, `[n, H, W]` each, one a channel
+Told = Mapping[str, np.ndarray]  # of a condition, what is the same for all slices across one axis
 
 
 class Shifted:
@@ -107,14 +108,14 @@ class Batches:
         key: jax.Array,
         note: Note,
         counts: Sequence[int] = (),
-        scale: np.ndarray | None = None,
+        told: Told = {},  # noqa: B006
     ) -> Iterator[tuple[np.ndarray, Any]]:
         """Yields indices and what `work` made of those slices, in the `order` of their indices (ascending), one batch behind the device,
         which so never waits for the host.
 
         Args:
           counts: how many slices each run of a volume with this program has, which batches are to fit; (): batches are as large as may be.
-          scale: `[3]`, that of a condition, of all slices.
+          told: `scale` and `axes` of a condition, each that of all slices.
 
         Raises:
           OutOfMemory: where a batch does not fit and must not, or cannot, be smaller.
@@ -127,7 +128,7 @@ class Batches:
             following = None
             if start < len(order):
                 try:
-                    following = self._dispatch(work, cuts, order[start:], start, slice_map, key, note, counts, scale)
+                    following = self._dispatch(work, cuts, order[start:], start, slice_map, key, note, counts, told)
                     start += following.length
                 except Exception as error:  # JAX's own name for its runtime errors changes
                     self._shrink(error, self._tried, note)
@@ -151,19 +152,18 @@ class Batches:
         key: jax.Array,
         note: Note,
         counts: Sequence[int],
-        scale: np.ndarray | None,
+        told: Told,
     ) -> _InFlight:
-        names = (*cuts, *(["scale"] if scale is not None else []))
+        names = (*cuts, *told)
         program, size = self._program(ProgramKey(slice_map.shape, work, names), note, tuple(counts))
         indices, self._tried = order[:size], size
         condition = {}
         for name, channels in cuts.items():
-            outside = -1.0 if name in ("low", "reference", "beside") else 0.0
+            outside = -1.0 if name in ("low", "reference", "beside", "estimate") else 0.0
             condition[name] = np.full((size, *slice_map.shape, len(channels)), outside, np.float32)
             for channel, part in enumerate(channels):
                 condition[name][: len(indices), ..., channel] = slice_map.forward(_picked(part, indices), outside)
-        if scale is not None:
-            condition["scale"] = np.tile(scale, (size, 1))
+        condition |= {name: np.repeat(np.asarray(of, np.float32)[None], size, axis=0) for name, of in told.items()}
         index = np.zeros(size, np.int32)
         index[: len(indices)] = indices
         key = jax.device_put(key, self._everywhere)

@@ -2,6 +2,8 @@
 
     x̂ = 1/|A| Σ_{a ∈ A} stack_d method(slice_{a,d}(y)),        A ⊆ {sagittal, coronal, axial}
 
+A method of several passes goes over it again, and is shown slices of x̂ beside those of y.
+
 The volume is brought to the target grid by interpolation, in the intensity window of the input; slices of each axis are padded (or
 resized) to sides that the method takes, upscaled in batches of one size, so that each shape compiles once, and added to one float64 sum.
 Noise is keyed by (seed, sample, axis, slice): the result depends neither on batch size nor on devices, so a batch that does not fit into
@@ -17,10 +19,22 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxsr.data.pairs import scale_of, slice_frame, steps_beside
-from jaxsr.methods.base import MAP_CHANNELS, Explanation, Method, Mixture, Request, Segmenter, Variables, context_of, knows_scale
-from jaxsr.upscale.batches import Batches, BatchSize, Cuts, Note, ProgramKey, Shifted, Work
+from jaxsr.methods.base import (
+    MAP_CHANNELS,
+    Explanation,
+    Method,
+    Mixture,
+    Request,
+    Segmenter,
+    Variables,
+    context_of,
+    knows_axes,
+    knows_scale,
+    passes_of,
+)
+from jaxsr.upscale.batches import Batches, BatchSize, Cuts, Note, ProgramKey, Shifted, Told, Work
 from jaxsr.upscale.inputs import Sizes, resolving
-from jaxsr.upscale.plan import Plan, make_plan, map_of
+from jaxsr.upscale.plan import Plan, in_pass, make_plan, map_of
 from jaxsr.volume.geometry import Grid, Kind, resample
 from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.io import Volume
@@ -142,7 +156,7 @@ class Engine:
         if knows_scale(self._method):
             resolves = resolving(volume.voxel_size, from_mm)
             scales = {axis: scale_of(resolves, plan.work, AXES[axis]) for axis in wanted}
-        image, metrics = self.fuse(low, wanted, key, maps, lambda done: progress(done, plan.slices), note, scales)
+        image, metrics = self.fuse(low, wanted, key, maps, lambda done: progress(done, plan.passes * plan.slices), note, scales)
         if plan.work is not plan.grid:
             image = resample(image, plan.work, plan.grid)
         result = replace(volume, data=window.inverse(image), affine=plan.grid.affine)
@@ -158,7 +172,8 @@ class Engine:
         note: Note = silent,
         scales: Mapping[str, np.ndarray] = {},
     ) -> tuple[np.ndarray, dict[str, float]]:
-        """The mean over axes of the stacked slices, float32 `[X, Y, Z]`, summed in float64; and the metrics' means over all slices.
+        """The mean over axes of the stacked slices, float32 `[X, Y, Z]`, summed in float64; and the metrics' means over all slices of the
+        last pass.
 
         Args:
           low: `[X, Y, Z]` on the target grid, in the window -1…1.
@@ -172,12 +187,34 @@ class Engine:
         _check_shapes(maps, low.shape)
         if knows_scale(self._method) and not requests.keys() <= scales.keys():
             raise ValueError("the method is told how much coarser the scan is: give the scale of every axis")
+        passes, done = passes_of(self._method), 0
+        estimate = low
+        for number in range(passes):
+            asked = {axis: request and in_pass(request, number, passes) for axis, request in requests.items()}
+            key_of_pass = jax.random.fold_in(key, passes - 1 - number) if number < passes - 1 else key
+            estimate, metrics, done = self._gone_over(low, estimate, asked, key_of_pass, maps, done, progress, note, scales)
+        return estimate, {name: float(np.concatenate(values).mean()) for name, values in metrics.items()}
+
+    def _gone_over(
+        self,
+        low: np.ndarray,
+        estimate: np.ndarray,
+        requests: Mapping[str, Request | None],
+        key: jax.Array,
+        maps: Maps,
+        done: int,
+        progress: Callable[[int], None],
+        note: Note,
+        scales: Mapping[str, np.ndarray],
+    ) -> tuple[np.ndarray, dict[str, list[np.ndarray]], int]:
+        """One pass of `fuse` after another that made `estimate`: the mean over axes, the metrics of its slices, and how many are done by
+        then, where `done` were before."""
         total = np.zeros(low.shape, np.float64)
         programs = {
             axis: (map_of(self._method, low.shape, AXES[axis], self._slice_map), request) for axis, request in requests.items() if request
         }
         metrics: dict[str, list[np.ndarray]] = {}
-        done = 0
+        context = context_of(self._method)
         for axis, request in requests.items():
             if request is None:
                 total += low
@@ -186,17 +223,22 @@ class Engine:
             slice_map, _ = programs[axis]
             counts = [low.shape[AXES[a]] for a, (of, asked) in programs.items() if (of.shape, asked) == (slice_map.shape, request)]
             cuts: dict[str, Any] = {name: _cut(name, data, AXES[axis]) for name, data in {"low": low, **maps}.items()}
-            if context := context_of(self._method):
-                cuts["beside"] = [Shifted(take_slices(low, axis), step) for step in steps_beside(context)]
+            if context:
+                cuts["beside"] = _beside(low, axis, context)
+            if passes_of(self._method) > 1:
+                cuts["estimate"] = [take_slices(estimate, axis), *_beside(estimate, axis, context)]
+            told: dict[str, np.ndarray] = {"scale": scales[axis]} if axis in scales else {}
+            if knows_axes(self._method):
+                told["axes"] = np.asarray(len(requests), np.float32)
             of = (slice_map, jax.random.fold_in(key, AXES[axis]), request)
-            for indices, output in self._upscaled(cuts, *of, note, counts, scales.get(axis)):
+            for indices, output in self._upscaled(cuts, *of, note, counts, told):
                 sums[indices] += slice_map.inverse(output.image[..., 0])
                 for name, values in output.metrics.items():
                     metrics.setdefault(name, []).append(values)
                 done += len(indices)
                 progress(done)
         total /= len(requests)
-        return total.astype(np.float32), {name: float(np.concatenate(values).mean()) for name, values in metrics.items()}
+        return total.astype(np.float32), metrics, done
 
     def explain(self, low: np.ndarray, axis: str, note: Note = silent) -> Explanation:
         """Why the slices of `low`, as `fuse` takes it, across `axis` are upscaled as they are: weights `[n, K]`, attention and
@@ -243,12 +285,12 @@ class Engine:
         return total
 
     def _upscaled(
-        self, cuts: Cuts, slice_map: SliceMap, key: jax.Array, request: Request, note: Note, counts: Sequence[int], scale: np.ndarray | None
+        self, cuts: Cuts, slice_map: SliceMap, key: jax.Array, request: Request, note: Note, counts: Sequence[int], told: Told
     ) -> Iterator[tuple[np.ndarray, Any]]:
         """Yields indices of slices and their `UpscaleOutput`; slices that go to one expert each are grouped by it, and how many those are
         differs from volume to volume."""
         if len(ways(self._method, request)) == 1:
-            yield from self._batches.run(Work("upscale", request), cuts, _all(cuts), slice_map, key, note, counts, scale)
+            yield from self._batches.run(Work("upscale", request), cuts, _all(cuts), slice_map, key, note, counts, told)
             return
         routes = np.concatenate([expert for _, expert in self._batches.run(Work("route"), cuts, _all(cuts), slice_map, key, note)])
         for expert, alone in enumerate(ways(self._method, request)):
@@ -292,6 +334,11 @@ def _cut(name: str, data: np.ndarray, axis: int) -> list[np.ndarray]:
     if MAP_CHANNELS[name] == 1:
         return [take_slices(data, axis)]
     return [take_slices(data[..., component], axis) for component in slice_frame(axis)]
+
+
+def _beside(volume: np.ndarray, axis: str, context: int) -> list[Shifted]:
+    """The slices of `volume` on either side of those across `axis`."""
+    return [Shifted(take_slices(volume, axis), step) for step in steps_beside(context)]
 
 
 def _all(cuts: Cuts) -> np.ndarray:

@@ -112,6 +112,22 @@ def told_later(tree: Any, wanted: Any) -> dict[str, Any]:
     return {name: of for name, of in wanted.items() if name in tree or not name.startswith("scale_")}
 
 
+def shown_later(tree: Any, wanted: Any, patch: int) -> dict[str, Any]:
+    """An sr3's parameters `tree` for a network of the shapes `wanted`, where that is shown an estimate, or told over how many axes the mean
+    is, and the `tree` was not: with zeros for those, so that it starts as it is. What does not fit stays so."""
+    grown = dict(tree)
+    stem, told = (np.asarray(tree[name]["kernel"]) if name in tree and name in wanted else None for name in ("stem", "scale_in"))
+    if told is not None and (more := wanted["scale_in"]["kernel"].shape[0] - len(told)) > 0:
+        grown["scale_in"] = {**tree["scale_in"], "kernel": np.pad(told, ((0, more), (0, 0)))}
+    if stem is not None:
+        has, wants = (channels // patch**2 for channels in (stem.shape[2], wanted["stem"]["kernel"].shape[2]))
+        if wants == 2 * has - 1:  # x_t comes last; between it and the volume's slices come as many of the estimate
+            each = stem.reshape(*stem.shape[:2], patch**2, has, -1)
+            wider = np.insert(each, [has - 1] * (has - 1), 0, axis=3)
+            grown["stem"] = {**tree["stem"], "kernel": wider.reshape(*stem.shape[:2], -1, stem.shape[3])}
+    return grown
+
+
 def check_shapes(source: object, tree: Any, wanted: Any, key: str) -> None:
     """Raises ConfigError where the arrays of `tree` have other names or shapes than those `wanted`."""
     found, expected = _shapes(tree), _shapes(wanted)

@@ -75,6 +75,7 @@ def forecast(
             axis: {"Slices": count, "Padded": list(sides)} for axis, count, sides in zip(plan.axes, plan.counts, plan.shapes, strict=True)
         },
         "Slices": plan.slices,
+        "Passes": plan.passes,
         "Compilations": plan.compilations * programs_each(recipe.method, settings.request, settings.explain),
         "BatchSize": size,
         "BatchSizeMayShrink": batch_size == "auto",
@@ -101,6 +102,7 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
         f"  output      {sides} voxels of {size} mm, {facts['Orientation']}, the first at ({origin}) mm",
         *(f"  map         {shown(path)}" for path in facts["Maps"]),
         f"  work        {facts['Slices']} slices, padded ({axes}), in {facts['Batches']} batches of at most {facts['BatchSize']} ({kept})"
+        + (f", gone over {facts['Passes']} times" if facts["Passes"] > 1 else "")
         + (f", for each of {facts['Samples']} samples" if facts["Samples"] > 1 else ""),
         f"              sampling steps of each: {facts['SamplingSteps']}; multiply-adds: {quantity(facts['MultiplyAdds'])}; "
         f"programs to compile: {facts['Compilations']}",
@@ -135,7 +137,7 @@ Traces = Mapping[Program, ClosedJaxpr]  # of a batch
 def batch_sizes(method: Method, plan: Plan, most: int, devices: int) -> Sizes:
     """Of each program of `plan`, for a first volume; at most `most`, and that of slices that go to one expert each."""
     return {
-        (sides, request): most if len(ways(method, request)) > 1 else fitting_size(plan.runs(sides, request), most, devices)
+        (sides, request): most if len(ways(method, request)) > 1 else fitting_size(plan.counts_of(sides, request), most, devices)
         for sides, request in plan.programs
     }
 
@@ -175,7 +177,7 @@ def explained_multiply_adds(plan: Plan, batch_size: int, devices: int, method: M
     """What explaining takes beside it: attention, and each expert of a mixture alone; None where shapes do not tell."""
     notes: list[str] = []
     assert isinstance(method, Mixture)  # the command line has seen to it
-    sizes = {program: fitting_size(plan.runs(*program), batch_size, devices) for program in plan.programs}
+    sizes = {program: fitting_size(plan.counts_of(*program), batch_size, devices) for program in plan.programs}
     total = 0
     for sides, _, batches in _of_axes(plan, dict.fromkeys(plan.programs, batch_size)):
         total += batches * _work(_trace(method, variables, sides, batch_size, "explain"), notes)
@@ -187,9 +189,9 @@ def explained_multiply_adds(plan: Plan, batch_size: int, devices: int, method: M
 
 
 def _of_axes(plan: Plan, sizes: Sizes) -> list[tuple[tuple[int, int], Request, int]]:
-    """Sides, request and batches of each axis whose slices are upscaled."""
-    each = zip(plan.shapes, plan.requests, plan.counts, strict=True)
-    return [(sides, request, -(-count // sizes[sides, request])) for sides, request, count in each if request]
+    """Sides, request and batches of each axis whose slices are upscaled, of each pass."""
+    each = (run for number in range(plan.passes) for run in plan.runs(number))
+    return [(sides, request, -(-count // sizes[sides, request])) for sides, request, count in each]
 
 
 def _trace(method: Method, variables: Any, sides: tuple[int, int], batch_size: int, what: Request | str) -> ClosedJaxpr:

@@ -35,6 +35,7 @@ from jaxsr.upscale.fitting import (
     is_all_of,
     network_in,
     network_of,
+    shown_later,
     told_later,
     with_condition,
 )
@@ -264,6 +265,8 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], not
         raise ConfigError(
             f"method.weights.{name}: {path} is told how coarse a scan is: set method.scale_conditioning=true, or name another"
         )
+    if name == "sr3":
+        tree = shown_later(tree, shapes[name], wanted.patch)  # type: ignore[attr-defined]
     if name == "sr3" and (had := told_later(tree, shapes[name])).keys() < shapes[name].keys():
         note(f"{path} was not told how coarse a scan is: it starts as it is, and learns that")
         shapes = {**shapes, name: had}

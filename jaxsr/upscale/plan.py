@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxsr.data.pairs import planes
-from jaxsr.methods.base import Method, Request, knows_scale
+from jaxsr.methods.base import Method, Request, knows_scale, passes_of
 from jaxsr.upscale.inputs import Sizes, resolving, serving_axes
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid, target_grid
@@ -40,7 +40,8 @@ class Plan(NamedTuple):
       axes: slice axes that serve, by name.
       requests: what is asked for along each; None: slices are passed on as they are.
       shapes: padded sides `(H, W)` of each.
-      counts: slices of each that are upscaled.
+      counts: slices of each that are upscaled, in each pass.
+      passes: how many times the volume is gone over.
       left_out: a sentence for each axis that does not serve, or along which there is nothing to do.
     """
 
@@ -51,25 +52,31 @@ class Plan(NamedTuple):
     shapes: tuple[tuple[int, int], ...]
     counts: tuple[int, ...]
     left_out: tuple[str, ...]
+    passes: int = 1
 
     @property
     def slices(self) -> int:
-        """In all."""
+        """Of all axes, in each pass."""
         return sum(self.counts)
 
     @property
     def programs(self) -> set[tuple[tuple[int, int], Request]]:
         """What is compiled: a program for each shape and request."""
-        return {(sides, request) for sides, request in zip(self.shapes, self.requests, strict=True) if request}
+        return {(sides, request) for number in range(self.passes) for sides, request, _ in self.runs(number)}
 
     @property
     def compilations(self) -> int:
         return len(self.programs)
 
-    def runs(self, sides: tuple[int, int], request: Request) -> tuple[int, ...]:
-        """How many slices each axis has that this program is for."""
+    def runs(self, number: int) -> list[tuple[tuple[int, int], Request, int]]:
+        """Sides, request and slices of each axis that is upscaled in the pass `number`, from 0."""
         each = zip(self.shapes, self.requests, self.counts, strict=True)
-        return tuple(count for of, asked, count in each if (of, asked) == (sides, request))
+        return [(sides, in_pass(request, number, self.passes), count) for sides, request, count in each if request]
+
+    def counts_of(self, sides: tuple[int, int], request: Request) -> tuple[int, ...]:
+        """How many slices each axis has that this program is for."""
+        found = (tuple(count for *of, count in self.runs(number) if of == [sides, request]) for number in range(self.passes))
+        return next(filter(None, found), ())
 
 
 def make_plan(
@@ -112,7 +119,12 @@ def make_plan(
     still = tuple(f"{name} slices are passed on as they are" for name, of in zip(serving, requests, strict=True) if of is None)
     shapes = tuple(map_of(method, work.shape, AXES[name], slice_map).shape for name in serving)
     counts = tuple(work.shape[AXES[name]] if of else 0 for name, of in zip(serving, requests, strict=True))
-    return Plan(target, work, serving, requests, shapes, counts, (*left_out, *still))
+    return Plan(target, work, serving, requests, shapes, counts, (*left_out, *still), passes_of(method))
+
+
+def in_pass(request: Request, number: int, passes: int) -> Request:
+    """What is asked for in the pass `number`, from 0: before the last one it is an estimate, in one sampling step."""
+    return request if number == passes - 1 else request._replace(steps=1)
 
 
 def is_told(method: Method) -> bool:
