@@ -14,7 +14,7 @@ from typing import Any
 
 import jaxsr
 from jaxsr.config import ConfigError
-from jaxsr.methods.base import knows_scale
+from jaxsr.methods.base import knows_scale, passes_of
 
 _LAUNCH = Path(jaxsr.__file__).parents[1] / "launch"
 NETWORKS, LAYERS = _LAUNCH / "peer_diffusers.py", _LAUNCH / "peer_layers.py"
@@ -34,6 +34,7 @@ def why_no_peer(method: Any) -> str:
     if method.kind == "teacher":
         return ""
     told = {"is shown slices on either side": getattr(method, "context", 0), "is told how coarse a scan is": knows_scale(method)}
+    told["is shown what it made of a volume before"] = passes_of(method) > 1
     lacks = {"has a network without norms": method.network.groups is None, "has a network without skips": not method.network.skips}
     return next((f"{what}, as none of diffusers is or has" for what, so in (told | lacks).items() if so), "")
 

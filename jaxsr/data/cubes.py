@@ -68,7 +68,7 @@ class CubeStream(SliceStream):
         blocks = (self._drawn(pair, rng) for _ in range(3))
         return [sample for block in blocks for sample in self._slices(pair, block, block.order.index(across), [visit, subject], 1)]
 
-    def _drawn(self, pair: Pair, rng: np.random.Generator) -> "_Block":
+    def _drawn(self, pair: Pair, rng: np.random.Generator) -> "_Place":
         """Where a cube lies, and how it is turned."""
         side = self._side
         for _ in range(20):  # as in a SliceStream
@@ -78,9 +78,9 @@ class CubeStream(SliceStream):
         flips = [bool(self._augment.flip and rng.random() < 0.5) for _ in range(3)]
         order = [int(a) for a in (rng.permutation(3) if self._augment.transpose else range(3))]
         exponent = float(np.exp(self._augment.gamma * rng.standard_normal())) if self._augment.gamma else 1.0
-        return _Block(corner, flips, order, exponent)
+        return _Place(corner, flips, order, exponent)
 
-    def _slices(self, pair: Pair, block: "_Block", axis: int, of: list[int], axes: int) -> list[Sample]:
+    def _slices(self, pair: Pair, block: "_Place", axis: int, of: list[int], axes: int) -> list[Sample]:
         """The slices of a block across its `axis`, of the visit and subject `of`."""
         side, margin, (corner, flips, order, exponent) = self._side, self._context, block
 
@@ -109,7 +109,7 @@ class CubeStream(SliceStream):
         return samples
 
 
-class _Block(NamedTuple):
+class _Place(NamedTuple):
     """Where a cube lies in its volume, its axes that are flipped, their new order, and the exponent of its window."""
 
     corner: list[int]

@@ -173,17 +173,18 @@ class Sr3:
         return {"params": self.network.init(key, batch.low, shown, level, scale=told)["params"], "stats": {}}
 
     def loss(self, variables: Variables, batch: Batch, keys: Array, progress: Array) -> LossOutput:
-        draw = {name: jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i, name in enumerate(("time", "between", "noise", "dropout"))}
+        names = ("time", "between", "noise", "dropout", "axes", "first")
+        draw = {name: jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i, name in enumerate(names)}
         x0 = self.pixels.diffused(batch.high, batch.low)
         t, last = self._times(draw["time"], x0.shape[1])
         level = continuous_level(self.schedule, t, jax.vmap(jax.random.uniform)(draw["between"]))
 
         noise = draw_noise(draw["noise"], 0, x0.shape[1:])
-        condition, axes = batch.condition, self._axes(keys, batch)
+        condition, axes = batch.condition, self._axes(draw["axes"], batch)
         if axes is not None:
             condition = condition._replace(axes=axes)
         if self.config.passes > 1:
-            condition = condition._replace(estimate=self._estimate(variables, condition, keys, draw["noise"]))
+            condition = condition._replace(estimate=self._estimate(variables, condition, draw["first"], draw["noise"]))
         shown, told = self._shown(condition), self._told(condition)
         output = self._denoise(variables, shown, told, add_noise(x0, noise, level), level, dropout=draw["dropout"])
         misses = output.astype(jnp.float32) - target(self.config.prediction, x0, noise, level)
@@ -228,7 +229,7 @@ class Sr3:
         if not self.config.axes_conditioning:
             return None
         assert batch.axes is not None
-        chance = _of_cubes(jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 2)))(keys), batch.low.shape[1])
+        chance = _of_cubes(jax.vmap(jax.random.uniform)(keys), batch.low.shape[1])
         return jnp.where(
             chance < self.config.alone, 1.0, jnp.where(chance < 1.5 * self.config.alone, jnp.minimum(batch.axes, 2), batch.axes)
         )
@@ -238,7 +239,7 @@ class Sr3:
         low = self._low(condition)
         first = self.sampler(jax.lax.stop_gradient(variables), condition._replace(estimate=low))
         made = slabs(over_axes(first.draw(noise, Request(1))[1], condition.axes), self.config.context)
-        begins = _of_cubes(jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 3), self.config.first))(keys), low.shape[1])
+        begins = _of_cubes(jax.vmap(lambda key: jax.random.bernoulli(key, self.config.first))(keys), low.shape[1])
         return jnp.where(begins[:, None, None, None], low, made)
 
     def _blank(self, shape: tuple[int, ...]) -> tuple[Array, Array | None]:

@@ -191,8 +191,7 @@ class Engine:
         estimate = low
         for number in range(passes):
             asked = {axis: request and in_pass(request, number, passes) for axis, request in requests.items()}
-            key_of_pass = jax.random.fold_in(key, passes - 1 - number) if number < passes - 1 else key
-            estimate, metrics, done = self._gone_over(low, estimate, asked, key_of_pass, maps, done, progress, note, scales)
+            estimate, metrics, done = self._gone_over(low, estimate, asked, key, maps, done, progress, note, scales)
         return estimate, {name: float(np.concatenate(values).mean()) for name, values in metrics.items()}
 
     def _gone_over(
@@ -207,8 +206,8 @@ class Engine:
         note: Note,
         scales: Mapping[str, np.ndarray],
     ) -> tuple[np.ndarray, dict[str, list[np.ndarray]], int]:
-        """One pass of `fuse` after another that made `estimate`: the mean over axes, the metrics of its slices, and how many are done by
-        then, where `done` were before."""
+        """One pass of `fuse`: the mean over axes, the metrics of its slices, and how many are done by then, where `done` were before.
+        `estimate`, of the pass before, or `low`, is used up."""
         total = np.zeros(low.shape, np.float64)
         programs = {
             axis: (map_of(self._method, low.shape, AXES[axis], self._slice_map), request) for axis, request in requests.items() if request
@@ -238,7 +237,9 @@ class Engine:
                 done += len(indices)
                 progress(done)
         total /= len(requests)
-        return total.astype(np.float32), metrics, done
+        mean = np.empty_like(low, np.float32) if estimate is low else estimate  # which nobody looks at any more
+        mean[...] = total
+        return mean, metrics, done
 
     def explain(self, low: np.ndarray, axis: str, note: Note = silent) -> Explanation:
         """Why the slices of `low`, as `fuse` takes it, across `axis` are upscaled as they are: weights `[n, K]`, attention and

@@ -192,6 +192,7 @@ def describe(model: "Model", job: Job, result: "Upscaled", request: "Request", *
             **_routing(model.method, request),
             "IntensityWindow": [result.window.low, result.window.high],
             "Axes": list(result.plan.axes),
+            **({"Passes": result.plan.passes} if result.plan.passes > 1 else {}),
             **_planes(result.plan),
             "Notes": [*result.volume.notes, *result.plan.left_out],
             **result.metrics,

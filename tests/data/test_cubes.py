@@ -133,10 +133,47 @@ def test_a_subject_without_a_cube_is_left_out_and_named():
     assert any("person-1" in note and "3 × 7 × 8 voxels of 1 × 1 × 1 mm hold no cube of 4 voxels" in note for note in notes)
 
 
+@pytest.mark.parametrize("augment", [PLAIN, TURNED], ids=["plain", "turned"])
+@pytest.mark.parametrize("thick", range(3))
+def test_thick_slices_serve_as_three_stacks_and_say_so(thick, augment):
+    """Each of neighbouring slices across the thick axis, cut as the volume is; where it is turned, with the same values."""
+    heads = Heads(affine=np.diag([*(3.0 if axis == thick else 1.0 for axis in range(3)), 1.0]))
+    running, corners = stream(heads, stacks=True, augment=augment), set()
+    for number in range(6):
+        found = cube(running, number)
+        assert (found["axes"] == 1).all()
+        assert found["axes"].dtype == np.float32
+        for rows in (slice(of * SIDE, (of + 1) * SIDE) for of in range(3)):
+            indices = found["origin"][rows, 3]
+            assert (found["origin"][rows, 2] == thick).all()
+            assert abs(np.diff(indices)).tolist() == [1] * (SIDE - 1)
+            visit, subject = found["origin"][rows][0, :2]
+            pair = heads.load(subject, visit)
+            corners.add(tuple(indices))
+            for place, index in zip(range(rows.start, rows.stop), indices, strict=True):
+                assert np.isin(found["low"][place], np.moveaxis(pair.low, thick, 0)[index]).all()
+                assert np.isin(found["high"][place], np.moveaxis(pair.high, thick, 0)[index]).all()
+                told = scale_of(pair.scanned, pair.grid, thick)
+                assert np.array_equal(np.sort(found["scale"][place][:2]), np.sort(told[:2]))
+                assert found["scale"][place][2] == told[2]
+            assert np.array_equal(found["beside"][rows][:-1, ..., CONTEXT], found["low"][rows][1:, ..., 0])
+    assert len(corners) > 3
+
+
+def test_cubes_say_that_all_three_axes_serve_where_stacks_might_be_among_them():
+    assert (cube(stream(stacks=True), 0)["axes"] == 3).all()
+    assert "axes" not in cube(stream(), 0)
+
+
 @pytest.mark.parametrize("sizes", [(1, 1, 3), (1, 2, 4)], ids=str)
 def test_voxels_that_are_far_from_cubes_hold_none(sizes):
     with pytest.raises(VolumeError, match="none of the 3 subjects can be loaded"):
         stream(Heads(affine=np.diag([*sizes, 1.0])))[0]
+
+
+def test_voxels_that_have_square_pixels_nowhere_are_no_stacks_either():
+    with pytest.raises(VolumeError, match="none of the 3 subjects can be loaded"):
+        stream(Heads(affine=np.diag([1.0, 2.0, 4.0, 1.0])), stacks=True)[0]
 
 
 @pytest.mark.parametrize(

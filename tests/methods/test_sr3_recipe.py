@@ -1,5 +1,7 @@
 """Laws of SR3's recipe. A network that knows the answer shows what the recipe does with it."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,11 @@ import optax
 import pytest
 
 from jaxsr.config import ConfigError, from_dict
-from jaxsr.diffusion.process import target
-from jaxsr.diffusion.schedule import Level
+from jaxsr.diffusion.process import add_noise, target
+from jaxsr.diffusion.sampling import draw_noise
+from jaxsr.diffusion.schedule import Level, continuous_level
 from jaxsr.experiment import Experiment
+from jaxsr.losses.cubes import over_axes, slabs
 from jaxsr.methods.base import Batch, Condition, Request
 from jaxsr.methods.sr3 import EASY, Sr3, Sr3Config
 from jaxsr.nn.resnet import ResnetBlock
@@ -381,6 +385,95 @@ def test_cubes_that_are_seen_at_another_t_are_compared_slice_by_slice():
     assert np.allclose(*(method.loss(variables, of, keys_of(of.size), 0.0).loss for method in (never, alone)))
 
 
+# ------------------------------------------------------------------------------------------------ passes, and how many axes serve
+
+TWICE = {**FUSED, "fused": True, "passes": 2, "context": 1}
+
+
+def stacked(count=2, axes=None):
+    """Cubes with the slices beside each, those of the cube alone, and with a scale and how many axes serve if they are said."""
+    of = cubes(count=count)
+    of = of._replace(beside=slabs(of.low, 1)[..., 1:])
+    return of if axes is None else of._replace(scale=jnp.full((of.size, 3), 2.0), axes=jnp.repeat(jnp.array(axes), 3 * SIDE))
+
+
+def test_the_second_pass_is_shown_what_the_first_made_and_learns_from_that_alone():
+    """The loss from an estimate that `upscale` made before, held as it is; the gradient too: none goes through the first pass."""
+    method, of = recipe(**TWICE, first=0.0), stacked()
+    variables, keys = weights(method), keys_of(of.size)
+    condition, noise = of.condition, jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
+    image = method.upscale(variables, condition._replace(estimate=slabs(of.low, 1)), noise, Request(steps=1)).image
+    estimate = slabs(over_axes(image), 1)
+
+    def by_hand(params):
+        shown = jnp.concatenate([of.low, of.beside, (estimate - slabs(of.low, 1)) / 0.1], axis=-1)
+        level = continuous_level(method.schedule, jnp.full(of.size, method.schedule.steps), jax.vmap(jax.random.uniform)(between))
+        x0 = (of.high - of.low) / 0.1
+        output = method._denoise({"params": params}, shown, None, add_noise(x0, draw_noise(noise, 0, x0.shape[1:]), level), level)
+        return jnp.mean(over_axes(output - x0) ** 2)
+
+    between = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+    expected = jax.value_and_grad(by_hand)(variables["params"])
+    found = jax.value_and_grad(lambda params: method.loss({"params": params, "stats": {}}, of, keys, 0.0).loss)(variables["params"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), found, expected)
+
+
+def test_a_share_of_cubes_is_trained_on_the_first_pass():
+    """Their estimate is the volume, as that of all in the first pass of `upscale`; of a cube all slices or none."""
+    of = stacked(count=8)
+    method, keys = recipe(**TWICE, first=0.5), keys_of(of.size, seed=8)
+    estimate = np.asarray(method._estimate(weights(method), of.condition, keys, keys)).reshape(8, 3 * SIDE, -1)
+    volume = np.asarray(slabs(of.low, 1)).reshape(8, 3 * SIDE, -1)
+    begins = (estimate == volume).all(-1)
+    assert (begins == begins[:, :1]).all()
+    assert 0 < begins[:, 0].sum() < 8
+
+
+def test_the_estimate_counts_in_upscaling_and_what_it_is_beside_too():
+    method, of = recipe(**TWICE), stacked()
+    variables, volume = weights(method), slabs(of.low, 1)
+    of_volume = method.upscale(variables, of.condition._replace(estimate=volume), keys_of(of.size), Request(steps=1)).image
+    for channel in range(3):
+        changed = of.condition._replace(estimate=volume.at[..., channel].add(0.1))
+        assert np.abs(method.upscale(variables, changed, keys_of(of.size), Request(steps=1)).image - of_volume).max() > 1e-3
+
+
+AXES = {**FUSED, "fused": True, "scale_conditioning": True, "axes_conditioning": True, "context": 1}
+
+
+def test_it_is_told_over_how_many_axes_the_mean_is_and_compared_so():
+    method, of = recipe(**AXES), stacked(axes=[3.0, 1.0])
+    variables, keys = weights(method), keys_of(of.size)
+    seen = {}
+
+    def record(self, variables, shown, told, x_t, level, dropout=None):
+        seen["told"], seen["output"] = told, Sr3._denoise(self, variables, shown, told, x_t, level, dropout)
+        return seen["output"]
+
+    method._denoise = record.__get__(method)
+    loss = method.loss(variables, of, keys, 0.0).loss
+    x0 = method.pixels.diffused(of.high, of.low)
+    of_three = over_axes((seen["output"] - x0)[: 3 * SIDE])
+    alone = (seen["output"] - x0)[3 * SIDE :]
+    np.testing.assert_allclose(loss, (jnp.mean(of_three**2) + jnp.mean(alone**2)) / 2, rtol=1e-5)
+    np.testing.assert_array_equal(seen["told"], [[2, 2, 2, 1]] * 3 * SIDE + [[2, 2, 2, 3]] * 3 * SIDE)
+    method = recipe(**AXES)
+    images = [
+        method.upscale(variables, of.condition._replace(axes=jnp.full(of.size, n)), keys, Request(steps=1)).image for n in (1.0, 2.0, 3.0)
+    ]
+    assert min(np.abs(one - other).max() for one, other in itertools.pairwise(images)) > 1e-3
+
+
+def test_shares_of_cubes_are_trained_for_one_axis_and_for_two_and_stacks_always_for_one():
+    method = recipe(**AXES, alone=0.4)
+    of = stacked(count=1)._replace(axes=jnp.full(3 * SIDE, 3.0))
+    many = Batch(high=None, low=jnp.zeros((400 * 3 * SIDE, SIDE, SIDE, 1)), axes=jnp.full(400 * 3 * SIDE, 3.0))
+    found = np.asarray(method._axes(keys_of(many.low.shape[0]), many)).reshape(400, 3 * SIDE)
+    assert (found == found[:, :1]).all()
+    np.testing.assert_allclose([(found[:, 0] == n).mean() for n in (1, 2, 3)], [0.4, 0.2, 0.4], atol=0.08)
+    assert (np.asarray(method._axes(keys_of(3 * SIDE), of._replace(axes=jnp.ones(3 * SIDE)))) == 1).all()
+
+
 @pytest.mark.parametrize(
     "changed, message",
     [
@@ -390,6 +483,11 @@ def test_cubes_that_are_seen_at_another_t_are_compared_slice_by_slice():
         ({"data": {"augment": {"rotation": 5, "elastic": 1}}}, "set rotation and elastic to 0"),
         ({"data": {"maps": ["labels"]}}, r"data\.maps: cubes have none"),
         ({"method": {"terminal": 0.0}}, "give a share of that, terminal, above 0"),
+        ({"method": {"fused": False, "passes": 2, "residual_std": 0.1}}, "of the mean over three axes: set fused=true"),
+        ({"method": {"fused": False, "axes_conditioning": True}}, "of the mean over three axes: set fused=true"),
+        ({"method": {"passes": 2}}, "give residual_std, or passes 1"),
+        ({"method": {"axes_conditioning": True}}, "set scale_conditioning=true, or leave it out"),
+        ({"method": {"alone": 0.2}}, "set axes_conditioning=true, or alone 0"),
     ],
 )
 def test_what_would_be_no_whole_cubes_is_refused_with_the_config(changed, message):

@@ -11,6 +11,7 @@ import pytest
 from jaxsr.bench.synthetic import synthetic_variables
 from jaxsr.config import ConfigError, differences, from_dict, to_dict
 from jaxsr.experiment import FREE_ON_RESUME, Experiment
+from jaxsr.methods.base import Condition, Request
 from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.loop import _settled
 from jaxsr.train.state import abstract_variables
@@ -67,9 +68,15 @@ def sizes_of(unet, channels):
     return {"in_channels": channels, "channels": NETWORK["latent"], **unet}
 
 
+def described(method):
+    """An experiment of the method."""
+    cubes = {"data": {"crop": 8, "draws": 96}, "train": {"batch_size": 24}}
+    return Experiment(method=method, **(cubes if getattr(method, "fused", False) else {"data": {"crop": 8, "maps": ["bias"]}}))
+
+
 @functools.cache
 def shapes_of(method):
-    return abstract_variables(method.build(), abstract_batch(Experiment(method=method, data={"crop": 8, "maps": ["bias"]})))
+    return abstract_variables(method.build(), abstract_batch(described(method)))
 
 
 @pytest.fixture(autouse=True)
@@ -222,6 +229,27 @@ def test_one_that_is_told_the_scale_starts_from_one_that_was_not_and_not_the_oth
     assert len(told) == 1
     with pytest.raises(ConfigError, match=r"is told how coarse a scan is: set method.scale_conditioning=true"):
         start(sr3(str(other)))
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_one_that_is_shown_an_estimate_and_told_the_axes_starts_as_the_one_that_was_not(tmp_path, patch):
+    """Whatever the estimate and the number of axes are, it upscales as that does."""
+    path, settings = tmp_path / "sr3.safetensors", {"network": {**SR3, "patch": patch}, "context": 1, "residual_std": 0.1}
+    settings |= {"scale_conditioning": True, "terminal": 0.5, "prediction": "x0"}
+    before = sr3(**settings)
+    params = exported(before, path)["params"]
+    more = {"fused": True, "passes": 2, "axes_conditioning": True}
+    method = {"kind": "sr3", "weights": {"sr3": str(path)}, **settings, **more}
+    now = from_dict({"method": method, "data": {"crop": 8, "draws": 96}, "train": {"batch_size": 24}}, Experiment)
+    started = start(now)
+    low, around, estimate = (jax.random.normal(jax.random.key(i), (2, 8, 8, n)) for i, n in enumerate((1, 2, 3)))
+    of = Condition(low, beside=around, scale=jnp.full((2, 3), 2.0), axes=jnp.array([1.0, 3.0]), estimate=estimate)
+    keys = jax.random.split(jax.random.key(7), 2)
+    images = [
+        build_method(experiment).upscale({"params": params, "stats": {}}, of, keys, Request(steps=1)).image
+        for experiment, params in ((before, params), (now, started))
+    ]
+    np.testing.assert_allclose(*images, atol=1e-5)
 
 
 def test_a_run_that_starts_from_the_model_that_comes_along_says_where_that_lies():
