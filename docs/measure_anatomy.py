@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxsr.data.splits import Split
 from jaxsr.methods.anatomy import hard_dice, probabilities
-from jaxsr.methods.base import Condition
+from jaxsr.methods.condition import Condition
 from jaxsr.train.build import build_subjects
 from jaxsr.upscale.model import load_model
 

@@ -20,7 +20,8 @@ from jaxsr.bench.count import check_size, quantity
 from jaxsr.bench.measure import circumstances, compiled
 from jaxsr.bench.train import step_multiply_adds
 from jaxsr.experiment import Experiment
-from jaxsr.methods.base import Condition, Request, abstract_condition, takes_cubes
+from jaxsr.methods.base import Request
+from jaxsr.methods.condition import Condition, abstract_condition, takes_cubes
 from jaxsr.methods.precision import held_to_train, held_to_upscale
 from jaxsr.nn.attend import using
 from jaxsr.precompute.teacher_cache import check_teacher, distill_slices, maps_seen

@@ -14,7 +14,7 @@ from typing import Any
 
 import jaxsr
 from jaxsr.config import ConfigError
-from jaxsr.methods.base import knows_scale, passes_of
+from jaxsr.methods.condition import knows_scale, passes_of
 
 _LAUNCH = Path(jaxsr.__file__).parents[1] / "launch"
 NETWORKS, LAYERS = _LAUNCH / "peer_diffusers.py", _LAUNCH / "peer_layers.py"

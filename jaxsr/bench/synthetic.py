@@ -11,7 +11,8 @@ from scipy import ndimage
 import jaxsr
 from jaxsr.data.records import SUFFIX, Manifest, Shard, encode, write_manifest, write_shard
 from jaxsr.experiment import Experiment
-from jaxsr.methods.base import Batch, Method, Variables
+from jaxsr.methods.base import Method, Variables
+from jaxsr.methods.condition import Batch
 from jaxsr.physics.acquisition import acquired_shape
 from jaxsr.train.state import abstract_variables
 from jaxsr.upscale.inputs import IN_PLANE_SIDE

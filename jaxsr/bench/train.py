@@ -30,7 +30,8 @@ from jaxsr.bench.synthetic import synthetic_batch, synthetic_variables
 from jaxsr.data.pipeline import batches
 from jaxsr.data.prepared import PreparedSet
 from jaxsr.experiment import Experiment
-from jaxsr.methods.base import Batch, Method, Variables
+from jaxsr.methods.base import Method, Variables
+from jaxsr.methods.condition import Batch
 from jaxsr.methods.precision import held_to_train
 from jaxsr.runtime.memory import program_memory
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, replicated, share_of_batch

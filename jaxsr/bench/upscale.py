@@ -16,7 +16,7 @@ from jaxsr.bench.count import quantity
 from jaxsr.bench.measure import call_times, circumstances, describe_rates, describe_times, peak_memory, rates, summary
 from jaxsr.bench.synthetic import synthetic_head, synthetic_variables
 from jaxsr.experiment import Experiment
-from jaxsr.methods.base import Batch
+from jaxsr.methods.condition import Batch
 from jaxsr.methods.precision import held_to_upscale
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train.build import build_method

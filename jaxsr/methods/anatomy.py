@@ -29,7 +29,8 @@ from jaxsr.config import Strict
 from jaxsr.data.anatomy import STRUCTURES, shares, structure_names
 from jaxsr.losses.overlap import cross_entropies, dice_errors
 from jaxsr.methods.autoencoder import interleave
-from jaxsr.methods.base import Batch, Condition, LossOutput, Part, Request, UpscaleOutput, Variables
+from jaxsr.methods.base import LossOutput, Part, Request, UpscaleOutput, Variables
+from jaxsr.methods.condition import Batch, Condition
 from jaxsr.models.anatomy import AnatomyExtractor, class_means, masks_of, template
 
 PLACES = 256  # that a label may have

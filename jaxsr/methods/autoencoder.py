@@ -22,7 +22,8 @@ from pydantic import Field, model_validator
 
 from jaxsr.config import Strict
 from jaxsr.losses.pixels import mean_squared_error, squared_errors
-from jaxsr.methods.base import Batch, Condition, LossOutput, Part, Request, UpscaleOutput, Variables
+from jaxsr.methods.base import LossOutput, Part, Request, UpscaleOutput, Variables
+from jaxsr.methods.condition import Batch, Condition
 from jaxsr.models.autoencoder import Decoder, Encoder, Gaussian
 
 WINDOW = 2.0  # −1…1

@@ -26,7 +26,8 @@ from jaxsr.diffusion.process import Prediction, add_noise, eps_from_x0, to_x0
 from jaxsr.diffusion.sampling import Samples, draw_noise, sampling_times
 from jaxsr.diffusion.schedule import Level, level_at
 from jaxsr.losses.pixels import squared_errors
-from jaxsr.methods.base import Batch, LossOutput, Request, Variables
+from jaxsr.methods.base import LossOutput, Request, Variables
+from jaxsr.methods.condition import Batch
 from jaxsr.methods.student import StagedConfig, Student, Task, purposes
 
 

@@ -31,7 +31,8 @@ from jaxsr.diffusion.schedule import Level
 from jaxsr.losses.edges import sobel_errors
 from jaxsr.losses.pixels import cosine, squared_errors
 from jaxsr.losses.spectra import fourier_errors, stft_errors
-from jaxsr.methods.base import Batch, Condition, Explanation, LossOutput, Part, Request, UpscaleOutput, Variables
+from jaxsr.methods.base import Explanation, LossOutput, Part, Request, UpscaleOutput, Variables
+from jaxsr.methods.condition import Batch, Condition
 from jaxsr.methods.mixture import (
     diversity,
     entropy,

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
-from jaxsr.methods.base import Batch, Method, Variables, abstract_condition
+from jaxsr.methods.base import Method, Variables
+from jaxsr.methods.condition import Batch, abstract_condition
 
 _CALLS = ("jaxpr", "call_jaxpr")  # under these an equation holds a program that takes its operands one by one
 

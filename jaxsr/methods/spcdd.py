@@ -33,7 +33,8 @@ from jaxsr.losses.intensity import histogram_errors, local_contrast_errors, wass
 from jaxsr.losses.overlap import dice_errors
 from jaxsr.losses.pixels import ERRORS, absolute_errors, squared_errors
 from jaxsr.methods.autoencoder import interleave, psnr_of
-from jaxsr.methods.base import Batch, Condition, LossOutput, Part, Request, Sampler, UpscaleOutput, Variables
+from jaxsr.methods.base import LossOutput, Part, Request, Sampler, UpscaleOutput, Variables
+from jaxsr.methods.condition import Batch, Condition
 from jaxsr.methods.pixels import Pixels
 from jaxsr.methods.spcdd_config import SpcddConfig
 from jaxsr.methods.spcdd_networks import Guided, Shown

@@ -27,18 +27,8 @@ from jaxsr.diffusion.sampling import draw_noise
 from jaxsr.diffusion.schedule import Level, continuous_level
 from jaxsr.losses.cubes import over_axes, slabs
 from jaxsr.losses.pixels import ERRORS
-from jaxsr.methods.base import (
-    Batch,
-    Condition,
-    LossOutput,
-    Part,
-    Request,
-    Sampler,
-    ScheduleConfig,
-    UpscaleOutput,
-    Variables,
-    check_sampling,
-)
+from jaxsr.methods.base import LossOutput, Part, Request, Sampler, ScheduleConfig, UpscaleOutput, Variables, check_sampling
+from jaxsr.methods.condition import Batch, Condition
 from jaxsr.methods.pixels import PixelNetworkConfig, Pixels
 from jaxsr.models.sr3 import Sr3UNet
 

@@ -30,18 +30,8 @@ from jaxsr.diffusion.process import Prediction, add_noise, target, to_x0, x0_los
 from jaxsr.diffusion.sampling import Samples, draw_noise
 from jaxsr.diffusion.schedule import Level, continuous_level
 from jaxsr.losses.pixels import squared_errors
-from jaxsr.methods.base import (
-    Batch,
-    Condition,
-    LossOutput,
-    Part,
-    Precomputed,
-    Request,
-    ScheduleConfig,
-    UpscaleOutput,
-    Variables,
-    check_sampling,
-)
+from jaxsr.methods.base import LossOutput, Part, Precomputed, Request, ScheduleConfig, UpscaleOutput, Variables, check_sampling
+from jaxsr.methods.condition import Batch, Condition
 from jaxsr.methods.pixels import PixelNetworkConfig, Pixels
 from jaxsr.methods.stages import Stages, StagesConfig
 from jaxsr.models.sr3 import Sr3UNet

@@ -30,21 +30,8 @@ from jaxsr.diffusion.sampling import draw_noise
 from jaxsr.diffusion.schedule import Level, level_at
 from jaxsr.losses.pixels import squared_errors
 from jaxsr.methods.autoencoder import LatentsConfig
-from jaxsr.methods.base import (
-    MAP_CHANNELS,
-    UNIT,
-    Batch,
-    Condition,
-    LossOutput,
-    Part,
-    Precomputed,
-    Request,
-    Sampler,
-    ScheduleConfig,
-    UpscaleOutput,
-    Variables,
-    check_sampling,
-)
+from jaxsr.methods.base import LossOutput, Part, Precomputed, Request, Sampler, ScheduleConfig, UpscaleOutput, Variables, check_sampling
+from jaxsr.methods.condition import MAP_CHANNELS, UNIT, Batch, Condition
 from jaxsr.methods.teacher_networks import GUIDES, GuidanceConfig, ImageEncoderConfig, TeacherWeights, UNetConfig
 from jaxsr.models.autoencoder import Gaussian
 from jaxsr.models.clip import ClipOutput, VisionTransformer, clip_image, patches_of_slice

@@ -28,7 +28,8 @@ from pydantic import Field, model_validator
 from jaxsr.config import Strict
 from jaxsr.losses.pixels import mean_squared_error
 from jaxsr.methods.autoencoder import check_sizes, psnr, to_grey
-from jaxsr.methods.base import UNIT, Batch, Condition, LossOutput, Part, Request, UpscaleOutput, Variables
+from jaxsr.methods.base import LossOutput, Part, Request, UpscaleOutput, Variables
+from jaxsr.methods.condition import UNIT, Batch, Condition
 from jaxsr.models.autoencoder import Decoder
 from jaxsr.models.vqvae import Codebook, VqEncoder, dead, new_codebook, perplexity, quantise, restarted, straight_through, updated
 

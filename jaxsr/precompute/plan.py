@@ -15,7 +15,7 @@ from jaxsr.data.augmentation import AugmentConfig
 from jaxsr.data.prepared import PreparedSet
 from jaxsr.data.records import MANIFEST, SUFFIX, Manifest, Shard, read_manifest
 from jaxsr.files import shown
-from jaxsr.methods.base import MAP_CHANNELS
+from jaxsr.methods.condition import MAP_CHANNELS
 from jaxsr.prepare.job import BEFORE, check_settings
 from jaxsr.prepare.part import Part, made_by
 from jaxsr.prepare.people import check_nobody_moves

@@ -28,7 +28,8 @@ from jaxsr.data.pairs import made_of
 from jaxsr.data.records import Distillation
 from jaxsr.diffusion.sampling import Observer
 from jaxsr.files import shown
-from jaxsr.methods.base import MAP_CHANNELS, Condition, Method, Request, Sampler, context_of, knows_scale, passes_of
+from jaxsr.methods.base import Method, Request, Sampler
+from jaxsr.methods.condition import MAP_CHANNELS, Condition, context_of, knows_scale, passes_of
 from jaxsr.precompute.plan import MakerSettings, Plan, make_plan, source_set
 from jaxsr.upscale.model import Model
 

@@ -31,7 +31,8 @@ from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.data.unpaired import HalfPaired, split_paired
 from jaxsr.data.variety import Variety
 from jaxsr.experiment import DataConfig, Experiment, SourceConfig
-from jaxsr.methods.base import MAP_CHANNELS, Batch, Method, Variables, context_of, knows_axes, knows_scale, takes_cubes
+from jaxsr.methods.base import Method, Variables
+from jaxsr.methods.condition import MAP_CHANNELS, Batch, context_of, knows_axes, knows_scale, takes_cubes
 from jaxsr.train.precomputed import check_precomputed, no_set
 from jaxsr.train.state import abstract_variables
 from jaxsr.volume.geometry import Kind

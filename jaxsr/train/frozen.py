@@ -5,7 +5,8 @@ import flax.linen as nn
 from jaxsr.config import ConfigError
 from jaxsr.data.records import Encoding
 from jaxsr.experiment import Experiment
-from jaxsr.methods.base import Batch, Method
+from jaxsr.methods.base import Method
+from jaxsr.methods.condition import Batch
 from jaxsr.upscale.model import Frozen, load_frozen
 
 

@@ -16,7 +16,7 @@ from jaxsr.data.records import MANIFEST
 from jaxsr.data.subjects import Subjects
 from jaxsr.experiment import FREE_ON_RESUME, DataConfig, Experiment, SourceConfig, load_experiment
 from jaxsr.files import write_text
-from jaxsr.methods.base import Batch
+from jaxsr.methods.condition import Batch
 from jaxsr.methods.precision import held_to_train
 from jaxsr.runtime.checkpoint import Checkpoints, was_begun
 from jaxsr.runtime.distributed import is_first

@@ -12,7 +12,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxsr.experiment import OptimizerConfig, OptimizerSettings
-from jaxsr.methods.base import MAIN, Adversarial, Batch, Method, Variables
+from jaxsr.methods.base import MAIN, Adversarial, Method, Variables
+from jaxsr.methods.condition import Batch
 from jaxsr.runtime.mesh import replicated, variable_shardings
 
 

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxsr.methods.base import Batch, Method
+from jaxsr.methods.base import Method
+from jaxsr.methods.condition import Batch
 from jaxsr.train.state import State
 
 Metrics = dict[str, Array]

@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.stages import Compiled
 
-from jaxsr.methods.base import Condition, Method, Request, Variables, shape_of
+from jaxsr.methods.base import Method, Request, Variables
+from jaxsr.methods.condition import Condition, shape_of
 from jaxsr.runtime.memory import OutOfMemory, free_memory, is_out_of_memory, program_memory
 from jaxsr.runtime.mesh import MeshError, batch_sharding, replicated
 from jaxsr.volume.slices import SliceMap

@@ -19,19 +19,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxsr.data.pairs import scale_of, slice_frame, steps_beside
-from jaxsr.methods.base import (
-    MAP_CHANNELS,
-    Explanation,
-    Method,
-    Mixture,
-    Request,
-    Segmenter,
-    Variables,
-    context_of,
-    knows_axes,
-    knows_scale,
-    passes_of,
-)
+from jaxsr.methods.base import Explanation, Method, Mixture, Request, Segmenter, Variables
+from jaxsr.methods.condition import MAP_CHANNELS, context_of, knows_axes, knows_scale, passes_of
 from jaxsr.upscale.batches import Batches, BatchSize, Cuts, Note, ProgramKey, Shifted, Told, Work
 from jaxsr.upscale.inputs import Sizes, resolving
 from jaxsr.upscale.plan import Plan, in_pass, make_plan, map_of

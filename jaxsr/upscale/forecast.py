@@ -15,7 +15,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from jaxsr.bench.count import operations, quantity
 from jaxsr.files import shown
-from jaxsr.methods.base import Method, Mixture, Request, abstract_condition
+from jaxsr.methods.base import Method, Mixture, Request
+from jaxsr.methods.condition import abstract_condition
 from jaxsr.methods.precision import held_to_upscale
 from jaxsr.nn.attend import using
 from jaxsr.train.build import variables_to_upscale

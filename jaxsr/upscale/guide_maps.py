@@ -11,7 +11,7 @@ from jaxsr.data.pairs import made_of
 from jaxsr.data.records import file_sha256
 from jaxsr.experiment import Experiment
 from jaxsr.files import shown
-from jaxsr.methods.base import MAP_CHANNELS
+from jaxsr.methods.condition import MAP_CHANNELS
 from jaxsr.upscale.guides import Guides, maps_to_upscale
 from jaxsr.volume.decode import open_image
 from jaxsr.volume.geometry import Grid, resample

@@ -16,7 +16,8 @@ import jax
 
 from jaxsr.config import ConfigError, from_dict, to_dict
 from jaxsr.experiment import Experiment, load_experiment
-from jaxsr.methods.base import Batch, Method, Variables
+from jaxsr.methods.base import Method, Variables
+from jaxsr.methods.condition import Batch
 from jaxsr.methods.spcdd_config import SpcddConfig
 from jaxsr.methods.spcdd_networks import NETWORKS
 from jaxsr.methods.sr3 import Sr3Config

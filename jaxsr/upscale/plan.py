@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxsr.data.pairs import planes
-from jaxsr.methods.base import Method, Request, knows_scale, passes_of
+from jaxsr.methods.base import Method, Request
+from jaxsr.methods.condition import knows_scale, passes_of
 from jaxsr.upscale.inputs import Sizes, resolving, serving_axes
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid, target_grid

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxsr.methods.base import Condition
+from jaxsr.methods.condition import Condition
 from jaxsr.upscale.model import Model, ModelError
 from jaxsr.upscale.plan import NothingToDo, map_of, plane_request
 from jaxsr.volume.geometry import Grid, resample

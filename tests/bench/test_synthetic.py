@@ -7,7 +7,7 @@ import pytest
 
 from jaxsr.bench.synthetic import synthetic_batch, synthetic_head, synthetic_variables
 from jaxsr.experiment import DataConfig, Experiment
-from jaxsr.methods.base import Batch
+from jaxsr.methods.condition import Batch
 from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
 from jaxsr.volume.geometry import target_grid
 

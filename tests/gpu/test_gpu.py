@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh
 
 from jaxsr.bench.synthetic import synthetic_batch, synthetic_variables
 from jaxsr.experiment import OptimizerConfig, load_experiment
-from jaxsr.methods.base import Batch
+from jaxsr.methods.condition import Batch
 from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
 from jaxsr.methods.teacher import TeacherConfig
 from jaxsr.nn.attend import attend, using

@@ -12,7 +12,8 @@ from jaxsr.config import ConfigError, from_dict
 from jaxsr.data.anatomy import STRUCTURES, TISSUES, shares
 from jaxsr.experiment import Experiment
 from jaxsr.methods.anatomy import AnatomyConfig, fuzzy_errors, hard_dice, probabilities, sampled, uneven
-from jaxsr.methods.base import Batch, Request, Segmenter
+from jaxsr.methods.base import Request, Segmenter
+from jaxsr.methods.condition import Batch
 from jaxsr.models.anatomy import class_means, masks_of, template
 
 NETWORK = {"width": 4, "multipliers": [1, 2], "groups": 2}

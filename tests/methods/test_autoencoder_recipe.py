@@ -16,7 +16,8 @@ import pytest
 from jaxsr.config import ConfigError, from_dict
 from jaxsr.experiment import Experiment
 from jaxsr.methods.autoencoder import LOW, Autoencoder, AutoencoderConfig
-from jaxsr.methods.base import Batch, Condition, Request
+from jaxsr.methods.base import Request
+from jaxsr.methods.condition import Batch, Condition
 from jaxsr.models.autoencoder import Gaussian
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train.loop import train

@@ -11,7 +11,8 @@ import pytest
 from jaxsr.diffusion.process import add_noise, target
 from jaxsr.diffusion.sampling import sample
 from jaxsr.diffusion.schedule import level_at
-from jaxsr.methods.base import Batch, Condition, Request
+from jaxsr.methods.base import Request
+from jaxsr.methods.condition import Batch, Condition
 from jaxsr.methods.consistency import Consistency, ConsistencyConfig
 from jaxsr.methods.student import purposes
 

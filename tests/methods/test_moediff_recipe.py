@@ -12,7 +12,8 @@ from jaxsr.config import ConfigError, from_dict
 from jaxsr.diffusion.schedule import level_at
 from jaxsr.experiment import Experiment
 from jaxsr.methods import moediff
-from jaxsr.methods.base import Batch, Condition, Mixture, Request
+from jaxsr.methods.base import Mixture, Request
+from jaxsr.methods.condition import Batch, Condition
 from jaxsr.methods.mixture import mixed
 from jaxsr.methods.moediff_config import MoediffConfig
 from jaxsr.methods.moediff_levels import draw_levels

@@ -10,7 +10,7 @@ import pytest
 from jaxsr.bench.synthetic import synthetic_variables
 from jaxsr.config import from_dict
 from jaxsr.experiment import Experiment
-from jaxsr.methods.base import Batch, Condition
+from jaxsr.methods.condition import Batch, Condition
 from jaxsr.methods.precision import held_to_train, held_to_upscale, rounded_ahead
 
 AUTOENCODER = {"network": {"channels": 1, "width": 4, "multipliers": [1, 1], "blocks": 1, "latent": 2, "groups": 2}}

@@ -14,7 +14,8 @@ from jaxsr.diffusion.process import target
 from jaxsr.diffusion.schedule import level_at
 from jaxsr.experiment import Experiment
 from jaxsr.losses.overlap import dice_errors
-from jaxsr.methods.base import Adversarial, Batch, Condition, Request
+from jaxsr.methods.base import Adversarial, Request
+from jaxsr.methods.condition import Batch, Condition
 from jaxsr.methods.spcdd_config import SpcddConfig
 from jaxsr.methods.spcdd_networks import Guided, SpcddNetworks, means_of_blocks
 from jaxsr.models.anatomy import template

@@ -15,7 +15,8 @@ from jaxsr.diffusion.sampling import draw_noise
 from jaxsr.diffusion.schedule import Level, continuous_level
 from jaxsr.experiment import Experiment
 from jaxsr.losses.cubes import over_axes, slabs
-from jaxsr.methods.base import Batch, Condition, Request
+from jaxsr.methods.base import Request
+from jaxsr.methods.condition import Batch, Condition
 from jaxsr.methods.sr3 import EASY, Sr3, Sr3Config
 from jaxsr.nn.resnet import ResnetBlock
 

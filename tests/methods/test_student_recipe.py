@@ -12,7 +12,8 @@ import pytest
 from jaxsr.diffusion.process import target
 from jaxsr.diffusion.schedule import Level
 from jaxsr.experiment import load_experiment
-from jaxsr.methods.base import Batch, Condition, Request
+from jaxsr.methods.base import Request
+from jaxsr.methods.condition import Batch, Condition
 from jaxsr.methods.student import Student, StudentConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxsr.bench.count import count_part, multiply_adds
-from jaxsr.methods.base import Batch
+from jaxsr.methods.condition import Batch
 from jaxsr.methods.teacher import Teacher, TeacherConfig
 from jaxsr.models.autoencoder import Gaussian
 from jaxsr.precompute.encoders import Encoders

@@ -12,7 +12,8 @@ from jaxsr.diffusion.process import add_noise
 from jaxsr.diffusion.sampling import draw_noise
 from jaxsr.diffusion.schedule import level_at
 from jaxsr.experiment import Experiment
-from jaxsr.methods.base import Batch, Condition, Request
+from jaxsr.methods.base import Request
+from jaxsr.methods.condition import Batch, Condition
 from jaxsr.methods.teacher import Teacher, TeacherConfig
 from jaxsr.methods.teacher_networks import GuidanceConfig
 from jaxsr.models.clip import clip_image, patches_of_slice

@@ -14,7 +14,8 @@ import pytest
 
 from jaxsr.config import ConfigError, from_dict
 from jaxsr.experiment import Experiment, OptimizerConfig
-from jaxsr.methods.base import UNIT, Batch, Condition, Request
+from jaxsr.methods.base import Request
+from jaxsr.methods.condition import UNIT, Batch, Condition
 from jaxsr.methods.vqvae import Vqvae, VqvaeConfig, as_frozen, of_frozen
 from jaxsr.models.vqvae import Codebook, codes, quantise, restarted, updated
 from jaxsr.train.state import State, make_optimizer
@@ -286,7 +287,7 @@ MANY_DEVICES = f"""
 import jax, jax.numpy as jnp, numpy as np
 import jaxsr.runtime.mesh as meshes
 from jaxsr.experiment import OptimizerConfig
-from jaxsr.methods.base import Batch
+from jaxsr.methods.condition import Batch
 from jaxsr.methods.vqvae import Vqvae, VqvaeConfig
 from jaxsr.train.state import init_state, make_optimizer
 from jaxsr.train.step import make_step

@@ -23,7 +23,7 @@ from jaxsr.data.records import file_sha256, read_manifest, verify, write_manifes
 from jaxsr.data.subjects import stable_hash
 from jaxsr.experiment import Experiment
 from jaxsr.methods.autoencoder import AutoencoderConfig
-from jaxsr.methods.base import Batch
+from jaxsr.methods.condition import Batch
 from jaxsr.methods.sr3 import Sr3Config
 from jaxsr.models.clip import VisionTransformer, clip_image
 from jaxsr.precompute.encoders import Encoders, load_encoders, plan_encoding

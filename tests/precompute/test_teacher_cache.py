@@ -18,7 +18,8 @@ from jaxsr.data.records import file_sha256, read_manifest, verify, write_manifes
 from jaxsr.data.subjects import stable_hash
 from jaxsr.diffusion.sampling import sample
 from jaxsr.experiment import Experiment
-from jaxsr.methods.base import Condition, Request
+from jaxsr.methods.base import Request
+from jaxsr.methods.condition import Condition
 from jaxsr.precompute.job import make_set
 from jaxsr.precompute.teacher_cache import check_teacher, distill_slices, maps_seen, plan_distillation
 from jaxsr.runtime.distributed import Place

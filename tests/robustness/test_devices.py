@@ -218,7 +218,8 @@ def test_a_mixture_that_was_stopped_goes_on_bit_for_bit_with_its_statistics(mixt
 UPSCALED = """
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
-from jaxsr.methods.base import Condition, Request
+from jaxsr.methods.base import Request
+from jaxsr.methods.condition import Condition
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.upscale.model import load_model
 

@@ -18,7 +18,7 @@ import jax, numpy as np
 from jaxsr.bench.synthetic import synthetic_batch, synthetic_variables
 from jaxsr.config import from_dict
 from jaxsr.experiment import Experiment
-from jaxsr.methods.base import Batch
+from jaxsr.methods.condition import Batch
 import jaxsr.runtime.mesh as meshes
 from jaxsr.train.state import frozen_shardings, init_state, make_optimizer
 from jaxsr.train.step import make_step

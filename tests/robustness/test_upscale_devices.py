@@ -45,7 +45,7 @@ def tiny_run(tmp_path_factory):
 ON_SOME_OF_FOUR = """
 import jax, numpy as np
 from jaxsr.bench.synthetic import synthetic_variables
-from jaxsr.methods.base import Batch
+from jaxsr.methods.condition import Batch
 from jaxsr.methods.sr3 import Sr3, Sr3Config
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.upscale.engine import Engine

@@ -54,7 +54,7 @@ SHARES = [
 TWO_PROCESSES = f"""
 import json
 import jax, numpy as np
-from jaxsr.methods.base import Batch
+from jaxsr.methods.condition import Batch
 from jaxsr.runtime.distributed import start
 from jaxsr.runtime.mesh import batch_sharding, make_mesh, share_of_batch
 from jaxsr.train.loop import laid_out

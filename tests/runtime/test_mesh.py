@@ -77,7 +77,7 @@ FOUR_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
 from jaxsr.bench.synthetic import synthetic_variables
 from jaxsr.experiment import OptimizerConfig
-from jaxsr.methods.base import Batch
+from jaxsr.methods.condition import Batch
 from jaxsr.methods.sr3 import Sr3, Sr3Config
 from jaxsr.methods.teacher import Teacher, TeacherConfig
 import jaxsr.runtime.mesh as meshes

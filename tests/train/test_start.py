@@ -11,7 +11,8 @@ import pytest
 from jaxsr.bench.synthetic import synthetic_variables
 from jaxsr.config import ConfigError, differences, from_dict, to_dict
 from jaxsr.experiment import FREE_ON_RESUME, Experiment
-from jaxsr.methods.base import Condition, Request
+from jaxsr.methods.base import Request
+from jaxsr.methods.condition import Condition
 from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.loop import _settled
 from jaxsr.train.state import abstract_variables

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxsr.experiment import OptimizerConfig, OptimizerSettings
-from jaxsr.methods.base import Batch, LossOutput
+from jaxsr.methods.base import LossOutput
+from jaxsr.methods.condition import Batch
 from jaxsr.methods.sr3 import Sr3, Sr3Config
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train.state import State, init_state, make_optimizer

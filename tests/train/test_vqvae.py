@@ -9,7 +9,7 @@ import pytest
 
 from jaxsr.config import ConfigError, differences, from_dict, to_dict
 from jaxsr.experiment import FREE_ON_RESUME, Experiment
-from jaxsr.methods.base import Batch
+from jaxsr.methods.condition import Batch
 from jaxsr.methods.vqvae import QuantisedConfig, VqvaeWeights, as_frozen
 from jaxsr.train.loop import train
 from jaxsr.train.state import abstract_variables

@@ -7,7 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from jaxsr.methods.base import Batch, Request, UpscaleOutput
+from jaxsr.methods.base import Request, UpscaleOutput
+from jaxsr.methods.condition import Batch
 from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.upscale.batches import fitting_size

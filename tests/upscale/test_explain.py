@@ -11,7 +11,7 @@ from jaxsr.bench.synthetic import synthetic_variables
 from jaxsr.cli import app
 from jaxsr.cli.status import run
 from jaxsr.experiment import load_experiment
-from jaxsr.methods.base import Batch
+from jaxsr.methods.condition import Batch
 from jaxsr.methods.moediff_networks import NAMES
 from jaxsr.train.build import build_method
 from jaxsr.upscale.explain import other_units

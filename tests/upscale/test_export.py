@@ -13,7 +13,8 @@ from jaxsr.cli.status import run
 from jaxsr.config import from_dict
 from jaxsr.experiment import Experiment
 from jaxsr.files import FileError
-from jaxsr.methods.base import Batch, Condition, Request
+from jaxsr.methods.base import Request
+from jaxsr.methods.condition import Batch, Condition
 from jaxsr.methods.precision import held_to_upscale
 from jaxsr.train.build import build_method
 from jaxsr.train.state import init_state, make_optimizer

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxsr.bench.upscale import device_seconds
-from jaxsr.methods.base import Batch, Request, UpscaleOutput
+from jaxsr.methods.base import Request, UpscaleOutput
+from jaxsr.methods.condition import Batch
 from jaxsr.methods.sr3 import Sr3Config
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.upscale.engine import Engine

@@ -16,7 +16,8 @@ from jaxsr.cli import app
 from jaxsr.cli.status import run
 from jaxsr.experiment import Experiment, load_experiment
 from jaxsr.methods.anatomy import AnatomyConfig
-from jaxsr.methods.base import Batch, Request
+from jaxsr.methods.base import Request
+from jaxsr.methods.condition import Batch
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.train.build import build_method
 from jaxsr.upscale.engine import Engine, tissues_of

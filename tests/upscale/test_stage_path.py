@@ -6,7 +6,7 @@ import pytest
 from jaxsr.bench.synthetic import synthetic_head, synthetic_variables
 from jaxsr.config import from_dict
 from jaxsr.experiment import Experiment
-from jaxsr.methods.base import Batch
+from jaxsr.methods.condition import Batch
 from jaxsr.train.build import build_method
 from jaxsr.upscale.files import make_engine
 from jaxsr.upscale.model import Model, ModelError
