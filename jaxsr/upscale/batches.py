@@ -6,7 +6,7 @@ and the program is compiled for a number that leaves few fillers: 260 slices are
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from jaxsr.methods.base import Method, Request, Variables
 from jaxsr.methods.condition import Condition, shape_of
 from jaxsr.runtime.memory import OutOfMemory, free_memory, is_out_of_memory, program_memory
 from jaxsr.runtime.mesh import MeshError, batch_sharding, replicated
+from jaxsr.upscale.cuts import Cuts, Told, picked
 from jaxsr.volume.slices import SliceMap
 
 NEAR = 1.25  # a batch size that costs up to so many times the best one's is no reason to compile again: heads of one shape share a program
@@ -25,21 +26,6 @@ FILL = 0.8  # of the memory that is free may be meant for a batch: allocators ne
 
 BatchSize = int | Literal["auto"]
 Note = Callable[[str], None]
-Cuts = Mapping[str, "Sequence[np.ndarray | Shifted]"]  # of `low` and maps: slices across one axis, `[n, H, W]` each, one a channel
-Told = Mapping[str, np.ndarray]  # of a condition, what is the same for all slices across one axis
-
-
-class Shifted:
-    """Slices `step` further on in a stack of them, `[n, H, W]`, read as they are asked for; the outermost stands for those beyond."""
-
-    def __init__(self, stack: np.ndarray, step: int):
-        self._stack, self._at = stack, np.clip(np.arange(len(stack)) + step, 0, len(stack) - 1)
-
-    def __len__(self) -> int:
-        return len(self._at)
-
-    def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
-        return self._stack[self._at[indices]]
 
 
 class Work(NamedTuple):
@@ -163,7 +149,7 @@ class Batches:
             outside = -1.0 if name in ("low", "reference", "beside", "estimate") else 0.0
             condition[name] = np.full((size, *slice_map.shape, len(channels)), outside, np.float32)
             for channel, part in enumerate(channels):
-                condition[name][: len(indices), ..., channel] = slice_map.forward(_picked(part, indices), outside)
+                condition[name][: len(indices), ..., channel] = slice_map.forward(picked(part, indices), outside)
         condition |= {name: np.repeat(np.asarray(of, np.float32)[None], size, axis=0) for name, of in told.items()}
         index = np.zeros(size, np.int32)
         index[: len(indices)] = indices
@@ -252,12 +238,6 @@ def cost(counts: Sequence[int], size: int, most: int) -> float:
 def fitting_size(counts: tuple[int, ...], most: int, devices: int = 1) -> int:
     """Slices at a time, at most `most` and a multiple of the devices as that is, for runs of `counts` slices to cost the least."""
     return min(range(most, 0, -devices), key=lambda size: cost(counts, size, most))
-
-
-def _picked(part: np.ndarray | Shifted, indices: np.ndarray) -> np.ndarray:
-    """Slices by ascending `indices`; neighbours as a view."""
-    first, last = int(indices[0]), int(indices[-1])
-    return part[first : last + 1] if last - first == len(indices) - 1 else part[indices]
 
 
 def first_batch_size() -> int:

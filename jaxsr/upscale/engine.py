@@ -18,10 +18,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxsr.data.pairs import scale_of, slice_frame, steps_beside
+from jaxsr.data.pairs import scale_of
 from jaxsr.methods.base import Explanation, Method, Mixture, Request, Segmenter, Variables
-from jaxsr.methods.condition import MAP_CHANNELS, context_of, knows_axes, knows_scale, passes_of
-from jaxsr.upscale.batches import Batches, BatchSize, Cuts, Note, ProgramKey, Shifted, Told, Work
+from jaxsr.methods.condition import context_of, knows_axes, knows_scale, passes_of
+from jaxsr.upscale.batches import Batches, BatchSize, Note, ProgramKey, Work
+from jaxsr.upscale.cuts import Cuts, Maps, Told, beside_across, check_shapes, cut_across, indices_of
 from jaxsr.upscale.inputs import Sizes, resolving
 from jaxsr.upscale.plan import Plan, in_pass, make_plan, map_of
 from jaxsr.volume.geometry import Grid, Kind, resample
@@ -30,8 +31,6 @@ from jaxsr.volume.io import Volume
 from jaxsr.volume.slices import AXES, SliceMap, SliceMapKind, take_slices
 
 Progress = Callable[[int, int], None]  # slices done, slices in all
-# Of a `Condition` beside `low`, on the target grid: `[X, Y, Z]`; gradient `[X, Y, Z, 3]`, along the grid's axes.
-Maps = Mapping[str, np.ndarray]
 
 
 def sample_key(seed: int, sample: int) -> jax.Array:
@@ -173,7 +172,7 @@ class Engine:
         Raises:
           ValueError: for a map of another name or shape, or without the scale that the method takes.
         """
-        _check_shapes(maps, low.shape)
+        check_shapes(maps, low.shape)
         if knows_scale(self._method) and not requests.keys() <= scales.keys():
             raise ValueError("the method is told how much coarser the scan is: give the scale of every axis")
         passes, done = passes_of(self._method), 0
@@ -210,11 +209,11 @@ class Engine:
             sums = take_slices(total, axis)
             slice_map, _ = programs[axis]
             counts = [low.shape[AXES[a]] for a, (of, asked) in programs.items() if (of.shape, asked) == (slice_map.shape, request)]
-            cuts: dict[str, Any] = {name: _cut(name, data, AXES[axis]) for name, data in {"low": low, **maps}.items()}
+            cuts: dict[str, Any] = {name: cut_across(name, data, AXES[axis]) for name, data in {"low": low, **maps}.items()}
             if context:
-                cuts["beside"] = _beside(low, axis, context)
+                cuts["beside"] = beside_across(low, axis, context)
             if passes_of(self._method) > 1:
-                cuts["estimate"] = [take_slices(estimate, axis), *_beside(estimate, axis, context)]
+                cuts["estimate"] = [take_slices(estimate, axis), *beside_across(estimate, axis, context)]
             told: dict[str, np.ndarray] = {"scale": scales[axis]} if axis in scales else {}
             if knows_axes(self._method):
                 told["axes"] = np.asarray(len(requests), np.float32)
@@ -239,10 +238,10 @@ class Engine:
         """
         if not isinstance(self._method, Mixture):
             raise ValueError("only a mixture of experts says which of them made what")
-        slice_map, cuts = map_of(self._method, low.shape, AXES[axis], self._slice_map), {"low": _cut("low", low, AXES[axis])}
+        slice_map, cuts = map_of(self._method, low.shape, AXES[axis], self._slice_map), {"low": cut_across("low", low, AXES[axis])}
         shape, experts = cuts["low"][0].shape, len(self._method.experts)
         explanation = Explanation(*(np.empty(of, np.float32) for of in ((shape[0], experts), (*shape, experts), (*shape, experts))))  # type: ignore[arg-type]
-        for indices, found in self._batches.run(Work("explain"), cuts, _all(cuts), slice_map, jax.random.key(0), note):
+        for indices, found in self._batches.run(Work("explain"), cuts, indices_of(cuts), slice_map, jax.random.key(0), note):
             explanation.weights[indices] = found.weights
             for expert in range(experts):
                 for whole, part in ((explanation.attention, found.attention), (explanation.local, found.local)):
@@ -263,10 +262,10 @@ class Engine:
             raise ValueError("only a method with an anatomy extractor says what tissue is where")
         total, done = np.zeros((len(tissues), *low.shape), np.float32), 0
         for axis in axes:
-            slice_map, cuts = map_of(self._method, low.shape, AXES[axis], self._slice_map), {"low": _cut("low", low, AXES[axis])}
+            slice_map, cuts = map_of(self._method, low.shape, AXES[axis], self._slice_map), {"low": cut_across("low", low, AXES[axis])}
             sums = [take_slices(mask, axis) for mask in total]
             counts = [len(cuts["low"][0])]
-            for indices, masks in self._batches.run(Work("segment"), cuts, _all(cuts), slice_map, jax.random.key(0), note, counts):
+            for indices, masks in self._batches.run(Work("segment"), cuts, indices_of(cuts), slice_map, jax.random.key(0), note, counts):
                 for tissue, of in enumerate(sums):
                     of[indices] += slice_map.inverse(masks[..., tissue])
                 done += len(indices)
@@ -280,9 +279,9 @@ class Engine:
         """Yields indices of slices and their `UpscaleOutput`; slices that go to one expert each are grouped by it, and how many those are
         differs from volume to volume."""
         if len(ways(self._method, request)) == 1:
-            yield from self._batches.run(Work("upscale", request), cuts, _all(cuts), slice_map, key, note, counts, told)
+            yield from self._batches.run(Work("upscale", request), cuts, indices_of(cuts), slice_map, key, note, counts, told)
             return
-        routes = np.concatenate([expert for _, expert in self._batches.run(Work("route"), cuts, _all(cuts), slice_map, key, note)])
+        routes = np.concatenate([expert for _, expert in self._batches.run(Work("route"), cuts, indices_of(cuts), slice_map, key, note)])
         for expert, alone in enumerate(ways(self._method, request)):
             yield from self._batches.run(Work("upscale", alone), cuts, np.flatnonzero(routes == expert), slice_map, key, note)
 
@@ -307,30 +306,3 @@ def programs_each(method: Method, request: Request, explain: bool = False) -> in
     if not (explain and isinstance(method, Mixture)):
         return several
     return several + 1 + len(method.experts) * (count == 1)
-
-
-def _check_shapes(maps: Maps, shape: tuple[int, ...]) -> None:
-    """Raises ValueError for maps that a condition has not, or that do not lie on a volume of `shape`."""
-    for name, data in maps.items():
-        if name == "low" or name not in MAP_CHANNELS:
-            raise ValueError(f"a condition has no map {name!r} beside the volume: it takes {', '.join(list(MAP_CHANNELS)[1:])}")
-        expected = shape if MAP_CHANNELS[name] == 1 else (*shape, MAP_CHANNELS[name])
-        if data.shape != expected:
-            raise ValueError(f"the map {name!r} has shape {data.shape}, expected {expected}")
-
-
-def _cut(name: str, data: np.ndarray, axis: int) -> list[np.ndarray]:
-    """The slices of a map across `axis`, views `[n, H, W]`, one a channel: of a vector along rows, along columns and through them."""
-    if MAP_CHANNELS[name] == 1:
-        return [take_slices(data, axis)]
-    return [take_slices(data[..., component], axis) for component in slice_frame(axis)]
-
-
-def _beside(volume: np.ndarray, axis: str, context: int) -> list[Shifted]:
-    """The slices of `volume` on either side of those across `axis`."""
-    return [Shifted(take_slices(volume, axis), step) for step in steps_beside(context)]
-
-
-def _all(cuts: Cuts) -> np.ndarray:
-    """Indices of all slices."""
-    return np.arange(len(cuts["low"][0]))

@@ -15,7 +15,8 @@ import numpy as np
 
 from jaxsr.methods.base import Request
 from jaxsr.upscale.batches import Note
-from jaxsr.upscale.engine import Engine, Maps, Progress, Upscaled, silent
+from jaxsr.upscale.cuts import Maps
+from jaxsr.upscale.engine import Engine, Progress, Upscaled, silent
 from jaxsr.upscale.inputs import Sizes
 from jaxsr.volume.io import Volume
 from jaxsr.volume.slices import AXES
