@@ -9,8 +9,8 @@ def over_axes(x: Array, axes: Array | None = None) -> Array:
 
     Args:
       x: `[3 N K, N, N, C]`, of K cubes.
-      axes: over how many, `[3 N K]`, the same for all slices of a cube; None: all three. Over two it is that axis and the next one, over
-        one the slices are as they are.
+      axes: over how many, `[3 N K]`, of a cube as its first slices have it; None: all three. Over two those are the first two, and slices
+        across the third are as they are; so are all over one.
 
     Raises:
       ValueError: where these are no whole cubes.
@@ -22,8 +22,9 @@ def over_axes(x: Array, axes: Array | None = None) -> Array:
     means = [mean] * 3
     if axes is not None:
         count = axes[:: 3 * side].reshape(-1, 1, 1, 1, 1)
-        pairs = [(along[axis] + along[(axis + 1) % 3]) / 2 for axis in range(3)]
-        means = [jnp.where(count > 2, mean, jnp.where(count > 1, two, one)) for two, one in zip(pairs, along, strict=True)]
+        pair = (along[0] + along[1]) / 2
+        of_two = (pair, pair, along[2])
+        means = [jnp.where(count > 2, mean, jnp.where(count > 1, two, one)) for two, one in zip(of_two, along, strict=True)]
     return jnp.stack([jnp.moveaxis(means[axis], 1 + axis, 1) for axis in range(3)], axis=1).reshape(x.shape)
 
 

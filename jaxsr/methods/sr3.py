@@ -63,12 +63,12 @@ class Sr3Config(Strict):
       terminal: share of the training slices that are seen at t = T, from where one sampling step goes all the way; the others at any t.
       fused: training is on cubes (`jaxsr.data.cubes`), and of those that are seen at t = T it is the mean over the slices across three axes
         that is compared with the truth, as that is what `upscale` makes: what two of three can see, they learn to say half as loud again.
-      passes: times that `upscale` goes over a volume: after the first, which takes one sampling step, the network is shown the mean that
-        the pass before made, as a residual. Trained on the first pass in a share `first` of cubes, else on one that follows it, through
-        which no gradient goes to the first.
+      passes: times that `upscale` goes over a volume: in the second the network is shown the mean that the first made, in one sampling
+        step, as a residual. No gradient goes through the first.
+      first_pass: share of cubes that are trained on the first of two passes.
       axes_conditioning: the network is told over how many axes the mean is taken: 3, or 1 where a scan has slices of square pixels across
-        one axis only, which has to say all by itself. Trained for 1 in a share `alone` of cubes, for 2 in half as many, and always for 1
-        where a volume holds stacks of slices but no cube.
+        one axis only, which has to say all by itself. A volume of stacks of slices that holds no cube is trained on for 1.
+      single_axis: share of other cubes that are too; half as many are for 2.
       pixels: mm, finest and coarsest that the network is meant for (`jaxsr.upscale.plan`); null: those of the target, whatever they are.
       bound: x̂_0 is kept within ± this while sampling (1 is the published sampler); null leaves it free.
       sampling_steps, eta: the default of `upscale`; 2000 and 1 are the published sampler.
@@ -88,10 +88,10 @@ class Sr3Config(Strict):
     shrink: bool = False
     terminal: float = Field(0.0, ge=0, le=1)
     fused: bool = False
-    passes: int = Field(1, ge=1, le=4)
-    first: float = Field(0.3, ge=0, le=1)
+    passes: int = Field(1, ge=1, le=2)
+    first_pass: float = Field(0.3, ge=0, le=1)
     axes_conditioning: bool = False
-    alone: float = Field(0.0, ge=0, le=0.6)
+    single_axis: float = Field(0.0, ge=0, le=0.6)
     pixels: tuple[float, float] | None = None
     bound: float | None = Field(1.5, gt=0)
     sampling_steps: int = 100
@@ -111,8 +111,10 @@ class Sr3Config(Strict):
             raise ValueError("passes show the network what it makes of a residual: give residual_std, or passes 1")
         if self.axes_conditioning and not self.scale_conditioning:
             raise ValueError("axes_conditioning is told beside the scale: set scale_conditioning=true, or leave it out")
-        if self.alone and not self.axes_conditioning:
-            raise ValueError("alone is of a network that is told over how many axes the mean is: set axes_conditioning=true, or alone 0")
+        if self.single_axis and not self.axes_conditioning:
+            raise ValueError(
+                "single_axis is of a network that is told over how many axes the mean is: set axes_conditioning=true, or single_axis 0"
+            )
         if self.sharp_steps:
             check_sampling(self.schedule, self.prediction, sharp_steps=self.sharp_steps)
         if self.pixels and not 0 < self.pixels[0] <= self.pixels[1]:
@@ -215,21 +217,24 @@ class Sr3:
         return jnp.where(last, self.schedule.steps, t), last
 
     def _axes(self, keys: Array, batch: Batch) -> Array | None:
-        """Over how many axes the mean is taken that training slices are for, `[B]`, that of a cube; None: all three, and nobody is told."""
+        """Over how many axes the mean is taken that training slices are for, `[B]`; None: all three, and nobody is told."""
         if not self.config.axes_conditioning:
             return None
         assert batch.axes is not None
-        chance = _of_cubes(jax.vmap(jax.random.uniform)(keys), batch.low.shape[1])
-        return jnp.where(
-            chance < self.config.alone, 1.0, jnp.where(chance < 1.5 * self.config.alone, jnp.minimum(batch.axes, 2), batch.axes)
-        )
+        side, share = batch.low.shape[1], self.config.single_axis
+        chance = _of_cubes(jax.vmap(jax.random.uniform)(keys), side)
+        third = jnp.arange(chance.shape[0]) // side % 3 == 2  # which has no part in a mean over two
+        two = jnp.minimum(batch.axes, jnp.where(third, 1, 2))
+        return jnp.where(chance < share, 1.0, jnp.where(chance < 1.5 * share, two, batch.axes))
 
     def _estimate(self, variables: Variables, condition: Condition, keys: Array, noise: Array) -> Array:
         """What a pass before made of training cubes, as `Condition.estimate` has it; of a share of them there was none."""
         low = self._low(condition)
         first = self.sampler(jax.lax.stop_gradient(variables), condition._replace(estimate=low))
-        made = slabs(over_axes(first.draw(noise, Request(1))[1], condition.axes), self.config.context)
-        begins = _of_cubes(jax.vmap(lambda key: jax.random.bernoulli(key, self.config.first))(keys), low.shape[1])
+        made = over_axes(first.draw(noise, Request(1))[1], condition.axes)
+        # Beyond the cube the volume goes on, its estimate does not: there the outermost slice's residual stands for those beyond.
+        made = low + slabs(made - condition.low, self.config.context)
+        begins = _of_cubes(jax.vmap(lambda key: jax.random.bernoulli(key, self.config.first_pass))(keys), low.shape[1])
         return jnp.where(begins[:, None, None, None], low, made)
 
     def _blank(self, shape: tuple[int, ...]) -> tuple[Array, Array | None]:

@@ -392,28 +392,38 @@ TWICE = {**FUSED, "fused": True, "passes": 2, "context": 1}
 
 
 def stacked(count=2, axes=None):
-    """Cubes with the slices beside each, those of the cube alone, and with a scale and how many axes serve if they are said."""
+    """Cubes with the slices beside each, and with a scale and how many axes serve if they are said."""
     of = cubes(count=count)
-    of = of._replace(beside=slabs(of.low, 1)[..., 1:])
+    beyond = 0.3 * jax.random.normal(jax.random.key(9), (of.size, SIDE, SIDE, 2))  # what the volume has beside the cube
+    inside = slabs(of.low, 1)[..., 1:]
+    first, last = (jnp.arange(of.size) % SIDE == at for at in (0, SIDE - 1))
+    outermost = jnp.stack([first, last], -1)[:, None, None]
+    of = of._replace(beside=jnp.where(outermost, beyond, inside))
     return of if axes is None else of._replace(scale=jnp.full((of.size, 3), 2.0), axes=jnp.repeat(jnp.array(axes), 3 * SIDE))
 
 
+def volume_of(of):
+    """The volume as the network is shown it."""
+    return jnp.concatenate([of.low, of.beside], axis=-1)
+
+
 def test_the_second_pass_is_shown_what_the_first_made_and_learns_from_that_alone():
-    """The loss from an estimate that `upscale` made before, held as it is; the gradient too: none goes through the first pass."""
-    method, of = recipe(**TWICE, first=0.0), stacked()
+    """The loss from an estimate that `upscale` made before, held as it is; the gradient too: none goes through the first pass. Beyond its
+    cube nothing is made: the residual of the outermost slice stands there, whatever the volume is."""
+    method, of = recipe(**TWICE, first_pass=0.0), stacked()
     variables, keys = weights(method), keys_of(of.size)
     condition, noise = of.condition, jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
-    image = method.upscale(variables, condition._replace(estimate=slabs(of.low, 1)), noise, Request(steps=1)).image
-    estimate = slabs(over_axes(image), 1)
+    image = method.upscale(variables, condition._replace(estimate=volume_of(of)), noise, Request(steps=1)).image
+    residual = slabs((over_axes(image) - of.low) / 0.1, 1)
+    between = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
 
     def by_hand(params):
-        shown = jnp.concatenate([of.low, of.beside, (estimate - slabs(of.low, 1)) / 0.1], axis=-1)
+        shown = jnp.concatenate([volume_of(of), residual], axis=-1)
         level = continuous_level(method.schedule, jnp.full(of.size, method.schedule.steps), jax.vmap(jax.random.uniform)(between))
         x0 = (of.high - of.low) / 0.1
         output = method._denoise({"params": params}, shown, None, add_noise(x0, draw_noise(noise, 0, x0.shape[1:]), level), level)
         return jnp.mean(over_axes(output - x0) ** 2)
 
-    between = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
     expected = jax.value_and_grad(by_hand)(variables["params"])
     found = jax.value_and_grad(lambda params: method.loss({"params": params, "stats": {}}, of, keys, 0.0).loss)(variables["params"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), found, expected)
@@ -422,9 +432,9 @@ def test_the_second_pass_is_shown_what_the_first_made_and_learns_from_that_alone
 def test_a_share_of_cubes_is_trained_on_the_first_pass():
     """Their estimate is the volume, as that of all in the first pass of `upscale`; of a cube all slices or none."""
     of = stacked(count=8)
-    method, keys = recipe(**TWICE, first=0.5), keys_of(of.size, seed=8)
+    method, keys = recipe(**TWICE, first_pass=0.5), keys_of(of.size, seed=8)
     estimate = np.asarray(method._estimate(weights(method), of.condition, keys, keys)).reshape(8, 3 * SIDE, -1)
-    volume = np.asarray(slabs(of.low, 1)).reshape(8, 3 * SIDE, -1)
+    volume = np.asarray(volume_of(of)).reshape(8, 3 * SIDE, -1)
     begins = (estimate == volume).all(-1)
     assert (begins == begins[:, :1]).all()
     assert 0 < begins[:, 0].sum() < 8
@@ -432,7 +442,7 @@ def test_a_share_of_cubes_is_trained_on_the_first_pass():
 
 def test_the_estimate_counts_in_upscaling_and_what_it_is_beside_too():
     method, of = recipe(**TWICE), stacked()
-    variables, volume = weights(method), slabs(of.low, 1)
+    variables, volume = weights(method), volume_of(of)
     of_volume = method.upscale(variables, of.condition._replace(estimate=volume), keys_of(of.size), Request(steps=1)).image
     for channel in range(3):
         changed = of.condition._replace(estimate=volume.at[..., channel].add(0.1))
@@ -466,11 +476,12 @@ def test_it_is_told_over_how_many_axes_the_mean_is_and_compared_so():
 
 
 def test_shares_of_cubes_are_trained_for_one_axis_and_for_two_and_stacks_always_for_one():
-    method = recipe(**AXES, alone=0.4)
+    method = recipe(**AXES, single_axis=0.4)
     of = stacked(count=1)._replace(axes=jnp.full(3 * SIDE, 3.0))
     many = Batch(high=None, low=jnp.zeros((400 * 3 * SIDE, SIDE, SIDE, 1)), axes=jnp.full(400 * 3 * SIDE, 3.0))
     found = np.asarray(method._axes(keys_of(many.low.shape[0]), many)).reshape(400, 3 * SIDE)
-    assert (found == found[:, :1]).all()
+    assert (found[:, : 2 * SIDE] == found[:, :1]).all()
+    assert (found[:, 2 * SIDE :] == np.where(found[:, :1] == 2, 1, found[:, :1])).all()  # the third has no part in a mean over two
     np.testing.assert_allclose([(found[:, 0] == n).mean() for n in (1, 2, 3)], [0.4, 0.2, 0.4], atol=0.08)
     assert (np.asarray(method._axes(keys_of(3 * SIDE), of._replace(axes=jnp.ones(3 * SIDE)))) == 1).all()
 
@@ -488,7 +499,7 @@ def test_shares_of_cubes_are_trained_for_one_axis_and_for_two_and_stacks_always_
         ({"method": {"fused": False, "axes_conditioning": True}}, "of the mean over three axes: set fused=true"),
         ({"method": {"passes": 2}}, "give residual_std, or passes 1"),
         ({"method": {"axes_conditioning": True}}, "set scale_conditioning=true, or leave it out"),
-        ({"method": {"alone": 0.2}}, "set axes_conditioning=true, or alone 0"),
+        ({"method": {"single_axis": 0.2}}, "set axes_conditioning=true, or single_axis 0"),
     ],
 )
 def test_what_would_be_no_whole_cubes_is_refused_with_the_config(changed, message):
