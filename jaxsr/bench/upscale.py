@@ -78,7 +78,8 @@ def bench_upscale(
         "slice_map": slice_map,
         "slices": plan.slices,
         "seconds_per_volume": times["median"],
-        "slices_per_second": plan.slices / times["median"],
+        "passes": plan.passes,
+        "slices_per_second": plan.passes * plan.slices / times["median"],
         "device_seconds": devices,
         "device_share": devices and devices / times["median"],
         "first_volume_seconds": first,
@@ -112,8 +113,9 @@ def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows of a table for people."""
     sizes = result.get("batch_sizes") or [result["batch_size"]]
     scan = ", of a scan" if result.get("input") == "a scan" else ""
+    again = f", {passes} passes" if (passes := result.get("passes", 1)) > 1 else ""
     return [
-        ("volume", f"{' × '.join(map(str, result['shape']))}, {result['slices']} slices, {result['slice_map']}{scan}"),
+        ("volume", f"{' × '.join(map(str, result['shape']))}, {result['slices']} slices{again}, {result['slice_map']}{scan}"),
         ("sampling", f"{result['sampling_steps']} steps, {' or '.join(map(str, sizes))} slices at a time"),
         ("seconds a volume", describe_times(result["volume_seconds"])),
         ("slices/s", f"{result['slices_per_second']:.4g}"),

@@ -33,7 +33,7 @@ KEYS: dict[str, Any] = {"summary": [], "tests": [], "notes": []} | {
 }
 # of a sidecar's JaxSR block, in this order
 MODEL_KEYS = ["Model", "Method", "Checkpoint", "WeightsSHA256", "TrainedVoxelSize", "TrainedAcquisition"]
-MODEL_KEYS += ["SamplingSteps", "Eta", "Seed", "Samples", "Version", "Jax", "Device"]
+MODEL_KEYS += ["SamplingSteps", "Eta", "Passes", "Seed", "Samples", "Version", "Jax", "Device"]
 
 
 class Report(NamedTuple):

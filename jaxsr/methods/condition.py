@@ -22,7 +22,7 @@ class Condition(NamedTuple):
         `[B, 3]`, for a method with `scale_conditioning`.
       axes: over how many axes the mean is taken that the slice is for, 1 to 3, `[B]`, for a method with `axes_conditioning`.
       estimate: what the pass before made of the volume, that mean, at the slice and then at those of `beside`, `[B, H, W, 1 + 2 k]`, for a
-        method with `passes`; in the first pass it is `low`.
+        method with `passes`; in the first pass it is `low` and `beside`.
     """
 
     low: Array
@@ -102,7 +102,8 @@ class Batch(NamedTuple):
       output: the teacher's, O_7T, `[B, H, W, 1]`.
       mean_map: F̄, the mean of its denoised images on the way there, `[B, H, W, 1]`.
       spread: the mean squared distance of those from it, `[B]`.
-      beside, scale, axes: of a condition, for a method with `context`, with `scale_conditioning` and with `axes_conditioning`.
+      beside, scale: of a condition, for a method with `context`, and with `scale_conditioning`.
+      axes: across how many axes there are slices of the same voxels in the batch, 3 or 1, `[B]`, for a method with `axes_conditioning`.
       labels: tissue of each pixel, `[B, H, W]` uint8.
       mask: pixels that count, `[B, H, W, 1]` bool.
       paired: what each slice counts in losses that compare it with its pair, `[B]`, of mean one: 0 for those without. None: all are pairs.

@@ -203,7 +203,8 @@ class Sr3:
 
     def parts(self, size: int) -> dict[str, Part]:
         image, level = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
-        shown, told = self._blank((1, size, size))
+        blank, told = self._blank((1, size, size))
+        shown = jax.ShapeDtypeStruct(blank.shape, blank.dtype)
         variables = jax.eval_shape(functools.partial(self.network.init, scale=told), jax.random.key(0), image, shown, level)
         return {"denoiser": Part(functools.partial(self.network.apply, scale=told), variables, (image, shown, level))}
 
@@ -229,20 +230,20 @@ class Sr3:
 
     def _estimate(self, variables: Variables, condition: Condition, keys: Array, noise: Array) -> Array:
         """What a pass before made of training cubes, as `Condition.estimate` has it; of a share of them there was none."""
-        low = self._low(condition)
-        first = self.sampler(jax.lax.stop_gradient(variables), condition._replace(estimate=low))
+        slab = self._slab(condition)
+        first = self.sampler(jax.lax.stop_gradient(variables), condition._replace(estimate=slab))
         made = over_axes(first.draw(noise, Request(1))[1], condition.axes)
         # Beyond the cube the volume goes on, its estimate does not: there the outermost slice's residual stands for those beyond.
-        made = low + slabs(made - condition.low, self.config.context)
-        begins = _of_cubes(jax.vmap(lambda key: jax.random.bernoulli(key, self.config.first_pass))(keys), low.shape[1])
-        return jnp.where(begins[:, None, None, None], low, made)
+        made = slab + slabs(made - condition.low, self.config.context)
+        begins = _of_cubes(jax.vmap(lambda key: jax.random.bernoulli(key, self.config.first_pass))(keys), slab.shape[1])
+        return jnp.where(begins[:, None, None, None], slab, made)
 
     def _blank(self, shape: tuple[int, ...]) -> tuple[Array, Array | None]:
         """What is shown and told of slices of `shape` (B, H, W), to initialise the network."""
         shown = jnp.zeros((*shape, (1 + 2 * self.config.context) * (1 + (self.config.passes > 1))))
         return shown, jnp.ones((shape[0], 3 + self.axes_conditioning)) if self.scale_conditioning else None
 
-    def _low(self, condition: Condition) -> Array:
+    def _slab(self, condition: Condition) -> Array:
         """What the network sees of the low-resolution volume, `[B, H, W, 1 + 2 context]`."""
         if not self.config.context:
             return condition.low
@@ -251,11 +252,11 @@ class Sr3:
 
     def _shown(self, condition: Condition) -> Array:
         """That, and in units of x_0 what the pass before made of it."""
-        low = self._low(condition)
+        slab = self._slab(condition)
         if self.config.passes == 1:
-            return low
+            return slab
         assert condition.estimate is not None
-        return jnp.concatenate([low, self.pixels.diffused(condition.estimate, low)], axis=-1)
+        return jnp.concatenate([slab, self.pixels.diffused(condition.estimate, slab)], axis=-1)
 
     def _told(self, condition: Condition) -> Array | None:
         """The scale, and how much more than the mean over three axes tells a slice has to say by itself, `[B, 3 or 4]`, at least 1 all."""
@@ -266,21 +267,21 @@ class Sr3:
         return jnp.concatenate([condition.scale, 3 / condition.axes[:, None]], axis=-1)
 
     def _denoise(
-        self, variables: Variables, low: Array, scale: Array | None, x_t: Array, level: Level, dropout: Array | None = None
+        self, variables: Variables, shown: Array, told: Array | None, x_t: Array, level: Level, dropout: Array | None = None
     ) -> Array:
         """What the network says of `x_t`; with `dropout` (keys `[B]`, training) each slice has masks of its own."""
         params = {"params": variables["params"]}
         if self.config.shrink:
             x_t = x_t * level.signal[:, None, None, None]
         if dropout is None or not self.config.network.dropout:
-            return jnp.asarray(self.network.apply(params, x_t, low, level.signal, scale=scale))
+            return jnp.asarray(self.network.apply(params, x_t, shown, level.signal, scale=told))
 
-        def one(x_t: Array, low: Array, signal: Array, scale: Array | None, key: Array) -> Array:
-            of = None if scale is None else scale[None]
-            output = self.network.apply(params, x_t[None], low[None], signal[None], scale=of, train=True, rngs={"dropout": key})
+        def one(x_t: Array, shown: Array, signal: Array, told: Array | None, key: Array) -> Array:
+            of = None if told is None else told[None]
+            output = self.network.apply(params, x_t[None], shown[None], signal[None], scale=of, train=True, rngs={"dropout": key})
             return jnp.asarray(output)[0]
 
-        return jax.vmap(one)(x_t, low, level.signal, scale, dropout)
+        return jax.vmap(one)(x_t, shown, level.signal, told, dropout)
 
 
 def _of_cubes(x: Array, side: int) -> Array:

@@ -106,26 +106,41 @@ def check_process(source: object, found: MethodConfig, wanted: MethodConfig) -> 
         raise ConfigError(f"{source} was trained in another way: set here what it has (its → yours)\n  {listed}")
 
 
-def told_later(tree: Any, wanted: Any) -> dict[str, Any]:
-    """Of the shapes `wanted` of an sr3 those that `tree` has to have: one that was not told the scale may start one that is, which begins
-    as if it was not."""
-    return {name: of for name, of in wanted.items() if name in tree or not name.startswith("scale_")}
+def started_sr3(source: object, tree: Any, wanted: Any, patch: int, note: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An sr3's parameters `tree` for a network of the shapes `wanted`, and those of them that it has to have.
 
+    One that was not told the scale, or over how many axes the mean is, or was not shown an estimate, may start one that is: that begins as
+    the other was, with zeros for what is new, of which `note` is told.
 
-def shown_later(tree: Any, wanted: Any, patch: int) -> dict[str, Any]:
-    """An sr3's parameters `tree` for a network of the shapes `wanted`, where that is shown an estimate, or told over how many axes the mean
-    is, and the `tree` was not: with zeros for those, so that it starts as it is. What does not fit stays so."""
-    grown = dict(tree)
-    stem, told = (np.asarray(tree[name]["kernel"]) if name in tree and name in wanted else None for name in ("stem", "scale_in"))
-    if told is not None and (more := wanted["scale_in"]["kernel"].shape[0] - len(told)) > 0:
-        grown["scale_in"] = {**tree["scale_in"], "kernel": np.pad(told, ((0, more), (0, 0)))}
-    if stem is not None:
-        has, wants = (channels // patch**2 for channels in (stem.shape[2], wanted["stem"]["kernel"].shape[2]))
-        if wants == 2 * has - 1:  # x_t comes last; between it and the volume's slices come as many of the estimate
-            each = stem.reshape(*stem.shape[:2], patch**2, has, -1)
-            wider = np.insert(each, [has - 1] * (has - 1), 0, axis=3)
-            grown["stem"] = {**tree["stem"], "kernel": wider.reshape(*stem.shape[:2], -1, stem.shape[3])}
-    return grown
+    Raises:
+      ConfigError: where it is told or shown what this network is not.
+    """
+    if "scale_in" in tree and "scale_in" not in wanted:
+        raise ConfigError(f"method.weights.sr3: {source} is told how coarse a scan is: set method.scale_conditioning=true, or name another")
+    began, more = dict(tree), []
+    if "scale_in" in wanted and "scale_in" not in tree:
+        more.append("was not told how coarse a scan is")
+        wanted = {name: of for name, of in wanted.items() if name in tree or not name.startswith("scale_")}
+    elif "scale_in" in wanted:
+        told = np.asarray(tree["scale_in"]["kernel"])
+        if (new := wanted["scale_in"]["kernel"].shape[0] - len(told)) < 0:
+            raise ConfigError(
+                f"method.weights.sr3: {source} is told over how many axes the mean is: set method.axes_conditioning=true, or name another"
+            )
+        if new:
+            more.append("was not told over how many axes the mean is")
+            began["scale_in"] = {**tree["scale_in"], "kernel": np.pad(told, ((0, new), (0, 0)))}
+    stem = np.asarray(tree["stem"]["kernel"])
+    has, wants = (channels // patch**2 for channels in (stem.shape[2], wanted["stem"]["kernel"].shape[2]))
+    if has == 2 * wants - 1:
+        raise ConfigError(f"method.weights.sr3: {source} is shown what it made of a volume before: set method.passes=2, or name another")
+    if wants == 2 * has - 1:  # x_t comes last; between it and the volume's slices come as many of the estimate
+        more.append("was not shown what it made of a volume before")
+        wider = np.insert(stem.reshape(*stem.shape[:2], patch**2, has, -1), [has - 1] * (has - 1), 0, axis=3)
+        began["stem"] = {**tree["stem"], "kernel": wider.reshape(*stem.shape[:2], -1, stem.shape[3])}
+    if more:
+        note(f"{source} {', and '.join(more)}: it starts as it is, and learns that")
+    return began, wanted
 
 
 def check_shapes(source: object, tree: Any, wanted: Any, key: str) -> None:

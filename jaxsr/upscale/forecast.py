@@ -97,15 +97,16 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
     origin = ", ".join(f"{row[3]:.4g}" for row in facts["Affine"][:3])
     axes = ", ".join(f"{axis} {of['Slices']} of {of['Padded'][0]} × {of['Padded'][1]}" for axis, of in facts["Axes"].items())
     kept = "fewer where memory is short" if facts["BatchSizeMayShrink"] else "as asked"
+    again = f", gone over {facts['Passes']} times" if facts["Passes"] > 1 else ""
+    steps = f"{'1, then ' if facts['Passes'] > 1 and facts['SamplingSteps'] > 1 else ''}{facts['SamplingSteps']}"
     host, device = (quantity(facts[name], "B", 1024) for name in ("HostBytes", "DeviceBytes"))
     return [
         f"{shown(facts['Input'])} → {shown(facts['Output'])}",
         f"  output      {sides} voxels of {size} mm, {facts['Orientation']}, the first at ({origin}) mm",
         *(f"  map         {shown(path)}" for path in facts["Maps"]),
-        f"  work        {facts['Slices']} slices, padded ({axes}), in {facts['Batches']} batches of at most {facts['BatchSize']} ({kept})"
-        + (f", gone over {facts['Passes']} times" if facts["Passes"] > 1 else "")
-        + (f", for each of {facts['Samples']} samples" if facts["Samples"] > 1 else ""),
-        f"              sampling steps of each: {facts['SamplingSteps']}; multiply-adds: {quantity(facts['MultiplyAdds'])}; "
+        f"  work        {facts['Slices']} slices{again}, padded ({axes}), in {facts['Batches']} batches of at most {facts['BatchSize']} "
+        f"({kept})" + (f", for each of {facts['Samples']} samples" if facts["Samples"] > 1 else ""),
+        f"              sampling steps of each: {steps}; multiply-adds: {quantity(facts['MultiplyAdds'])}; "
         f"programs to compile: {facts['Compilations']}",
         f"  memory      host: {host} for volumes; each of the devices ({facts['Devices']}): about {device}, estimated from shapes",
         *(f"  note        {note}" for note in facts["Notes"]),

@@ -36,8 +36,7 @@ from jaxsr.upscale.fitting import (
     is_all_of,
     network_in,
     network_of,
-    shown_later,
-    told_later,
+    started_sr3,
     with_condition,
 )
 from jaxsr.weights.file import WeightsError, digest, read_about, read_arrays
@@ -262,15 +261,9 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], not
     if name == "unet" and (wider := with_condition(tree, shapes[name])):
         note(f"{path} is shown the noisy latents alone: it starts as it is, with zeros for the condition's columns in its first kernel")
         tree = wider
-    if name == "sr3" and "scale_in" in tree and "scale_in" not in shapes[name]:
-        raise ConfigError(
-            f"method.weights.{name}: {path} is told how coarse a scan is: set method.scale_conditioning=true, or name another"
-        )
     if name == "sr3":
-        tree = shown_later(tree, shapes[name], wanted.patch)  # type: ignore[attr-defined]
-    if name == "sr3" and (had := told_later(tree, shapes[name])).keys() < shapes[name].keys():
-        note(f"{path} was not told how coarse a scan is: it starts as it is, and learns that")
-        shapes = {**shapes, name: had}
+        tree, has = started_sr3(path, tree, shapes[name], wanted.patch, note)  # type: ignore[attr-defined]
+        shapes = {**shapes, name: has}
     check_shapes(path, tree, shapes[name], key)
     return {name: tree} | (beside(path, found, trained, method, shapes, note) if name == "unet" else {})  # type: ignore[arg-type]
 

@@ -228,7 +228,8 @@ def describe_map(job: Job, main: dict[str, Any], name: str, volume: "Volume", **
     if kind == "consistency":  # which is made of both
         root = job.derivative.root if job.derivative else None
         keys["Sources"].append(f"bids::{job.output.relative_to(root).as_posix()}" if root else job.output.name)
-    same = ("Version", "Model", "Method", "Checkpoint", "WeightsSHA256", "SamplingSteps", "Eta", "Routing", "Seed", "Samples", "Made")
+    of_model = ("Version", "Model", "Method", "Checkpoint", "WeightsSHA256")
+    same = (*of_model, "SamplingSteps", "Eta", "Passes", "Routing", "Seed", "Samples", "Made")
     return {
         "Description": _DESCRIPTIONS[kind],
         **keys,

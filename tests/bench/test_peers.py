@@ -89,8 +89,13 @@ def test_the_peer_is_told_the_device_that_jax_is(device, platforms, expected, mo
     assert seen == [expected]
 
 
+PASSES = ["method.passes=2", "method.fused=true", "method.terminal=1.0", "method.residual_std=0.1", "data.crop=16", "data.draws=192"]
+PASSES += ["train.batch_size=48"]
+
+
 @pytest.mark.parametrize("settings, said", [
     ([], ""), (["method.context=1"], "shown slices"), (["method.scale_conditioning=true"], "told how coarse"),
+    (PASSES, "made of a volume before"),
     (["method.network={width: 8, multipliers: [1], attention_at: [], groups: null, middle_attention: false}"], "without norms"),
     (["method.network={width: 8, multipliers: [1], attention_at: [], groups: 4, skips: false}"], "without skips"),
 ])  # fmt: skip

@@ -37,6 +37,14 @@ def test_slices_fill_the_window_and_labels_are_whole_numbers():
     assert batch.labels.dtype == np.uint8
 
 
+def test_scans_are_coarser_than_their_slices_and_all_axes_serve():
+    """What a network takes the logarithm of."""
+    told = {"scale": jax.ShapeDtypeStruct((2, 3), jnp.float32), "axes": jax.ShapeDtypeStruct((2,), jnp.float32)}
+    batch = synthetic_batch(Batch(high=IMAGE, low=IMAGE, **told), seed=0)
+    assert (batch.scale == 2).all()
+    assert (batch.axes == 3).all()
+
+
 def test_no_kernel_is_zero_and_equal_seeds_give_equal_weights():
     first, second = (synthetic_variables(TINY.method.build(), Batch(high=IMAGE, low=IMAGE), seed=3) for _ in range(2))
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(first["params"]))

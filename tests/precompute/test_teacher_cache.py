@@ -20,6 +20,7 @@ from jaxsr.diffusion.sampling import sample
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Request
 from jaxsr.methods.condition import Condition
+from jaxsr.methods.sr3 import Sr3Config
 from jaxsr.precompute.job import make_set
 from jaxsr.precompute.teacher_cache import check_teacher, distill_slices, maps_seen, plan_distillation
 from jaxsr.runtime.distributed import Place
@@ -292,6 +293,12 @@ def test_what_is_told_more_of_a_scan_than_slices_say_neither_learns_from_a_set_n
         fitted(experiment, PreparedSet(prepared, "train"))
     with pytest.raises(ConfigError, match="told more of a scan than slices of a prepared set say"):
         check_teacher(experiment.method.build(), "method.kind=sr3", 4)
+
+
+def test_what_goes_over_a_volume_twice_teaches_nobody():
+    method = {**TEACHER["method"], "passes": 2, "fused": True, "terminal": 1.0, "residual_std": 0.1}
+    with pytest.raises(ConfigError, match="told more of a scan than slices of a prepared set say"):
+        check_teacher(from_dict(method, Sr3Config).build(), "method.kind=sr3", 4)
 
 
 def test_of_a_prepared_set_there_are_no_cubes(prepared):

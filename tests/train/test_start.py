@@ -242,7 +242,10 @@ def test_one_that_is_shown_an_estimate_and_told_the_axes_starts_as_the_one_that_
     more = {"fused": True, "passes": 2, "axes_conditioning": True}
     method = {"kind": "sr3", "weights": {"sr3": str(path)}, **settings, **more}
     now = from_dict({"method": method, "data": {"crop": 8, "draws": 96}, "train": {"batch_size": 24}}, Experiment)
-    started = start(now)
+    said = []
+    started = start(now, said.append)
+    assert len(said) == 1
+    assert "was not told over how many axes the mean is, and was not shown what it made of a volume before: it starts as it is" in said[0]
     low, around, estimate = (jax.random.normal(jax.random.key(i), (2, 8, 8, n)) for i, n in enumerate((1, 2, 3)))
     of = Condition(low, beside=around, scale=jnp.full((2, 3), 2.0), axes=jnp.array([1.0, 3.0]), estimate=estimate)
     keys = jax.random.split(jax.random.key(7), 2)
@@ -251,6 +254,19 @@ def test_one_that_is_shown_an_estimate_and_told_the_axes_starts_as_the_one_that_
         for experiment, params in ((before, params), (now, started))
     ]
     np.testing.assert_allclose(*images, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "less, way_out",
+    [({"passes": 1}, "made of a volume before: set method.passes=2"), ({"axes_conditioning": False}, "set method.axes_conditioning=true")],
+)
+def test_one_that_is_shown_or_told_more_starts_none_that_is_not(tmp_path, less, way_out):
+    more = {"scale_conditioning": True, "terminal": 0.5, "residual_std": 0.1, "fused": True, "passes": 2, "axes_conditioning": True}
+    sized = {"data": {"crop": 8, "draws": 96}, "train": {"batch_size": 24}}
+    of = lambda **settings: from_dict({"method": {"kind": "sr3", "network": SR3, **settings}, **sized}, Experiment)  # noqa: E731
+    exported(of(**more), tmp_path / "more.safetensors")
+    with pytest.raises(ConfigError, match=way_out):
+        start(of(**{**more, **less}, weights={"sr3": str(tmp_path / "more.safetensors")}))
 
 
 def test_a_run_that_starts_from_the_model_that_comes_along_says_where_that_lies():
