@@ -16,6 +16,7 @@ from jaxsr.config import dump
 from jaxsr.experiment import DataConfig, Experiment
 from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
 from jaxsr.upscale.inputs import serving_axes
+from jaxsr.upscale.plan import Plan
 from jaxsr.volume.io import Volume, write_volume
 from jaxsr.volume.slices import AXES
 
@@ -39,7 +40,7 @@ def test_one_shape_is_compiled_once(result):
 
 def test_what_devices_take_alone_is_that_of_as_many_batches(monkeypatch):
     """Of 32 and 40 slices in batches of 12 and 10: 3 and 4; an axis whose slices stay as they are takes none."""
-    plan = SimpleNamespace(shapes=((8, 8), (8, 16), (8, 8), (8, 8)), requests=("a", "a", None, "b"), counts=(32, 40, 0, 20))
+    plan = Plan(None, None, (), ("a", "a", None, "b"), ((8, 8), (8, 16), (8, 8), (8, 8)), (32, 40, 0, 20), ())
     of = lambda sides, request: SimpleNamespace(sides=sides, work=SimpleNamespace(request=request))  # noqa: E731
     programs = [(of((8, 8), "a"), 12, lambda: 2.0), (of((8, 16), "a"), 10, lambda: 10.0), (of((8, 8), "b"), 5, lambda: 7.0)]
     monkeypatch.setattr(upscale, "call_times", lambda call, repeats: [sum(call())] * repeats)
