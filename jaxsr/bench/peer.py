@@ -33,10 +33,14 @@ def why_no_peer(method: Any) -> str:
         return f"is of kind {method.kind}: there are peers of teachers, students and SR3"
     if method.kind == "teacher":
         return ""
-    told = {"is shown slices on either side": getattr(method, "context", 0), "is told how coarse a scan is": knows_scale(method)}
-    told["is shown what it made of a volume before"] = passes_of(method) > 1
-    lacks = {"has a network without norms": method.network.groups is None, "has a network without skips": not method.network.skips}
-    return next((f"{what}, as none of diffusers is or has" for what, so in (told | lacks).items() if so), "")
+    odd = {
+        "is shown slices on either side": getattr(method, "context", 0),
+        "is told how coarse a scan is": knows_scale(method),
+        "is shown what it made of a volume before": passes_of(method) > 1,
+        "has a network without norms": method.network.groups is None,
+        "has a network without skips": not method.network.skips,
+    }
+    return next((f"{what}, as none of diffusers is or has" for what, so in odd.items() if so), "")
 
 
 def run_peer(words: Sequence[str], device: str, script: Path = NETWORKS) -> dict[str, Any]:

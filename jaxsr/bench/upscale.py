@@ -101,8 +101,8 @@ def device_seconds(engine: Engine, plan: Plan, repeats: int) -> float:
         (of.sides, of.work.request): (size, summary(call_times(partial(several, call), repeats))["median"] / IN_A_ROW)
         for of, size, call in engine.alone()
     }
-    batches = [(each[sides, request], count) for number in range(plan.passes) for sides, request, count in plan.runs(number)]
-    return float(sum(seconds * -(-count // size) for (size, seconds), count in batches))
+    runs = [(each[sides, request], count) for sides, request, count in plan.runs]
+    return float(sum(seconds * -(-count // size) for (size, seconds), count in runs))
 
 
 def _took(result: dict[str, Any]) -> str:

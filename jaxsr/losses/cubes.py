@@ -1,5 +1,7 @@
 """Batches of whole cubes: slices of cubes of N³ voxels, across the first axis, the second and the third, N each (`jaxsr.data.cubes`)."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -28,14 +30,17 @@ def over_axes(x: Array, axes: Array | None = None) -> Array:
     return jnp.stack([jnp.moveaxis(means[axis], 1 + axis, 1) for axis in range(3)], axis=1).reshape(x.shape)
 
 
-def slabs(x: Array, context: int) -> Array:
-    """Slices of cubes and, after them, the `context` before each and as many after it in its cube, as `Condition.estimate` has them; the
-    outermost slice stands for those beyond it: `[3 N K, N, N, 1]` → `[3 N K, N, N, 1 + 2 context]`."""
+def slabs(x: Array, steps: Sequence[int]) -> Array:
+    """Slices of cubes and, after them, those so many `steps` further on in its cube, as `Condition.estimate` has them; the outermost slice
+    stands for those beyond it: `[3 N K, N, N, 1]` → `[3 N K, N, N, 1 + len(steps)]`.
+
+    Raises:
+      ValueError: where these are no whole cubes.
+    """
     side = x.shape[1]
     stacks = _cubes(x)[..., 0]
-    steps = [0, *(step for step in range(-context, context + 1) if step)]
-    places = [jnp.clip(jnp.arange(side) + step, 0, side - 1) for step in steps]
-    return jnp.stack([stacks[:, :, at] for at in places], axis=-1).reshape(*x.shape[:3], len(steps))
+    places = [jnp.clip(jnp.arange(side) + step, 0, side - 1) for step in (0, *steps)]
+    return jnp.stack([stacks[:, :, at] for at in places], axis=-1).reshape(*x.shape[:3], len(places))
 
 
 def _cubes(x: Array) -> Array:

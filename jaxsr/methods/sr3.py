@@ -22,6 +22,7 @@ from jax import Array
 from pydantic import Field, model_validator
 
 from jaxsr.config import Strict
+from jaxsr.data.pairs import steps_beside
 from jaxsr.diffusion.process import Prediction, add_noise, target
 from jaxsr.diffusion.sampling import draw_noise
 from jaxsr.diffusion.schedule import Level, continuous_level
@@ -161,8 +162,8 @@ class Sr3:
 
     def init(self, key: Array, batch: Batch) -> Variables:
         level = jnp.ones(batch.low.shape[0])
-        shown, told = self._blank(batch.low.shape[:3])
-        return {"params": self.network.init(key, batch.low, shown, level, scale=told)["params"], "stats": {}}
+        shown = jnp.zeros((*batch.low.shape[:3], self._shown_channels))
+        return {"params": self.network.init(key, batch.low, shown, level, scale=self._ones_told(batch.low.shape[0]))["params"], "stats": {}}
 
     def loss(self, variables: Variables, batch: Batch, keys: Array, progress: Array) -> LossOutput:
         names = ("time", "between", "noise", "dropout", "axes", "first")
@@ -203,8 +204,7 @@ class Sr3:
 
     def parts(self, size: int) -> dict[str, Part]:
         image, level = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
-        blank, told = self._blank((1, size, size))
-        shown = jax.ShapeDtypeStruct(blank.shape, blank.dtype)
+        shown, told = jax.ShapeDtypeStruct((1, size, size, self._shown_channels), jnp.float32), self._ones_told(1)
         variables = jax.eval_shape(functools.partial(self.network.init, scale=told), jax.random.key(0), image, shown, level)
         return {"denoiser": Part(functools.partial(self.network.apply, scale=told), variables, (image, shown, level))}
 
@@ -234,14 +234,18 @@ class Sr3:
         first = self.sampler(jax.lax.stop_gradient(variables), condition._replace(estimate=slab))
         made = over_axes(first.draw(noise, Request(1))[1], condition.axes)
         # Beyond the cube the volume goes on, its estimate does not: there the outermost slice's residual stands for those beyond.
-        made = slab + slabs(made - condition.low, self.config.context)
+        made = slab + slabs(made - condition.low, steps_beside(self.config.context))
         begins = _of_cubes(jax.vmap(lambda key: jax.random.bernoulli(key, self.config.first_pass))(keys), slab.shape[1])
         return jnp.where(begins[:, None, None, None], slab, made)
 
-    def _blank(self, shape: tuple[int, ...]) -> tuple[Array, Array | None]:
-        """What is shown and told of slices of `shape` (B, H, W), to initialise the network."""
-        shown = jnp.zeros((*shape, (1 + 2 * self.config.context) * (1 + (self.config.passes > 1))))
-        return shown, jnp.ones((shape[0], 3 + self.axes_conditioning)) if self.scale_conditioning else None
+    @property
+    def _shown_channels(self) -> int:
+        """Of `_shown`: a slab, and one more where there are two passes."""
+        return (1 + 2 * self.config.context) * self.config.passes
+
+    def _ones_told(self, count: int) -> Array | None:
+        """As `_told` of so many slices, to initialise the network."""
+        return jnp.ones((count, 3 + self.axes_conditioning)) if self.scale_conditioning else None
 
     def _slab(self, condition: Condition) -> Array:
         """What the network sees of the low-resolution volume, `[B, H, W, 1 + 2 context]`."""

@@ -2,7 +2,7 @@
 
     x̂ = 1/|A| Σ_{a ∈ A} stack_d method(slice_{a,d}(y)),        A ⊆ {sagittal, coronal, axial}
 
-A method of several passes goes over it again, and is shown slices of x̂ beside those of y.
+A method of several passes goes over y again, with the same noise, and is shown slices of x̂ beside those of y.
 
 The volume is brought to the target grid by interpolation, in the intensity window of the input; slices of each axis are padded (or
 resized) to sides that the method takes, upscaled in batches of one size, so that each shape compiles once, and added to one float64 sum.
@@ -175,33 +175,32 @@ class Engine:
         check_shapes(maps, low.shape)
         if knows_scale(self._method) and not requests.keys() <= scales.keys():
             raise ValueError("the method is told how much coarser the scan is: give the scale of every axis")
-        passes, done = passes_of(self._method), 0
-        estimate = low
+        passes, estimate = passes_of(self._method), low
+        slices = sum(low.shape[AXES[axis]] for axis, request in requests.items() if request)
         for number in range(passes):
             asked = {axis: request and in_pass(request, number, passes) for axis, request in requests.items()}
-            estimate, metrics, done = self._gone_over(low, estimate, asked, key, maps, done, progress, note, scales)
-        return estimate, {name: float(np.concatenate(values).mean()) for name, values in metrics.items()}
+            report = lambda done, before=number * slices: progress(before + done)  # noqa: E731
+            estimate, metrics = self._one_pass(low, estimate, asked, key, maps, report, note, scales)
+        return estimate, metrics
 
-    def _gone_over(
+    def _one_pass(
         self,
         low: np.ndarray,
         estimate: np.ndarray,
         requests: Mapping[str, Request | None],
         key: jax.Array,
         maps: Maps,
-        done: int,
         progress: Callable[[int], None],
         note: Note,
         scales: Mapping[str, np.ndarray],
-    ) -> tuple[np.ndarray, dict[str, list[np.ndarray]], int]:
-        """One pass of `fuse`: the mean over axes, the metrics of its slices, and how many are done by then, where `done` were before.
-        `estimate`, of the pass before, or `low`, is used up."""
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """One pass of `fuse`, with the noise of all of them; `estimate`, of the pass before (`low` in the first), is overwritten."""
         total = np.zeros(low.shape, np.float64)
         programs = {
             axis: (map_of(self._method, low.shape, AXES[axis], self._slice_map), request) for axis, request in requests.items() if request
         }
         metrics: dict[str, list[np.ndarray]] = {}
-        context = context_of(self._method)
+        context, done = context_of(self._method), 0
         for axis, request in requests.items():
             if request is None:
                 total += low
@@ -227,7 +226,7 @@ class Engine:
         total /= len(requests)
         mean = np.empty_like(low, np.float32) if estimate is low else estimate  # which nobody looks at any more
         mean[...] = total
-        return mean, metrics, done
+        return mean, {name: float(np.concatenate(values).mean()) for name, values in metrics.items()}
 
     def explain(self, low: np.ndarray, axis: str, note: Note = silent) -> Explanation:
         """Why the slices of `low`, as `fuse` takes it, across `axis` are upscaled as they are: weights `[n, K]`, attention and

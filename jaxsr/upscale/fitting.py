@@ -38,6 +38,11 @@ BESIDE = {"context": "layer to the context", "spatial": "layer to the spatial co
 _OF_STAGES = ("stages", "schedule", "prediction", "stage_conditioning", "residual_std", "bound")
 _OF_SR3 = ("schedule", "prediction", "residual_std", "context", "shrink", "bound")
 _OF_TEACHERS = ("autoencoder", "schedule", "prediction", "residual_std")
+_LEARNT_LATER = {  # by an sr3
+    "scale_conditioning": "told how coarse a scan is",
+    "axes_conditioning": "told over how many axes the mean is",
+    "passes": "shown what it made of a volume before",
+}
 _TRAINING = ("remat", "train", "context", "dropout")  # settings of networks that say nothing of their parameters
 
 
@@ -106,40 +111,37 @@ def check_process(source: object, found: MethodConfig, wanted: MethodConfig) -> 
         raise ConfigError(f"{source} was trained in another way: set here what it has (its → yours)\n  {listed}")
 
 
-def started_sr3(source: object, tree: Any, wanted: Any, patch: int, note: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """An sr3's parameters `tree` for a network of the shapes `wanted`, and those of them that it has to have.
+def started_sr3(
+    source: object, tree: Any, wanted: Any, found: Sr3Config, method: Sr3Config, note: Callable[[str], None]
+) -> tuple[Any, Any]:
+    """An sr3's parameters `tree`, of a model `found`, for a network of the shapes `wanted`, of `method`; and those that it has to have.
 
-    One that was not told the scale, or over how many axes the mean is, or was not shown an estimate, may start one that is: that begins as
-    the other was, with zeros for what is new, of which `note` is told.
+    One that was not told or shown something of `_LEARNT_LATER` may start one that is: it begins as it was, with zeros for what is new, of
+    which `note` is told.
 
     Raises:
       ConfigError: where it is told or shown what this network is not.
     """
-    if "scale_in" in tree and "scale_in" not in wanted:
-        raise ConfigError(f"method.weights.sr3: {source} is told how coarse a scan is: set method.scale_conditioning=true, or name another")
-    began, more = dict(tree), []
-    if "scale_in" in wanted and "scale_in" not in tree:
-        more.append("was not told how coarse a scan is")
+    new = []
+    for key, said in _LEARNT_LATER.items():
+        theirs, ours = getattr(found, key), getattr(method, key)
+        if theirs > ours:
+            raise ConfigError(f"method.weights.sr3: {source} is {said}: set method.{key}={str(theirs).lower()}, or name another")
+        if theirs < ours:
+            new.append(key)
+    if not new:
+        return tree, wanted
+    note(f"{source} was not {', nor '.join(_LEARNT_LATER[key] for key in new)}: it starts as it is, and learns that")
+    began = dict(tree)
+    if "scale_conditioning" in new:
         wanted = {name: of for name, of in wanted.items() if name in tree or not name.startswith("scale_")}
-    elif "scale_in" in wanted:
-        told = np.asarray(tree["scale_in"]["kernel"])
-        if (new := wanted["scale_in"]["kernel"].shape[0] - len(told)) < 0:
-            raise ConfigError(
-                f"method.weights.sr3: {source} is told over how many axes the mean is: set method.axes_conditioning=true, or name another"
-            )
-        if new:
-            more.append("was not told over how many axes the mean is")
-            began["scale_in"] = {**tree["scale_in"], "kernel": np.pad(told, ((0, new), (0, 0)))}
-    stem = np.asarray(tree["stem"]["kernel"])
-    has, wants = (channels // patch**2 for channels in (stem.shape[2], wanted["stem"]["kernel"].shape[2]))
-    if has == 2 * wants - 1:
-        raise ConfigError(f"method.weights.sr3: {source} is shown what it made of a volume before: set method.passes=2, or name another")
-    if wants == 2 * has - 1:  # x_t comes last; between it and the volume's slices come as many of the estimate
-        more.append("was not shown what it made of a volume before")
-        wider = np.insert(stem.reshape(*stem.shape[:2], patch**2, has, -1), [has - 1] * (has - 1), 0, axis=3)
-        began["stem"] = {**tree["stem"], "kernel": wider.reshape(*stem.shape[:2], -1, stem.shape[3])}
-    if more:
-        note(f"{source} {', and '.join(more)}: it starts as it is, and learns that")
+    elif "axes_conditioning" in new:
+        began["scale_in"] = {**tree["scale_in"], "kernel": np.pad(tree["scale_in"]["kernel"], ((0, 1), (0, 0)))}
+    if "passes" in new:  # channels are the volume's slab and x_t; as many as the slab has come between them
+        kernel, slab = np.asarray(tree["stem"]["kernel"]), 1 + 2 * found.context
+        of_pixels = kernel.reshape(*kernel.shape[:2], found.network.patch**2, slab + 1, -1)
+        wider = np.insert(of_pixels, [slab] * slab, 0, axis=3)
+        began["stem"] = {**tree["stem"], "kernel": wider.reshape(*kernel.shape[:2], -1, kernel.shape[3])}
     return began, wanted
 
 

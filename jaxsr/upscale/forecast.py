@@ -192,8 +192,7 @@ def explained_multiply_adds(plan: Plan, batch_size: int, devices: int, method: M
 
 def _of_axes(plan: Plan, sizes: Sizes) -> list[tuple[tuple[int, int], Request, int]]:
     """Sides, request and batches of each axis whose slices are upscaled, of each pass."""
-    each = (run for number in range(plan.passes) for run in plan.runs(number))
-    return [(sides, request, -(-count // sizes[sides, request])) for sides, request, count in each]
+    return [(sides, request, -(-count // sizes[sides, request])) for sides, request, count in plan.runs]
 
 
 def _trace(method: Method, variables: Any, sides: tuple[int, int], batch_size: int, what: Request | str) -> ClosedJaxpr:

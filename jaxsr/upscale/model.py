@@ -262,7 +262,9 @@ def _read_part(experiment: Experiment, name: str, shapes: Mapping[str, Any], not
         note(f"{path} is shown the noisy latents alone: it starts as it is, with zeros for the condition's columns in its first kernel")
         tree = wider
     if name == "sr3":
-        tree, has = started_sr3(path, tree, shapes[name], wanted.patch, note)  # type: ignore[attr-defined]
+        assert isinstance(trained, Sr3Config)
+        assert isinstance(method, Sr3Config)
+        tree, has = started_sr3(path, tree, shapes[name], trained, method, note)
         shapes = {**shapes, name: has}
     check_shapes(path, tree, shapes[name], key)
     return {name: tree} | (beside(path, found, trained, method, shapes, note) if name == "unet" else {})  # type: ignore[arg-type]

@@ -42,8 +42,8 @@ class Plan(NamedTuple):
       requests: what is asked for along each; None: slices are passed on as they are.
       shapes: padded sides `(H, W)` of each.
       counts: slices of each that are upscaled, in each pass.
-      passes: how many times the volume is gone over.
       left_out: a sentence for each axis that does not serve, or along which there is nothing to do.
+      passes: how many times the volume is gone over.
     """
 
     grid: Grid
@@ -61,23 +61,25 @@ class Plan(NamedTuple):
         return sum(self.counts)
 
     @property
+    def runs(self) -> list[tuple[tuple[int, int], Request, int]]:
+        """Sides, request and slices of each axis that is upscaled, of each pass."""
+        each = list(zip(self.shapes, self.requests, self.counts, strict=True))
+        return [
+            (sides, in_pass(asked, number, self.passes), count) for number in range(self.passes) for sides, asked, count in each if asked
+        ]
+
+    @property
     def programs(self) -> set[tuple[tuple[int, int], Request]]:
         """What is compiled: a program for each shape and request."""
-        return {(sides, request) for number in range(self.passes) for sides, request, _ in self.runs(number)}
+        return {(sides, request) for sides, request, _ in self.runs}
 
     @property
     def compilations(self) -> int:
         return len(self.programs)
 
-    def runs(self, number: int) -> list[tuple[tuple[int, int], Request, int]]:
-        """Sides, request and slices of each axis that is upscaled in the pass `number`, from 0."""
-        each = zip(self.shapes, self.requests, self.counts, strict=True)
-        return [(sides, in_pass(request, number, self.passes), count) for sides, request, count in each if request]
-
     def counts_of(self, sides: tuple[int, int], request: Request) -> tuple[int, ...]:
-        """How many slices each axis has that this program is for."""
-        found = (tuple(count for *of, count in self.runs(number) if of == [sides, request]) for number in range(self.passes))
-        return next(filter(None, found), ())
+        """How many slices each run has that this program is for."""
+        return tuple(count for *program, count in self.runs if program == [sides, request])
 
 
 def make_plan(

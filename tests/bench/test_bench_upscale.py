@@ -14,6 +14,7 @@ from jaxsr.cli import app
 from jaxsr.cli.status import run
 from jaxsr.config import dump
 from jaxsr.experiment import DataConfig, Experiment
+from jaxsr.methods.base import Request
 from jaxsr.methods.sr3 import Sr3Config, Sr3NetworkConfig
 from jaxsr.upscale.inputs import serving_axes
 from jaxsr.upscale.plan import Plan
@@ -39,12 +40,17 @@ def test_one_shape_is_compiled_once(result):
 
 
 def test_what_devices_take_alone_is_that_of_as_many_batches(monkeypatch):
-    """Of 32 and 40 slices in batches of 12 and 10: 3 and 4; an axis whose slices stay as they are takes none."""
+    """Of 32 and 40 slices in batches of 12 and 10: 3 and 4; an axis whose slices stay takes none. Two passes: another program."""
     plan = Plan(None, None, (), ("a", "a", None, "b"), ((8, 8), (8, 16), (8, 8), (8, 8)), (32, 40, 0, 20), ())
     of = lambda sides, request: SimpleNamespace(sides=sides, work=SimpleNamespace(request=request))  # noqa: E731
     programs = [(of((8, 8), "a"), 12, lambda: 2.0), (of((8, 16), "a"), 10, lambda: 10.0), (of((8, 8), "b"), 5, lambda: 7.0)]
     monkeypatch.setattr(upscale, "call_times", lambda call, repeats: [sum(call())] * repeats)
     assert upscale.device_seconds(SimpleNamespace(alone=lambda: iter(programs)), plan, 3) == 3 * 2 + 4 * 10 + 4 * 7
+    plan = plan._replace(requests=tuple(of and Request(steps=ord(of)) for of in plan.requests), passes=2)
+    first = [(of((8, 8), Request(1)), 10, lambda: 1.0), (of((8, 16), Request(1)), 10, lambda: 3.0)]
+    again = [(of(key.sides, Request(ord(key.work.request))), size, call) for key, size, call in programs]
+    seconds = upscale.device_seconds(SimpleNamespace(alone=lambda: iter(first + again)), plan, 3)
+    assert seconds == (4 * 1 + 4 * 3 + 2 * 1) + (3 * 2 + 4 * 10 + 4 * 7)
 
 
 def test_devices_take_no_longer_than_a_volume_by_much(result):

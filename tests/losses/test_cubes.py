@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsr.data.pairs import beside
+from jaxsr.data.pairs import beside, steps_beside
 from jaxsr.losses.cubes import over_axes, slabs
 
 SIDE = 4
@@ -39,7 +39,7 @@ def test_each_cube_has_a_number_of_its_own_and_three_are_meant_where_none_is_sai
 @pytest.mark.parametrize("context", [0, 1, 3])
 def test_slabs_are_a_slice_and_those_beside_it_as_a_condition_has_them(context):
     values, slices = views()
-    found = np.asarray(slabs(slices, context)).reshape(3, 3, SIDE, SIDE, SIDE, 1 + 2 * context)
+    found = np.asarray(slabs(slices, steps_beside(context))).reshape(3, 3, SIDE, SIDE, SIDE, 1 + 2 * context)
     for cube in range(3):
         for axis in range(3):
             for index in range(SIDE):
@@ -51,6 +51,6 @@ def test_slabs_are_a_slice_and_those_beside_it_as_a_condition_has_them(context):
 
 @pytest.mark.parametrize("shape", [(3 * SIDE - 1, SIDE, SIDE, 1), (3 * SIDE, SIDE, SIDE + 1, 1)])
 def test_what_are_no_whole_cubes_is_refused(shape):
-    for of in (over_axes, lambda x: slabs(x, 1)):
+    for of in (over_axes, lambda x: slabs(x, [-1, 1])):
         with pytest.raises(ValueError, match="are no whole cubes of 12 slices"):
             of(jnp.zeros(shape))

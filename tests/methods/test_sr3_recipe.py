@@ -395,7 +395,7 @@ def stacked(count=2, axes=None):
     """Cubes with the slices beside each, and with a scale and how many axes serve if they are said."""
     of = cubes(count=count)
     beyond = 0.3 * jax.random.normal(jax.random.key(9), (of.size, SIDE, SIDE, 2))  # what the volume has beside the cube
-    inside = slabs(of.low, 1)[..., 1:]
+    inside = slabs(of.low, [-1, 1])[..., 1:]
     first, last = (jnp.arange(of.size) % SIDE == at for at in (0, SIDE - 1))
     outermost = jnp.stack([first, last], -1)[:, None, None]
     of = of._replace(beside=jnp.where(outermost, beyond, inside))
@@ -414,7 +414,7 @@ def test_the_second_pass_is_shown_what_the_first_made_and_learns_from_that_alone
     variables, keys = weights(method), keys_of(of.size)
     condition, noise = of.condition, jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
     image = method.upscale(variables, condition._replace(estimate=volume_of(of)), noise, Request(steps=1)).image
-    residual = slabs((over_axes(image) - of.low) / 0.1, 1)
+    residual = slabs((over_axes(image) - of.low) / 0.1, [-1, 1])
     between = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
 
     def by_hand(params):

@@ -245,7 +245,7 @@ def test_one_that_is_shown_an_estimate_and_told_the_axes_starts_as_the_one_that_
     said = []
     started = start(now, said.append)
     assert len(said) == 1
-    assert "was not told over how many axes the mean is, and was not shown what it made of a volume before: it starts as it is" in said[0]
+    assert "was not told over how many axes the mean is, nor shown what it made of a volume before: it starts as it is" in said[0]
     low, around, estimate = (jax.random.normal(jax.random.key(i), (2, 8, 8, n)) for i, n in enumerate((1, 2, 3)))
     of = Condition(low, beside=around, scale=jnp.full((2, 3), 2.0), axes=jnp.array([1.0, 3.0]), estimate=estimate)
     keys = jax.random.split(jax.random.key(7), 2)
