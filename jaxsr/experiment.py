@@ -25,7 +25,7 @@ class SourceConfig(Strict):
         square.
       zoom: each visit takes a volume's voxels for so many times as large as they are, one of 5 equidistant values.
       contrasts: share of the visits at which the grey values of a volume go through a random curve (`jaxsr.data.variety`).
-      smooth: voxels; at every second visit a volume goes through a Gaussian of a standard deviation uniform up to this.
+      smooth: voxels; at every second visit a volume, or what was rendered, goes through a Gaussian of a standard deviation up to this.
       acquisitions: what the low-resolution side is simulated as: each visit draws one; one that stands here twice is drawn twice as often.
         Empty: those of `DataConfig`.
       subjects, contrast: as of `DataConfig`.
@@ -49,8 +49,8 @@ class SourceConfig(Strict):
             raise ValueError("volumes and labels name two sets: make two sources of them")
         if self.native and not self.volumes:
             raise ValueError("native is of volumes: what is rendered has no voxels of its own")
-        if self.variety != Variety() and not self.volumes:
-            raise ValueError("zoom, contrasts and smooth are of volumes: what is rendered differs in size and contrast by itself")
+        if self.variety._replace(smooth=0.0) != Variety() and not self.volumes:
+            raise ValueError("zoom and contrasts are of volumes: what is rendered differs in size and contrast by itself")
         if not 0.5 <= self.zoom[0] <= self.zoom[1] <= 2:
             raise ValueError(f"zoom is the least and the greatest, from 0.5 to 2, got {list(self.zoom)}")
         return self

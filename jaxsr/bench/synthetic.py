@@ -36,7 +36,8 @@ def synthetic_variables(method: Method, batch: Batch, seed: int) -> Variables:
 
 
 def synthetic_batch(batch: Batch, seed: int) -> Batch:
-    """Noise in -1…1 on the host, of the shapes of `batch`; integers (labels) are zero, scans twice as coarse, and all three axes serve."""
+    """Noise in -1…1 on the host, of the shapes of `batch`; integers (labels) are zero, scans twice as coarse and
+    of one quality, and all three axes serve."""
     rng = np.random.default_rng(seed)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -45,7 +46,7 @@ def synthetic_batch(batch: Batch, seed: int) -> Batch:
         return rng.uniform(-1, 1, leaf.shape).astype(leaf.dtype)
 
     drawn: Batch = jax.tree.map(draw, batch)
-    told = {"scale": 2.0, "axes": 3.0}
+    told = {"scale": 2.0, "axes": 3.0, "quality": 1.0}
     return drawn._replace(**{name: np.full_like(of, told[name]) for name in told if (of := getattr(drawn, name)) is not None})
 
 

@@ -8,12 +8,12 @@ place of one: `axes` of their samples is 1, of cubes 3.
 """
 
 import threading
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from jaxsr.data.augmentation import bend
-from jaxsr.data.pairs import SQUARE, Pair, beside, coarser, planes, slice_frame
+from jaxsr.data.pairs import SQUARE, Pair, beside, coarser, planes, slice_frame, told_quality
 from jaxsr.data.pipeline import FOREGROUND, LEAST_TISSUE, Cache, Sample, SliceStream
 from jaxsr.data.subjects import Subjects
 from jaxsr.volume.errors import VolumeError
@@ -91,21 +91,23 @@ class CubeStream(SliceStream):
         around = taken(pair.low, margin)
         truth, low, across = np.moveaxis(taken(pair.high, 0), axis, 0), np.moveaxis(around, axis, 0), order[axis]
         inner = (slice(margin, margin + side),) * 2
-        scale = None
+        told: dict[str, Any] = {}
         if self._scale:
             assert pair.scanned is not None
-            scale = coarser(pair.scanned, pair.grid)[order][slice_frame(axis)]
+            told["scale"] = coarser(pair.scanned, pair.grid)[order][slice_frame(axis)]
+        if self._quality:
+            assert pair.quality is not None
+            x, y, z = (pair.quality.sharpness[a] for a in order)
+            told["quality"] = told_quality(pair.quality._replace(sharpness=(x, y, z)), axis)
+        if self._stacks:
+            told["axes"] = np.float32(axes)
         samples = []
         for i in range(side):
             origin = np.array([*of, across, corner[across] + (side - 1 - i if flips[across] else i)])
-            sample = Sample(high=truth[i, ..., None], low=low[margin + i][inner][..., None], origin=origin)
+            sample = {"high": truth[i, ..., None], "low": low[margin + i][inner][..., None], "origin": origin, **told}
             if margin:
                 sample["beside"] = beside(around, axis, margin + i, margin)[inner]
-            if scale is not None:
-                sample["scale"] = scale
-            if self._stacks:
-                sample["axes"] = np.float32(axes)
-            samples.append(sample)
+            samples.append(cast(Sample, sample))
         return samples
 
 

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from jaxsr.volume.geometry import Grid
+from jaxsr.volume.quality import Quality
 
 MapName = Literal["reference", "bias", "gradient", "jacobian", "labels", "mask"]
 SQUARE = 1.5
@@ -28,7 +29,7 @@ OPTIONAL: tuple[MapName, ...] = get_args(MapName)  # maps that a pair may lack
 class Pair(NamedTuple):
     """Maps `[X, Y, Z]` on `grid` (`gradient` `[X, Y, Z, 3]`); see the head of this file. What is not known is None.
 
-    `scanned`: mm of the voxels that `low` was acquired with, along the grid's axes.
+    `scanned`: mm of the voxels that `low` was acquired with, along the grid's axes; `quality`: of what was acquired, along those.
     """
 
     high: np.ndarray
@@ -41,6 +42,7 @@ class Pair(NamedTuple):
     labels: np.ndarray | None = None
     mask: np.ndarray | None = None
     scanned: tuple[float, float, float] | None = None
+    quality: Quality | None = None
 
     def maps(self, wanted: Sequence[str] = OPTIONAL) -> dict[str, np.ndarray]:
         """`high`, `low`, and those of `wanted` that there are."""
@@ -82,6 +84,11 @@ def planes(grid: Grid) -> list[int]:
 def scale_of(scanned: Sequence[float], grid: Grid, axis: int) -> np.ndarray:
     """`Condition.scale` of slices of `grid` across `axis`, float32 `[3]`, of a scan with voxels of `scanned` mm along the grid's axes."""
     return coarser(scanned, grid)[slice_frame(axis)]
+
+
+def told_quality(quality: Quality, axis: int) -> np.ndarray:
+    """`Condition.quality` of slices across `axis` of a volume of which a scan of that `quality` was made one, float32 `[4]`."""
+    return np.array([*(quality.sharpness[a] for a in slice_frame(axis)), quality.noise], np.float32)
 
 
 def coarser(scanned: Sequence[float], grid: Grid) -> np.ndarray:

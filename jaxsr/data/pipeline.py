@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxsr.config import ConfigError
 from jaxsr.data.augmentation import AugmentConfig, Draw, draw, take
-from jaxsr.data.pairs import beside, cut, planes, scale_of
+from jaxsr.data.pairs import beside, cut, planes, scale_of, told_quality
 from jaxsr.data.prepared import PreparedSet
 from jaxsr.data.subjects import MixedSubjects, Pair, Subjects
 from jaxsr.volume.errors import VolumeError
@@ -43,7 +43,7 @@ class Sample(TypedDict):
       output, mean_map: `[H, W, 1]` float32, and spread, a number: of a distilled set.
       gradient: `[H, W, 3]` float32.
       beside: `[H, W, 2 k]` float32, of a stream with context k.
-      scale: `[3]` float32, of a stream that is to tell it.
+      scale, quality: `[3]` and `[4]` float32, of a stream that is to tell them.
       axes: a number, of a stream of cubes and stacks: across how many axes slices of the same voxels are among them, 3 or 1.
       labels: `[H, W]` uint8.
       mask: `[H, W, 1]` bool.
@@ -66,6 +66,7 @@ class Sample(TypedDict):
     jacobian: NotRequired[np.ndarray]
     beside: NotRequired[np.ndarray]
     scale: NotRequired[np.ndarray]
+    quality: NotRequired[np.ndarray]
     axes: NotRequired[np.float32]
     labels: NotRequired[np.ndarray]
     mask: NotRequired[np.ndarray]
@@ -91,7 +92,7 @@ class SliceStream:
       augment: how slices are varied; True: flipped at random.
       maps: names of the optional maps that samples have.
       context: slices of `low` on either side that samples have.
-      scale: whether samples have that of a condition.
+      scale, quality: whether samples have those of a condition.
       chosen: which of the subjects; None: all.
       note: told of the first subject, and of those that cannot be loaded, from another thread.
 
@@ -109,6 +110,7 @@ class SliceStream:
         maps: tuple[str, ...] = (),
         context: int = 0,
         scale: bool = False,
+        quality: bool = False,
         chosen: Sequence[int] | None = None,
         seed: int = 0,
         note: Callable[[str], None] = lambda text: None,
@@ -117,7 +119,7 @@ class SliceStream:
             raise ValueError(f"draws must be a multiple of window, got {draws} and {window}")
         self._subjects, self._crop, self._draws, self._window = subjects, crop, draws, window
         self._augment, self._maps, self._context, self._seed = augmentation_of(augment), maps, context, seed
-        self._scale = scale
+        self._scale, self._quality = scale, quality
         self._chosen = range(len(subjects.ids)) if chosen is None else chosen
         self._cache = Cache(self._load, window + 2)
         self._note, self._told, self._began = note, set[int](), False
@@ -192,6 +194,9 @@ class SliceStream:
         if self._scale:
             assert pair.scanned is not None
             sample["scale"] = magnified(scale_of(pair.scanned, pair.grid, axis), drawn)
+        if self._quality:
+            assert pair.quality is not None
+            sample["quality"] = told_quality(pair.quality, axis)[[1, 0, 2, 3] if drawn.transposed else slice(None)]
         return sample
 
 

@@ -26,7 +26,7 @@ from jaxsr.data.pairs import made_of
 from jaxsr.data.people import person_of
 from jaxsr.data.splits import SPLITS, assign_splits
 from jaxsr.data.splits import Split as Split
-from jaxsr.data.variety import Variety, vary
+from jaxsr.data.variety import Variety, smooth, vary
 from jaxsr.physics.acquisition import Acquisition, acquire
 from jaxsr.physics.gradients import warp
 from jaxsr.volume.decode import open_image
@@ -34,6 +34,7 @@ from jaxsr.volume.geometry import Grid, Kind, resample, target_grid
 from jaxsr.volume.header import place
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import SUFFIXES, Volume, VolumeError, read_volume, straighten
+from jaxsr.volume.quality import quality_of
 
 Acquisitions = Acquisition | tuple[Acquisition, ...]
 WHICH = 2**20  # the purpose of the key by which one is drawn
@@ -82,6 +83,7 @@ class RenderedSubjects(ABC):
       acquisition: or several, of which each visit draws one.
       maps: of those of a pair, what pairs come with.
       carries: which of the maps `bias` and `gradient` the truth shows: that bias field, that displacement.
+      smooth: voxels, as of `jaxsr.data.variety`: rendered heads are sharper than many a scan.
     """
 
     def __init__(
@@ -96,13 +98,14 @@ class RenderedSubjects(ABC):
         interpolation: Kind = "cubic",
         maps: tuple[str, ...] = (),
         carries: tuple[str, ...] = (),
+        smooth: float = 0.0,
     ):
         # Heads and acquisitions have keys of their own: were one folded from the other, a visit could draw the noise that shaped the head.
         place = SPLITS.index(split)
         self._key, self._acquisition_key = (jax.random.fold_in(jax.random.key(seed), i) for i in (place, len(SPLITS) + place))
         self.grid, self.ids = grid, ids
         self._acquisition, self._contrast, self._interpolation = acquisition, contrast, interpolation
-        self._maps, self._carries = maps, carries
+        self._maps, self._carries, self._smooth, self._seed = maps, carries, smooth, seed
         self._rendered = tuple({made_of(name) for name in (*maps, *carries)} - {"labels"})  # labels come with every head
 
     @abstractmethod
@@ -120,7 +123,11 @@ class RenderedSubjects(ABC):
     def load(self, index: int, visit: int = 0) -> Pair:
         key = jax.random.fold_in(jax.random.fold_in(self._acquisition_key, index), visit)
         acquisition = drawn_acquisition(key, self._acquisition)
-        return pair_of_head(self.head(index), self.grid, acquisition, key, self._interpolation, maps=self._maps, carries=self._carries)
+        head = self.head(index)
+        if self._smooth:
+            image = smooth(np.asarray(head.image), self._smooth, np.random.default_rng((index, visit, self._seed, 1)))
+            head = head._replace(image=image if head.mask is None else np.where(head.mask, image, np.float32(0)))
+        return pair_of_head(head, self.grid, acquisition, key, self._interpolation, maps=self._maps, carries=self._carries)
 
 
 class AnatomySubjects(RenderedSubjects):
@@ -194,7 +201,7 @@ class ScanSubjects:
         volume = straighten(read_volume(self.paths[index]))
         grid, window = target_grid(volume.grid, self._voxel_size), fit_window(volume.data)
         low = window.forward(resample(volume.data, volume.grid, grid, self._interpolation))
-        return Pair(low, low, grid, scanned=volume.voxel_size)
+        return Pair(low, low, grid, scanned=volume.voxel_size, quality=quality_of(volume.data, window))
 
 
 def template_grid() -> Grid:
@@ -241,8 +248,9 @@ def make_pair(
     if mask is not None and not mask.all():
         data = np.where(resample(mask.astype(np.float32), truth.grid, acquired.grid, "linear") > 0.5, data, 0)
     window = fit_window(data)
-    low = resample(data, acquired.grid, truth.grid, interpolation)
-    return Pair(window.forward(truth.data if target is None else target), window.forward(low), truth.grid, scanned=acquired.voxel_size)
+    low = window.forward(resample(data, acquired.grid, truth.grid, interpolation))
+    high = window.forward(truth.data if target is None else target)
+    return Pair(high, low, truth.grid, scanned=acquired.voxel_size, quality=quality_of(data, window))
 
 
 def pair_of_head(

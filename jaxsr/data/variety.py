@@ -44,10 +44,16 @@ def vary(volume: Volume, variety: Variety, rng: np.random.Generator) -> Volume:
     low, high = variety.zoom
     zoom = low + (high - low) * int(rng.integers(ZOOMS)) / (ZOOMS - 1)
     data = apply_curve(volume.data, draw_curve(rng)) if rng.random() < variety.contrasts else volume.data
-    if variety.smooth and rng.random() < SMOOTHED:
-        data = ndimage.gaussian_filter(data, variety.smooth * rng.random(), output=np.float32)
+    data = smooth(data, variety.smooth, rng)
     affine = volume.affine @ np.diag([zoom, zoom, zoom, 1.0])
     return Volume(data, affine)
+
+
+def smooth(data: np.ndarray, most: float, rng: np.random.Generator) -> np.ndarray:
+    """`data`, or, at every second visit, through a Gaussian of a standard deviation uniform up to `most` voxels, float32."""
+    if not most or rng.random() >= SMOOTHED:
+        return data
+    return ndimage.gaussian_filter(data, most * rng.random(), output=np.float32)
 
 
 def draw_curve(rng: np.random.Generator) -> np.ndarray:

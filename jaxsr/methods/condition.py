@@ -20,6 +20,8 @@ class Condition(NamedTuple):
         for those beyond it.
       scale: how many times coarser than the target's the scan's voxels are, along rows, columns and through the slice, at least 1,
         `[B, 3]`, for a method with `scale_conditioning`.
+      quality: how sharp the scan is along rows, columns and through the slice, and how noisy (`jaxsr.volume.quality`), `[B, 4]`, for a
+        method with `quality_conditioning`.
       axes: over how many axes the mean is taken that the slice is for, 1 to 3, `[B]`, for a method with `axes_conditioning`.
       estimate: what the pass before made of the volume, that mean, at the slice and then at those of `beside`, `[B, H, W, 1 + 2 k]`, for a
         method with `passes`; in the first pass it is `low` and `beside`.
@@ -34,6 +36,7 @@ class Condition(NamedTuple):
     scale: Array | None = None
     axes: Array | None = None
     estimate: Array | None = None
+    quality: Array | None = None
 
 
 # Of the maps of a condition, and of a batch.
@@ -60,6 +63,11 @@ def knows_scale(method: Any) -> bool:
     return bool(getattr(method, "scale_conditioning", False))
 
 
+def knows_quality(method: Any) -> bool:
+    """Whether the method, or its config, is told how sharp and how noisy the scan is."""
+    return bool(getattr(method, "quality_conditioning", False))
+
+
 def knows_axes(method: Any) -> bool:
     """Whether the method, or its config, is told over how many axes the mean of its slices is taken."""
     return bool(getattr(method, "axes_conditioning", False))
@@ -76,15 +84,16 @@ def takes_cubes(method: Any) -> bool:
 
 
 def abstract_condition(method: Any, shape: tuple[int, int, int], names: Sequence[str] = ("low",)) -> Condition:
-    """Of slices of `shape` (B, H, W): those maps, and of `beside`, `scale`, `axes` and `estimate` those that `method` takes."""
-    told = {"beside": context_of(method), "scale": knows_scale(method), "axes": knows_axes(method), "estimate": passes_of(method) > 1}
-    taken = {*names, *(name for name, takes in told.items() if takes)}
+    """Of slices of `shape` (B, H, W): those maps, and of what else a condition has what `method` takes."""
+    told = {"scale": knows_scale(method), "axes": knows_axes(method), "quality": knows_quality(method)}
+    seen = {"beside": context_of(method), "estimate": passes_of(method) > 1}
+    taken = {*names, *(name for name, takes in (told | seen).items() if takes)}
     return Condition(**{name: ShapeDtypeStruct(shape_of(method, name, shape), jnp.float32) for name in sorted(taken)})  # type: ignore[arg-type]
 
 
 def shape_of(method: Any, name: str, shape: tuple[int, int, int]) -> tuple[int, ...]:
     """Of what is called `name` in a condition of slices of `shape` (B, H, W)."""
-    told = {"scale": (shape[0], 3), "axes": (shape[0],)}
+    told = {"scale": (shape[0], 3), "axes": (shape[0],), "quality": (shape[0], 4)}
     return told[name] if name in told else (*shape, channels_of(method, name))
 
 
@@ -102,7 +111,7 @@ class Batch(NamedTuple):
       output: the teacher's, O_7T, `[B, H, W, 1]`.
       mean_map: F̄, the mean of its denoised images on the way there, `[B, H, W, 1]`.
       spread: the mean squared distance of those from it, `[B]`.
-      beside, scale: of a condition, for a method with `context`, and with `scale_conditioning`.
+      beside, scale, quality: of a condition, for a method with `context`, and with `scale_conditioning` and `quality_conditioning`.
       axes: across how many axes there are slices of the same voxels in the batch, 3 or 1, `[B]`, for a method with `axes_conditioning`.
       labels: tissue of each pixel, `[B, H, W]` uint8.
       mask: pixels that count, `[B, H, W, 1]` bool.
@@ -128,6 +137,7 @@ class Batch(NamedTuple):
     paired: Array | None = None
     scale: Array | None = None
     axes: Array | None = None
+    quality: Array | None = None
 
     @property
     def size(self) -> int:
@@ -136,4 +146,4 @@ class Batch(NamedTuple):
 
     @property
     def condition(self) -> Condition:
-        return Condition(self.low, self.reference, self.bias, self.gradient, self.jacobian, self.beside, self.scale, self.axes)
+        return Condition(**{name: getattr(self, name) for name in Condition._fields if name in self._fields})

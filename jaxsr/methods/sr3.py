@@ -33,6 +33,7 @@ from jaxsr.methods.condition import Batch, Condition
 from jaxsr.methods.pixels import PixelNetworkConfig, Pixels
 from jaxsr.models.sr3 import Sr3UNet
 
+NOISE = 0.05  # of the window: an amount of noise that is told as 1
 EASY = 0.05  # of the variance of a residual that `residual_std` stands for: slices that lack less than that hardly count
 
 
@@ -59,6 +60,8 @@ class Sr3Config(Strict):
       context: slices of the low-resolution volume on either side that the network is shown beside the one that it upscales; 0: published.
       scale_conditioning: the network is told how much coarser than the target's the scan's voxels are, along rows, columns and through the
         slice: one network for many scans need not find out from each what k-space it lacks.
+      quality_conditioning: the network is told how sharp and how noisy the scan is, which a few voxels do not say and which it takes for
+        granted else: how much of what it sees is noise, and how much there may be where the scan sees nothing.
       shrink: the network is shown √ᾱ x_t, what x_t says of x_0 by itself if that is of unit variance, in place of x_t: from pure noise it
         then sees the condition alone.
       terminal: share of the training slices that are seen at t = T, from where one sampling step goes all the way; the others at any t.
@@ -86,6 +89,7 @@ class Sr3Config(Strict):
     residual_std: float | None = Field(None, gt=0)
     context: int = Field(0, ge=0, le=8)
     scale_conditioning: bool = False
+    quality_conditioning: bool = False
     shrink: bool = False
     terminal: float = Field(0.0, ge=0, le=1)
     fused: bool = False
@@ -110,8 +114,8 @@ class Sr3Config(Strict):
             raise ValueError("passes and axes_conditioning are of the mean over three axes: set fused=true, or leave them out")
         if self.passes > 1 and not self.residual_std:
             raise ValueError("passes show the network what it makes of a residual: give residual_std, or passes 1")
-        if self.axes_conditioning and not self.scale_conditioning:
-            raise ValueError("axes_conditioning is told beside the scale: set scale_conditioning=true, or leave it out")
+        if beside := [key for key in ("axes_conditioning", "quality_conditioning") if getattr(self, key) and not self.scale_conditioning]:
+            raise ValueError(f"{beside[0]} is told beside the scale: set scale_conditioning=true, or leave it out")
         if self.single_axis and not self.axes_conditioning:
             raise ValueError(
                 "single_axis is of a network that is told over how many axes the mean is: set axes_conditioning=true, or single_axis 0"
@@ -157,6 +161,7 @@ class Sr3:
         self.pixels = Pixels(config.residual_std, config.bound)
         self.multiple, self.context, self.pixel_range = config.multiple, config.context, config.pixels
         self.scale_conditioning, self.axes_conditioning, self.passes = config.scale_conditioning, config.axes_conditioning, config.passes
+        self.quality_conditioning = config.quality_conditioning
         self.default_request = Request(config.sampling_steps, config.eta)
         self.most_steps = config.schedule.steps
 
@@ -245,7 +250,7 @@ class Sr3:
 
     def _ones_told(self, count: int) -> Array | None:
         """As `_told` of so many slices, to initialise the network."""
-        return jnp.ones((count, 3 + self.axes_conditioning)) if self.scale_conditioning else None
+        return jnp.ones((count, 3 + self.axes_conditioning + 4 * self.quality_conditioning)) if self.scale_conditioning else None
 
     def _slab(self, condition: Condition) -> Array:
         """What the network sees of the low-resolution volume, `[B, H, W, 1 + 2 context]`."""
@@ -263,12 +268,18 @@ class Sr3:
         return jnp.concatenate([slab, self.pixels.diffused(condition.estimate, slab)], axis=-1)
 
     def _told(self, condition: Condition) -> Array | None:
-        """The scale, and how much more than the mean over three axes tells a slice has to say by itself, `[B, 3 or 4]`, at least 1 all."""
-        if not self.axes_conditioning:
-            return condition.scale
+        """The scale, how much more than the mean over three axes tells a slice has to say by itself, the quality: above 0, `[B, 3…8]`."""
+        if not self.scale_conditioning:
+            return None
         assert condition.scale is not None
-        assert condition.axes is not None
-        return jnp.concatenate([condition.scale, 3 / condition.axes[:, None]], axis=-1)
+        told = [condition.scale]
+        if self.axes_conditioning:
+            assert condition.axes is not None
+            told.append(3 / condition.axes[:, None])
+        if self.quality_conditioning:
+            assert condition.quality is not None
+            told.append(condition.quality / jnp.array([1.0, 1.0, 1.0, NOISE]))
+        return jnp.concatenate(told, axis=-1)
 
     def _denoise(
         self, variables: Variables, shown: Array, told: Array | None, x_t: Array, level: Level, dropout: Array | None = None

@@ -32,7 +32,7 @@ from jaxsr.data.unpaired import HalfPaired, split_paired
 from jaxsr.data.variety import Variety
 from jaxsr.experiment import DataConfig, Experiment, SourceConfig
 from jaxsr.methods.base import Method, Variables
-from jaxsr.methods.condition import MAP_CHANNELS, Batch, context_of, knows_axes, knows_scale, takes_cubes
+from jaxsr.methods.condition import MAP_CHANNELS, Batch, context_of, knows_axes, knows_quality, knows_scale, takes_cubes
 from jaxsr.train.precomputed import check_precomputed, no_set
 from jaxsr.train.state import abstract_variables
 from jaxsr.volume.geometry import Kind
@@ -69,11 +69,11 @@ def _subjects(
 
     if of.labels is not None:
         paths = chosen(of.labels, find_label_maps(of.labels), "label maps")
-        return LabelSubjects(paths, of.labels, of.subjects, split, contrast=of.contrast, **how, **rendered)
+        return LabelSubjects(paths, of.labels, of.subjects, split, contrast=of.contrast, smooth=variety.smooth, **how, **rendered)
     if of.volumes is not None:
         found = find_volumes(of.volumes, float("inf") if native else of.voxel_size)
         return FolderSubjects(chosen(of.volumes, found, "volumes"), of.volumes, native=native, variety=variety, **how)
-    return AnatomySubjects(of.subjects, split, contrast=of.contrast, **how, **rendered)
+    return AnatomySubjects(of.subjects, split, contrast=of.contrast, smooth=variety.smooth, **how, **rendered)
 
 
 def prepared_set(data: DataConfig, split: Split = "train") -> PreparedSet | None:
@@ -182,7 +182,7 @@ def _stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note
             "data.augment.rotation: of a slice that is turned nobody can say how coarse it is along its rows, as method.scale_conditioning "
             "wants: set one of them to 0"
         )
-    how |= {"context": context, "scale": scale, "seed": experiment.seed, "note": note}
+    how |= {"context": context, "scale": scale, "quality": knows_quality(experiment.method), "seed": experiment.seed, "note": note}
     if takes_cubes(experiment.method):
         return CubeStream(subjects, data.crop, stacks=knows_axes(experiment.method), **how)
     return SliceStream(subjects, crop, **how)
@@ -227,6 +227,8 @@ def abstract_batch(experiment: Experiment, records: PreparedSet | None = None, e
         shapes["axes"] = jax.ShapeDtypeStruct((size,), jnp.float32)
     if knows_scale(experiment.method):
         shapes["scale"] = jax.ShapeDtypeStruct((size, 3), jnp.float32)
+    if knows_quality(experiment.method):
+        shapes["quality"] = jax.ShapeDtypeStruct((size, 4), jnp.float32)
     precomputed = build_method(experiment).precomputed(crop)
     if encoded and not precomputed:
         raise ConfigError(f"method.kind={experiment.method.kind} trains on slices alone, so there is nothing to be encoded")

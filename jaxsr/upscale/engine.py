@@ -18,16 +18,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxsr.data.pairs import scale_of
+from jaxsr.data.pairs import scale_of, told_quality
 from jaxsr.methods.base import Explanation, Method, Mixture, Request, Segmenter, Variables
-from jaxsr.methods.condition import context_of, knows_axes, knows_scale, passes_of
+from jaxsr.methods.condition import context_of, knows_axes, knows_quality, knows_scale, passes_of
 from jaxsr.upscale.batches import Batches, BatchSize, Note, ProgramKey, Work
 from jaxsr.upscale.cuts import Cuts, Maps, Told, beside_across, check_shapes, cut_across, indices_of
 from jaxsr.upscale.inputs import Sizes, resolving
 from jaxsr.upscale.plan import Plan, in_pass, make_plan, map_of
-from jaxsr.volume.geometry import Grid, Kind, resample
+from jaxsr.volume.geometry import Grid, Kind, resample, target_grid
 from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.io import Volume
+from jaxsr.volume.quality import quality_of
 from jaxsr.volume.slices import AXES, SliceMap, SliceMapKind, take_slices
 
 Progress = Callable[[int, int], None]  # slices done, slices in all
@@ -140,15 +141,26 @@ class Engine:
         window, low = self.prepared(volume, plan)
         key = sample_key(seed, sample)
         wanted = dict(zip(plan.axes, plan.requests, strict=True))
-        scales = {}
-        if knows_scale(self._method):
-            resolves = resolving(volume.voxel_size, from_mm)
-            scales = {axis: scale_of(resolves, plan.work, AXES[axis]) for axis in wanted}
-        image, metrics = self.fuse(low, wanted, key, maps, lambda done: progress(done, plan.passes * plan.slices), note, scales)
+        told = self._told(volume, window, plan, from_mm)
+        image, metrics = self.fuse(low, wanted, key, maps, lambda done: progress(done, plan.passes * plan.slices), note, told)
         if plan.work is not plan.grid:
             image = resample(image, plan.work, plan.grid)
         result = replace(volume, data=window.inverse(image), affine=plan.grid.affine)
         return Upscaled(result, window, metrics, plan, self.compilations - before)
+
+    def _told(self, volume: Volume, window: Window, plan: Plan, from_mm: Sizes | None) -> dict[str, Told]:
+        """What the method is told of the scan, of the slices across each axis."""
+        told: dict[str, dict[str, np.ndarray]] = {axis: {} for axis in plan.axes}
+        resolves = resolving(volume.voxel_size, from_mm)
+        if knows_scale(self._method):
+            for axis in plan.axes:
+                told[axis]["scale"] = scale_of(resolves, plan.work, AXES[axis])
+        if knows_quality(self._method):
+            acquired = volume.data if from_mm is None else resample(volume.data, volume.grid, target_grid(volume.grid, resolves))
+            quality = quality_of(acquired, window)
+            for axis in plan.axes:
+                told[axis]["quality"] = told_quality(quality, AXES[axis])
+        return told  # type: ignore[return-value]
 
     def fuse(
         self,
@@ -158,7 +170,7 @@ class Engine:
         maps: Maps = {},  # noqa: B006
         progress: Callable[[int], None] = lambda done: None,
         note: Note = silent,
-        scales: Mapping[str, np.ndarray] = {},
+        told: Mapping[str, Told] = {},
     ) -> tuple[np.ndarray, dict[str, float]]:
         """The mean over axes of the stacked slices, float32 `[X, Y, Z]`, summed in float64; and the metrics' means over all slices of the
         last pass.
@@ -167,20 +179,21 @@ class Engine:
           low: `[X, Y, Z]` on the target grid, in the window -1…1.
           requests: axis → what is asked for along it; None: its slices are those of `low`.
           maps: on that grid.
-          scales: axis → `Condition.scale` of its slices, for a method that takes it.
+          told: axis → `scale` and `quality` of a condition, of its slices, for a method that takes them.
 
         Raises:
-          ValueError: for a map of another name or shape, or without the scale that the method takes.
+          ValueError: for a map of another name or shape, or without what the method is to be told.
         """
         check_shapes(maps, low.shape)
-        if knows_scale(self._method) and not requests.keys() <= scales.keys():
-            raise ValueError("the method is told how much coarser the scan is: give the scale of every axis")
+        for name, knows in (("scale", knows_scale), ("quality", knows_quality)):
+            if knows(self._method) and not all(name in told.get(axis, {}) for axis in requests):
+                raise ValueError(f"the method is told more of the scan: give the {name} of every axis")
         passes, estimate = passes_of(self._method), low
         slices = sum(low.shape[AXES[axis]] for axis, request in requests.items() if request)
         for number in range(passes):
             asked = {axis: request and in_pass(request, number, passes) for axis, request in requests.items()}
             report = lambda done, before=number * slices: progress(before + done)  # noqa: E731
-            estimate, metrics = self._one_pass(low, estimate, asked, key, maps, report, note, scales)
+            estimate, metrics = self._one_pass(low, estimate, asked, key, maps, report, note, told)
         return estimate, metrics
 
     def _one_pass(
@@ -192,7 +205,7 @@ class Engine:
         maps: Maps,
         progress: Callable[[int], None],
         note: Note,
-        scales: Mapping[str, np.ndarray],
+        told: Mapping[str, Told],
     ) -> tuple[np.ndarray, dict[str, float]]:
         """One pass of `fuse`, with the noise of all of them; `estimate`, of the pass before (`low` in the first), is overwritten."""
         total = np.zeros(low.shape, np.float64)
@@ -213,11 +226,11 @@ class Engine:
                 cuts["beside"] = beside_across(low, axis, context)
             if passes_of(self._method) > 1:
                 cuts["estimate"] = [take_slices(estimate, axis), *beside_across(estimate, axis, context)]
-            told: dict[str, np.ndarray] = {"scale": scales[axis]} if axis in scales else {}
+            known = dict(told.get(axis, {}))
             if knows_axes(self._method):
-                told["axes"] = np.asarray(len(requests), np.float32)
+                known["axes"] = np.asarray(len(requests), np.float32)
             of = (slice_map, jax.random.fold_in(key, AXES[axis]), request)
-            for indices, output in self._upscaled(cuts, *of, note, counts, told):
+            for indices, output in self._upscaled(cuts, *of, note, counts, known):
                 sums[indices] += slice_map.inverse(output.image[..., 0])
                 for name, values in output.metrics.items():
                     metrics.setdefault(name, []).append(values)

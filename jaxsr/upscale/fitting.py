@@ -41,6 +41,7 @@ _OF_TEACHERS = ("autoencoder", "schedule", "prediction", "residual_std")
 _LEARNT_LATER = {  # by an sr3
     "scale_conditioning": "told how coarse a scan is",
     "axes_conditioning": "told over how many axes the mean is",
+    "quality_conditioning": "told how sharp and how noisy a scan is",
     "passes": "shown what it made of a volume before",
 }
 _TRAINING = ("remat", "train", "context", "dropout")  # settings of networks that say nothing of their parameters
@@ -135,8 +136,13 @@ def started_sr3(
     began = dict(tree)
     if "scale_conditioning" in new:
         wanted = {name: of for name, of in wanted.items() if name in tree or not name.startswith("scale_")}
-    elif "axes_conditioning" in new:
-        began["scale_in"] = {**tree["scale_in"], "kernel": np.pad(tree["scale_in"]["kernel"], ((0, 1), (0, 0)))}
+    elif found.scale_conditioning:  # what it is told, one after the other: the scale, the axes, the quality
+        told = np.asarray(tree["scale_in"]["kernel"])
+        if "axes_conditioning" in new:
+            told = np.insert(told, 3, 0, axis=0)
+        if "quality_conditioning" in new:
+            told = np.pad(told, ((0, 4), (0, 0)))
+        began["scale_in"] = {**tree["scale_in"], "kernel": told}
     if "passes" in new:  # channels are the volume's slab and x_t; as many as the slab has come between them
         kernel, slab = np.asarray(tree["stem"]["kernel"]), 1 + 2 * found.context
         of_pixels = kernel.reshape(*kernel.shape[:2], found.network.patch**2, slab + 1, -1)

@@ -5,11 +5,12 @@ import pytest
 
 from jaxsr.data.augmentation import AugmentConfig
 from jaxsr.data.cubes import CubeStream
-from jaxsr.data.pairs import Pair, beside, cut, scale_of
+from jaxsr.data.pairs import Pair, beside, cut, scale_of, told_quality
 from jaxsr.data.pipeline import batches
 from jaxsr.losses.cubes import over_axes
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid
+from jaxsr.volume.quality import Quality
 
 SIDE, SHAPE, CONTEXT = 4, (9, 7, 8), 2
 PLAIN = AugmentConfig(flip=False)
@@ -27,11 +28,12 @@ class Heads:
         low = np.random.default_rng(index).uniform(0, 1, self.shape).astype(np.float32)
         scanned = tuple(np.roll([1.0, 2.0, 5.0], visit))
         shape = (SIDE - 1, *self.shape[1:]) if index in self.odd else self.shape
-        return Pair((low + 2)[: shape[0]], low[: shape[0]], Grid(shape, self.affine), scanned=scanned)
+        quality = Quality(tuple(1 + np.array(scanned) / 10), 0.03)
+        return Pair((low + 2)[: shape[0]], low[: shape[0]], Grid(shape, self.affine), scanned=scanned, quality=quality)
 
 
 def stream(subjects=None, side=SIDE, **settings):
-    how = {"draws": 4 * 3 * side, "window": 2, "seed": 3, "context": CONTEXT, "scale": True, "augment": TURNED}
+    how = {"draws": 4 * 3 * side, "window": 2, "seed": 3, "context": CONTEXT, "scale": True, "quality": True, "augment": TURNED}
     return CubeStream(subjects or Heads(), side, **{**how, **settings})
 
 
@@ -64,6 +66,7 @@ def test_a_cube_is_cut_as_its_volume_is():
             assert np.array_equal(found["low"][i, ..., 0], of_volume["low"][rows, columns])
             assert np.array_equal(found["beside"][i], beside(pair.low, axis, index, CONTEXT)[rows, columns])
             assert np.array_equal(found["scale"][i], scale_of(pair.scanned, pair.grid, axis))
+            assert np.array_equal(found["quality"][i], told_quality(pair.quality, axis))
 
 
 def test_slices_that_are_turned_are_told_how_coarse_the_scan_is_along_their_own_rows():
@@ -89,6 +92,7 @@ def test_slices_that_are_turned_are_told_how_coarse_the_scan_is_along_their_own_
         assert np.allclose(found["scale"][:, 0], rows)
         assert np.allclose(found["scale"][:, 1], columns)
         assert np.allclose(found["scale"][inside, 2], through[inside])
+        assert np.allclose(found["quality"], np.c_[1 + found["scale"] / 10, np.full(3 * SIDE, 0.03)])  # turned alike
         orders.add(tuple(found["scale"][0]))
     assert len(orders) == 6
 

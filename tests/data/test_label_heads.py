@@ -322,6 +322,20 @@ def test_a_stripped_head_is_acquired_stripped(tmp_path):
     assert np.ptp(pair.high[outside]) < 1e-5
 
 
+def test_every_second_visit_of_a_rendered_head_is_smoothed_but_for_where_its_skull_was_taken_off(tmp_path):
+    root = folder_of(tmp_path, ["a.nii.gz"])
+    how = {"voxel_size": 8.0, "acquisition": SCANNER, "variation": PLAIN}
+    sharp, smooth = (LabelSubjects(find_label_maps(root)[0], root, 6, "train", smooth=most, **how) for most in (0.0, 1.0))
+    found = [(sharp.load(i, visit), smooth.load(i, visit), sharp.head(i)) for i in range(3) for visit in range(4)]
+    alike = [np.allclose(one.high, other.high) for one, other, _ in found]
+    assert 2 < sum(alike) < 10
+    for (one, other, head), same in zip(found, alike, strict=True):
+        if not same:
+            assert np.abs(np.diff(other.high, axis=0)).mean() < np.abs(np.diff(one.high, axis=0)).mean()
+            assert np.unique(other.high[~np.asarray(head.mask)].round(4)).size <= 1
+    np.testing.assert_array_equal(smooth.load(1, 3).high, smooth.load(1, 3).high)
+
+
 def pair_that_carries(tmp_path, carries, mm):
     root = folder_of(tmp_path, ["a.nii.gz"])
     how = {"voxel_size": mm, "acquisition": SCANNER, "maps": ALL, "carries": carries, "variation": PLAIN}

@@ -14,6 +14,7 @@ from jaxsr.physics.protocol import Acquisition, named_acquisition
 from jaxsr.train.build import build_stream, build_subjects
 from jaxsr.volume.geometry import Grid
 from jaxsr.volume.io import Volume, write_volume
+from jaxsr.volume.quality import Quality
 
 SHAPE = (12, 14, 16)
 SMOOTH = {"name": "smooth", "voxel_size": [4.0, 4.0, 4.0]}
@@ -132,7 +133,18 @@ def test_slices_say_how_much_coarser_than_themselves_they_were_scanned_also_wher
     seen = {(int(sample["origin"][2]), *np.round(sample["scale"], 4)) for sample in (stream[i] for i in range(64))}
     x, y, z = np.round(along.astype(np.float32), 4)
     assert seen == {(0, y, z, x), (0, z, y, x), (1, x, z, y), (1, z, x, y), (2, x, y, z), (2, y, x, z)}
-    assert "scale" not in SliceStream(subjects, (16, 16), draws=8, window=2)[0]
+    assert not {"scale", "quality"} & SliceStream(subjects, (16, 16), draws=8, window=2)[0].keys()
+
+
+def test_slices_say_how_sharp_their_scan_was_also_where_they_are_transposed():
+    class Uneven(Called):
+        def load(self, index, visit=0):
+            return super().load(index, visit)._replace(quality=Quality((1.0, 2.0, 3.0), 0.05))
+
+    stream = SliceStream(Uneven(1, 1), (16, 16), draws=64, window=2, augment=AugmentConfig(transpose=True), quality=True)
+    seen = {(int(sample["origin"][2]), *map(float, sample["quality"][:3])) for sample in (stream[i] for i in range(64))}
+    assert seen == {(0, 2, 3, 1), (0, 3, 2, 1), (1, 1, 3, 2), (1, 3, 1, 2), (2, 1, 2, 3), (2, 2, 1, 3)}
+    np.testing.assert_array_equal(stream[0]["quality"][3], np.float32(0.05))
 
 
 def test_of_a_slice_that_is_magnified_the_scan_is_coarser_by_as_much_but_not_through_it():

@@ -104,9 +104,8 @@ def test_a_visit_is_what_it_is_whenever_it_comes_and_without_variety_nothing_cha
 @pytest.mark.parametrize(
     "source, message",
     [
-        ({"labels": "b", "zoom": [0.8, 1.2]}, "zoom, contrasts and smooth are of volumes"),
-        ({"contrasts": 0.5}, "zoom, contrasts and smooth are of volumes"),
-        ({"smooth": 0.5}, "zoom, contrasts and smooth are of volumes"),
+        ({"labels": "b", "zoom": [0.8, 1.2]}, "zoom and contrasts are of volumes"),
+        ({"contrasts": 0.5}, "zoom and contrasts are of volumes"),
         ({"volumes": "a", "zoom": [1.2, 0.8]}, "the least and the greatest"),
         ({"volumes": "a", "zoom": [0.1, 1.0]}, r"from 0\.5 to 2"),
     ],

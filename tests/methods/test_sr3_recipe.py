@@ -250,6 +250,27 @@ def test_what_it_is_told_counts_along_each_axis_in_upscaling_and_in_training(axi
     assert abs(losses[0] - losses[1]) > 1e-5 * losses[0]
 
 
+QUALITY = {"prediction": "x0", "scale_conditioning": True, "quality_conditioning": True}
+
+
+def test_it_is_told_the_quality_beside_the_scale_and_noise_in_units_of_its_own():
+    method = recipe(**QUALITY)
+    of = scaled(2.0, 1.0, 5.0).condition._replace(quality=jnp.tile(jnp.array([1.1, 1.2, 1.3, 0.1]), (4, 1)))
+    np.testing.assert_allclose(method._told(of), [[2, 1, 5, 1.1, 1.2, 1.3, 2]] * 4, rtol=1e-6)
+    assert recipe(prediction="x0")._told(of) is None
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_what_it_is_told_of_the_quality_counts_in_upscaling_and_in_training(which):
+    method = recipe(**QUALITY)
+    variables = {"params": weights(method)["params"], "stats": {}}
+    one, other = (scaled(2.0, 2.0, 2.0)._replace(quality=jnp.full((4, 4), 0.1).at[:, which].set(value)) for value in (0.1, 0.3))
+    images = [method.upscale(variables, of.condition, keys_of(4), Request(steps=1)).image for of in (one, other)]
+    assert np.abs(images[0] - images[1]).max() > 1e-3
+    losses = [float(method.loss(variables, of, keys_of(4), jnp.float32(0)).loss) for of in (one, other)]
+    assert abs(losses[0] - losses[1]) > 1e-5 * losses[0]
+
+
 @pytest.mark.parametrize("terminal", [0.0, 0.5, 1.0])
 def test_so_many_slices_are_trained_where_one_step_starts(terminal):
     method = recipe(terminal=terminal)
@@ -498,7 +519,11 @@ def test_shares_of_cubes_are_trained_for_one_axis_and_for_two_and_stacks_always_
         ({"method": {"fused": False, "passes": 2, "residual_std": 0.1}}, "of the mean over three axes: set fused=true"),
         ({"method": {"fused": False, "axes_conditioning": True}}, "of the mean over three axes: set fused=true"),
         ({"method": {"passes": 2}}, "give residual_std, or passes 1"),
-        ({"method": {"axes_conditioning": True}}, "set scale_conditioning=true, or leave it out"),
+        (
+            {"method": {"axes_conditioning": True}},
+            "axes_conditioning is told beside the scale: set scale_conditioning=true, or leave it out",
+        ),
+        ({"method": {"quality_conditioning": True}}, "quality_conditioning is told beside the scale: set scale_conditioning=true"),
         ({"method": {"single_axis": 0.2}}, "set axes_conditioning=true, or single_axis 0"),
     ],
 )

@@ -25,6 +25,7 @@ METHOD = {
     "fused": True,
     "passes": 2,
     "axes_conditioning": True,
+    "quality_conditioning": True,
     "single_axis": 0.3,
     "pixels": [0.8, 1.2],
     "sampling_steps": 1,

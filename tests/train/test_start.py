@@ -232,22 +232,31 @@ def test_one_that_is_told_the_scale_starts_from_one_that_was_not_and_not_the_oth
         start(sr3(str(other)))
 
 
+LATER = {
+    "passes": (2, "shown what it made of a volume before"),
+    "axes_conditioning": (True, "told over how many axes the mean is"),
+    "quality_conditioning": (True, "told how sharp and how noisy a scan is"),
+}
+
+
 @pytest.mark.parametrize("patch", [1, 2])
-def test_one_that_is_shown_an_estimate_and_told_the_axes_starts_as_the_one_that_was_not(tmp_path, patch):
-    """Whatever the estimate and the number of axes are, it upscales as that does."""
+@pytest.mark.parametrize("had", [(), ("axes_conditioning",), ("quality_conditioning",), ("passes", "axes_conditioning")], ids="+".join)
+def test_one_that_is_shown_or_told_more_starts_as_the_one_that_was_not(tmp_path, patch, had):
+    """Whatever the estimate, the number of axes and the quality are, it upscales as that does."""
     path, settings = tmp_path / "sr3.safetensors", {"network": {**SR3, "patch": patch}, "context": 1, "residual_std": 0.1}
     settings |= {"scale_conditioning": True, "terminal": 0.5, "prediction": "x0"}
-    before = sr3(**settings)
+    sized = {"data": {"crop": 8, "draws": 96}, "train": {"batch_size": 24}}
+    of = lambda more: from_dict({"method": {"kind": "sr3", **settings, "fused": True, **more}, **sized}, Experiment)  # noqa: E731
+    before = of({name: LATER[name][0] for name in had})
     params = exported(before, path)["params"]
-    more = {"fused": True, "passes": 2, "axes_conditioning": True}
-    method = {"kind": "sr3", "weights": {"sr3": str(path)}, **settings, **more}
-    now = from_dict({"method": method, "data": {"crop": 8, "draws": 96}, "train": {"batch_size": 24}}, Experiment)
+    now = of({name: value for name, (value, _) in LATER.items()} | {"weights": {"sr3": str(path)}})
     said = []
     started = start(now, said.append)
     assert len(said) == 1
-    assert "was not told over how many axes the mean is, nor shown what it made of a volume before: it starts as it is" in said[0]
+    assert all((sentence in said[0]) == (name not in had) for name, (_, sentence) in LATER.items())
     low, around, estimate = (jax.random.normal(jax.random.key(i), (2, 8, 8, n)) for i, n in enumerate((1, 2, 3)))
     of = Condition(low, beside=around, scale=jnp.full((2, 3), 2.0), axes=jnp.array([1.0, 3.0]), estimate=estimate)
+    of = of._replace(quality=jax.random.uniform(jax.random.key(4), (2, 4)) + 0.1)
     keys = jax.random.split(jax.random.key(7), 2)
     images = [
         build_method(experiment).upscale({"params": params, "stats": {}}, of, keys, Request(steps=1)).image
@@ -258,10 +267,20 @@ def test_one_that_is_shown_an_estimate_and_told_the_axes_starts_as_the_one_that_
 
 @pytest.mark.parametrize(
     "less, way_out",
-    [({"passes": 1}, "made of a volume before: set method.passes=2"), ({"axes_conditioning": False}, "set method.axes_conditioning=true")],
+    [
+        ({"passes": 1}, "made of a volume before: set method.passes=2"),
+        ({"axes_conditioning": False}, "set method.axes_conditioning=true"),
+        ({"quality_conditioning": False}, "set method.quality_conditioning=true"),
+    ],
 )
 def test_one_that_is_shown_or_told_more_starts_none_that_is_not(tmp_path, less, way_out):
-    more = {"scale_conditioning": True, "terminal": 0.5, "residual_std": 0.1, "fused": True, "passes": 2, "axes_conditioning": True}
+    more = {
+        "scale_conditioning": True,
+        "terminal": 0.5,
+        "residual_std": 0.1,
+        "fused": True,
+        **{name: value for name, (value, _) in LATER.items()},
+    }
     sized = {"data": {"crop": 8, "draws": 96}, "train": {"batch_size": 24}}
     of = lambda **settings: from_dict({"method": {"kind": "sr3", "network": SR3, **settings}, **sized}, Experiment)  # noqa: E731
     exported(of(**more), tmp_path / "more.safetensors")

@@ -6,18 +6,20 @@ import jax
 import numpy as np
 import pytest
 import typer
+from scipy import ndimage
 
 from jaxsr.cli.targets import resolved_sizes, target_of
 from jaxsr.config import from_dict
-from jaxsr.data.pairs import beside
+from jaxsr.data.pairs import beside, told_quality
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Request, UpscaleOutput
 from jaxsr.runtime.mesh import make_mesh
 from jaxsr.upscale.engine import Engine
 from jaxsr.upscale.plan import NothingToDo, default_size, make_plan, working_grid
 from jaxsr.upscale.settings import training_scans
-from jaxsr.volume.geometry import Grid, target_grid
+from jaxsr.volume.geometry import Grid, resample, target_grid
 from jaxsr.volume.io import Volume
+from jaxsr.volume.quality import quality_of
 from jaxsr.volume.slices import AXES, take_slices
 
 ONE_STEP = Request(steps=1)
@@ -77,6 +79,41 @@ def test_a_method_is_told_how_much_coarser_the_scan_is_along_rows_columns_and_th
     declared = engine.upscale(volume, ONE_STEP, to_mm=1.0, axes=(axis,), from_mm=(6.0, 6.0, 0.5))
     told = dict(zip(("sagittal", "coronal", "axial"), ((6, 4, 6), (6, 4, 6), (6, 6, 4)), strict=True))[axis]  # no less than its voxels
     np.testing.assert_allclose(declared.window.forward(declared.volume.data), told[channel], rtol=1e-4)
+
+
+class ToldQuality(Told):
+    scale_conditioning, quality_conditioning = False, True
+
+    def upscale(self, variables, condition, keys, request):
+        return UpscaleOutput(condition.low * 0 + condition.quality[:, self.channel, None, None, None], {})
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("channel", range(4))
+def test_a_method_is_told_how_sharp_and_how_noisy_the_scan_is_as_it_was_acquired(axis, channel):
+    """Its own voxels count, or, where it was interpolated, those that it resolves."""
+    rng = np.random.default_rng(0)
+    data = ndimage.gaussian_filter(rng.normal(size=(32, 32, 32)), (0.5, 1.0, 1.5))
+    volume = Volume((300 + 100 * data / data.std() + rng.normal(0, 5, data.shape)).astype(np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
+    engine = Engine(ToldQuality(channel), {}, make_mesh(), batch_size=8)
+    result = engine.upscale(volume, ONE_STEP, to_mm=1.0, axes=(axis,))
+    quality = quality_of(volume.data, result.window)
+    assert np.ptp(quality.sharpness) > 0.3
+    np.testing.assert_allclose(result.window.forward(result.volume.data), told_quality(quality, AXES[axis])[channel], rtol=1e-4)
+    fine = target_grid(volume.grid, 1.0)
+    finer = Volume(resample(volume.data, volume.grid, fine), fine.affine)
+    declared = engine.upscale(finer, ONE_STEP, to_mm=1.0, axes=(axis,), from_mm=(2.0, 2.0, 2.0))
+    expected = quality_of(resample(finer.data, finer.grid, target_grid(finer.grid, 2.0)), declared.window)
+    np.testing.assert_allclose(declared.window.forward(declared.volume.data), told_quality(expected, AXES[axis])[channel], rtol=1e-4)
+    assert not np.allclose(expected.sharpness, quality_of(finer.data, declared.window).sharpness, rtol=0.1)
+
+
+def test_what_a_method_is_to_be_told_has_to_be_said():
+    data = np.zeros((8, 8, 8), np.float32)
+    with pytest.raises(ValueError, match="give the quality of every axis"):
+        Engine(ToldQuality(0), {}, make_mesh(), batch_size=8).fuse(data, {"axial": ONE_STEP}, jax.random.key(0))
+    with pytest.raises(ValueError, match="give the scale of every axis"):
+        Engine(Told(0), {}, make_mesh(), batch_size=8).fuse(data, {"axial": ONE_STEP}, jax.random.key(0))
 
 
 def grid(shape, *sizes):
