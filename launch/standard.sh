@@ -4,8 +4,8 @@
 # HEADS is a folder with the public heads that jaxsr/weights/standard.md names, each in a folder of its own. Parts, all if none is named, each of which goes
 # on where it was stopped:
 #   split      OUT/heads/…: trained on. OUT/held_out: never trained on, nor anything chosen by. OUT/labels
-#   train      configs/standard-start.yaml, -second.yaml, -third.yaml, -fourth.yaml, -fifth.yaml and standard.yaml, each from where the one before
-#              ended: OUT/start, second, third, fourth, fifth, run
+#   train      configs/standard-start.yaml, -second.yaml, -third.yaml, -fourth.yaml, -fifth.yaml, -sixth.yaml and standard.yaml, each from where
+#              the one before ended: OUT/start, second, third, fourth, fifth, sixth, run
 #   export     OUT/standard.safetensors, float16
 #   evaluate   OUT/evaluation/…: held-out heads degraded to 1.5T, 3T and thick slices, and brought back to their own voxels
 #   fine       OUT/evaluation/0.7mm: heads of 0.7 mm, rendered from label maps that are in no training, degraded to 2 mm
@@ -89,7 +89,7 @@ run() {
       # The first part was ended at its 4000th step, half-way down its learning rate: `halt` does that again.
       [[ -f start.safetensors ]] || { halt start 4000 "$root/configs/standard-start.yaml"; jaxsr export start start.safetensors; }
       local part
-      for part in second third fourth fifth; do
+      for part in second third fourth fifth sixth; do
         [[ -f $part.safetensors ]] || {
           jaxsr train "$root/configs/standard-$part.yaml" --run-dir $part
           jaxsr export $part $part.safetensors --dtype float16

@@ -126,7 +126,7 @@ class RenderedSubjects(ABC):
         head = self.head(index)
         if self._smooth:
             image = smooth(np.asarray(head.image), self._smooth, np.random.default_rng((index, visit, self._seed, 1)))
-            head = head._replace(image=image if head.mask is None else np.where(head.mask, image, np.float32(0)))
+            head = head._replace(image=jnp.asarray(image if head.mask is None else np.where(head.mask, image, np.float32(0))))
         return pair_of_head(head, self.grid, acquisition, key, self._interpolation, maps=self._maps, carries=self._carries)
 
 

@@ -28,7 +28,7 @@ from jaxsr.upscale.plan import Plan, in_pass, make_plan, map_of
 from jaxsr.volume.geometry import Grid, Kind, resample, target_grid
 from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.io import Volume
-from jaxsr.volume.quality import quality_of
+from jaxsr.volume.quality import Quality, quality_of
 from jaxsr.volume.slices import AXES, SliceMap, SliceMapKind, take_slices
 
 Progress = Callable[[int, int], None]  # slices done, slices in all
@@ -44,13 +44,14 @@ def silent(text: str) -> None:
 
 
 class Upscaled(NamedTuple):
-    """The result, in the units of the input, and facts for its sidecar."""
+    """The result, in the units of the input, and facts for its sidecar; `quality`: of the scan, where the method was told."""
 
     volume: Volume
     window: Window
     metrics: dict[str, float]
     plan: Plan
     compilations: int
+    quality: Quality | None = None
 
 
 class Engine:
@@ -141,26 +142,21 @@ class Engine:
         window, low = self.prepared(volume, plan)
         key = sample_key(seed, sample)
         wanted = dict(zip(plan.axes, plan.requests, strict=True))
-        told = self._told(volume, window, plan, from_mm)
+        resolves, quality = resolving(volume.voxel_size, from_mm), None
+        if knows_quality(self._method):  # of the scan as it was acquired
+            acquired = volume.data if from_mm is None else resample(volume.data, volume.grid, target_grid(volume.grid, resolves))
+            quality = quality_of(acquired, window)
+        told = {axis: self._told(AXES[axis], plan, resolves, quality) for axis in plan.axes}
         image, metrics = self.fuse(low, wanted, key, maps, lambda done: progress(done, plan.passes * plan.slices), note, told)
         if plan.work is not plan.grid:
             image = resample(image, plan.work, plan.grid)
         result = replace(volume, data=window.inverse(image), affine=plan.grid.affine)
-        return Upscaled(result, window, metrics, plan, self.compilations - before)
+        return Upscaled(result, window, metrics, plan, self.compilations - before, quality)
 
-    def _told(self, volume: Volume, window: Window, plan: Plan, from_mm: Sizes | None) -> dict[str, Told]:
-        """What the method is told of the scan, of the slices across each axis."""
-        told: dict[str, dict[str, np.ndarray]] = {axis: {} for axis in plan.axes}
-        resolves = resolving(volume.voxel_size, from_mm)
-        if knows_scale(self._method):
-            for axis in plan.axes:
-                told[axis]["scale"] = scale_of(resolves, plan.work, AXES[axis])
-        if knows_quality(self._method):
-            acquired = volume.data if from_mm is None else resample(volume.data, volume.grid, target_grid(volume.grid, resolves))
-            quality = quality_of(acquired, window)
-            for axis in plan.axes:
-                told[axis]["quality"] = told_quality(quality, AXES[axis])
-        return told  # type: ignore[return-value]
+    def _told(self, axis: int, plan: Plan, resolves: Sizes, quality: Quality | None) -> Told:
+        """What the method is told of the scan, of slices across `axis`."""
+        told = {"scale": scale_of(resolves, plan.work, axis)} if knows_scale(self._method) else {}
+        return told if quality is None else told | {"quality": told_quality(quality, axis)}
 
     def fuse(
         self,

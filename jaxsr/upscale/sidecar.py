@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # they need JAX, and where a sidecar lies must be known befor
     from jaxsr.upscale.model import Model
     from jaxsr.upscale.plan import Plan
     from jaxsr.volume.io import Volume
+    from jaxsr.volume.quality import Quality
 
 WARNING = "Synthetic: upscaled by a generative model. Structures may be invented or lost. For research only, not for diagnosis."
 
@@ -194,6 +195,7 @@ def describe(model: "Model", job: Job, result: "Upscaled", request: "Request", *
             "Axes": list(result.plan.axes),
             **({"Passes": result.plan.passes} if result.plan.passes > 1 else {}),
             **_planes(result.plan),
+            **({"ToldQuality": _rounded(result.quality)} if result.quality else {}),
             "Notes": [*result.volume.notes, *result.plan.left_out],
             **result.metrics,
             **settings,
@@ -219,6 +221,11 @@ def _planes(plan: "Plan") -> dict[str, Any]:
         return {}
     asked = zip(plan.axes, plan.requests, strict=True)
     return {"FromToVoxelSize": {axis: [request.from_mm, request.to_mm] if request else None for axis, request in asked}}
+
+
+def _rounded(quality: "Quality") -> dict[str, Any]:
+    """As JSON holds it: sharpness to the right, front, top."""
+    return {"Sharpness": [round(value, 3) for value in quality.sharpness], "Noise": round(quality.noise, 4)}
 
 
 def describe_map(job: Job, main: dict[str, Any], name: str, volume: "Volume", **own: Any) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from jaxsr.cli.status import run
 from jaxsr.config import from_dict
 from jaxsr.experiment import Experiment
 from jaxsr.train.loop import train
+from jaxsr.volume.intensity import fit_window
+from jaxsr.volume.io import read_volume
+from jaxsr.volume.quality import quality_of
 
 SIDE = 16
 METHOD = {
@@ -73,5 +76,8 @@ def test_upscaling_goes_over_it_twice_and_says_so(trained, heads, tmp_path, caps
     assert "gone over 2 times" in said
     assert steps in said
     assert run(lambda: app(command, standalone_mode=False)) == 0
-    assert json.loads(out.with_suffix(".json").read_text())["JaxSR"]["Passes"] == 2
+    facts, volume = json.loads(out.with_suffix(".json").read_text())["JaxSR"], read_volume(scan)
+    assert facts["Passes"] == 2
+    sharpness, noise = quality_of(volume.data, fit_window(volume.data))
+    np.testing.assert_allclose([*facts["ToldQuality"]["Sharpness"], facts["ToldQuality"]["Noise"]], [*sharpness, noise], atol=1e-3)
     assert np.isfinite(np.asarray(nib.load(out).dataobj)).all()
