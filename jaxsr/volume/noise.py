@@ -5,10 +5,11 @@
     tissue   σ = median |d| / 0.6745, d the finest diagonal Haar coefficients of the head
                                      [Donoho & Johnstone 1994, Biometrika 81:425; for MRI Coupé et al. 2010, Med. Image Anal. 14:483]
 
-Air is taken where it looks like noise alone: three quantiles must give about one σ. Where a scanner has cleared it, or somebody has
-stripped the skull, tissue has to do: the coefficients where the approximation band is bright and varies least about them, so that few edges
-are among them [after Coupé et al., who leave out steep gradients]. That is independent of white noise in d. What anatomy is left adds to
-σ, which is an upper bound then, unless an image was interpolated or smoothed: its coefficients are smaller, and so is that σ, by as much.
+Air is taken where there is enough of it and it looks like noise alone: three quantiles must give about one σ. Where a scanner has cleared
+it, or somebody has stripped the skull, tissue has to do: the coefficients where the approximation band is bright and varies least about
+them, so that few edges are among them [after Coupé et al., who leave out steep gradients]. That is independent of white noise in d. What
+anatomy is left adds to σ, which is an upper bound then, unless an image was interpolated or smoothed: its coefficients are smaller, and so
+is that σ, by as much.
 
 Integers are spread evenly over their step first, as quantiles of a σ of few steps are no other than multiples of it.
 """
@@ -25,6 +26,7 @@ from jaxsr.volume.intensity import filling
 NORMAL = 0.6745  # the median of |x|, x normal with standard deviation 1
 ALIKE = 1.1  # ratio of σ by different quantiles up to which air is noise alone
 FEWEST = 1000  # voxels, or coefficients
+LEAST_AIR = 0.005  # of the voxels: fewer are what somebody who cleared the air left of it about the head
 _QUANTILES = (0.25, 0.5, 0.75)
 _BESIDE = 3  # voxels about the head that are not looked at: ringing and skin
 _FLATTEST = 0.05  # share of the head's bright coefficients that is looked at, those among the least structure
@@ -86,7 +88,7 @@ def _air(data: np.ndarray, head: np.ndarray) -> np.ndarray:
 
 def _in_air(data: np.ndarray, head: np.ndarray, coils: int) -> float | None:
     values = _air(data, head)
-    if values.size < FEWEST or values.min() < 0:
+    if values.size < max(FEWEST, LEAST_AIR * data.size) or values.min() < 0:
         return None
     sigmas = np.quantile(np.abs(_dithered(values, _step(values))), _QUANTILES) / np.sqrt(stats.chi2.ppf(_QUANTILES, 2 * coils))
     return float(sigmas[1]) if 0 < sigmas.max() < ALIKE * sigmas.min() else None

@@ -4,8 +4,8 @@
     noise       σ (`jaxsr.volume.noise`), in units of the intensity window, which is 2 wide
 
 Means are over the head, but for its outermost voxels, as an edge to air is that of whoever stripped a skull. White noise of σ adds 6 σ² and
-σ²/2 to the two mean squares, so what is left is the head's; of it nothing is believed below `LEAST` of a mean square. A wave of ω a voxel
-has sharpness 2 tan(ω / 2): smooth heads have less, sharp ones more.
+σ²/2 to the two mean squares, so what is left is the head's, of which nothing is believed below `LEAST` of a mean square; no σ² is believed
+above E d₂² / 6 of any axis. A wave of ω a voxel has sharpness 2 tan(ω / 2): smooth heads have less, sharp ones more.
 """
 
 from typing import NamedTuple
@@ -41,17 +41,23 @@ def quality_of(data: np.ndarray, window: Window) -> Quality:
     except VolumeError:  # there is none
         sigma = 0.0
     inner = ndimage.binary_erosion(head, iterations=EDGE)
-    x, y, z = (_sharpness(np.moveaxis(data, axis, 0), np.moveaxis(inner, axis, 0), sigma) for axis in range(3))
+    squares = [_mean_squares(np.moveaxis(data, axis, 0), np.moveaxis(inner, axis, 0)) for axis in range(3)]
+    sigma = min([sigma, *(float(np.sqrt(second / 6)) for first, second in squares if first > 0)])
+    x, y, z = (_sharpness(first, second, sigma) for first, second in squares)
     return Quality((x, y, z), float(np.clip(2 * sigma / (window.high - window.low), *NOISE)))
 
 
-def _sharpness(x: np.ndarray, inner: np.ndarray, sigma: float) -> float:
-    """Along the first axis."""
+def _mean_squares(x: np.ndarray, inner: np.ndarray) -> tuple[float, float]:
+    """Of d₁ and d₂ along the first axis."""
     inside = inner[:-2] & inner[1:-1] & inner[2:]
     if not inside.any():
-        return 1.0
+        return 0.0, 0.0
     before, at, after = (of[inside].astype(np.float64) for of in (x[:-2], x[1:-1], x[2:]))
-    first, second = np.mean((after - before) ** 2) / 4, np.mean((after - 2 * at + before) ** 2)
+    return float(np.mean((after - before) ** 2)) / 4, float(np.mean((after - 2 * at + before) ** 2))
+
+
+def _sharpness(first: float, second: float, sigma: float) -> float:
+    """From those, and the noise in them; 1 where there is nothing to go by."""
     if not first > 0:
         return 1.0
     ratio = max(second - 6 * sigma**2, LEAST * second) / max(first - sigma**2 / 2, LEAST * first)

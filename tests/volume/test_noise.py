@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.intensity import filling
-from jaxsr.volume.noise import air_is_noise, cleared, estimate_noise
+from jaxsr.volume.noise import FEWEST, LEAST_AIR, air_is_noise, cleared, estimate_noise
 
 SIGMA = 13.0
 
@@ -32,6 +33,18 @@ def test_noise_is_found_in_tissue_where_the_air_was_cleared():
     """The tissue's own structure is smooth here; whatever it has adds to σ. A median of 1000 has an error of 4 %."""
     noisy, head = magnitude(ball()), ball() > 0
     found = estimate_noise(np.where(head, noisy, 0))
+    assert found.source == "tissue"
+    assert found.sigma == pytest.approx(SIGMA, rel=0.1)
+
+
+def test_what_is_left_of_the_air_about_a_head_is_not_taken_for_noise():
+    """A shell of skin and ringing that happens to be distributed as noise is, of thrice the noise in the head."""
+    head = ball(80) > 0
+    shell = ndimage.binary_dilation(head, iterations=6) & ~ndimage.binary_dilation(head, iterations=4)
+    shell &= np.random.default_rng(0).random(head.shape) < 0.9 * LEAST_AIR * head.size / shell.sum()
+    assert FEWEST < shell.sum() < LEAST_AIR * head.size
+    far = magnitude(np.zeros(head.shape), sigma=3 * SIGMA)
+    found = estimate_noise(np.where(head, magnitude(ball(80)), np.where(shell, far, 0)))
     assert found.source == "tissue"
     assert found.sigma == pytest.approx(SIGMA, rel=0.1)
 

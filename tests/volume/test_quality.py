@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxsr.volume.intensity import Window, fit_window
+from jaxsr.volume.noise import estimate_noise
 from jaxsr.volume.quality import NOISE, quality_of
 
 SIDE = 64
@@ -31,6 +32,18 @@ def test_noise_neither_sharpens_nor_smooths():
     assert noisy.sharpness == pytest.approx(clean.sharpness, rel=0.05)
     assert noisy.noise == pytest.approx(15 / 300, rel=0.03)  # of a window 600 wide, which is 2 in its own units
     assert clean.noise == NOISE[0]
+
+
+def test_no_more_noise_is_believed_than_differences_of_neighbours_have():
+    """Where the air is louder than the head: what a head that was smoothed alone looks like."""
+    loud = np.random.default_rng(1).standard_normal((2, SIDE, SIDE, SIDE)) * 40
+    clean = waves((0.7, 1.1, 1.6))
+    data = np.where(clean > 0, clean, np.hypot(*loud)).astype(np.float32)
+    window = Window(0, 600)
+    assert estimate_noise(data).sigma == pytest.approx(40, rel=0.02)
+    found = quality_of(data, window)
+    assert found.noise <= 1.01 * np.sqrt((50 * 2 * (1 - np.cos(0.7))) ** 2 / 2 / 6) / 300
+    assert found.noise < 40 / 300
 
 
 def test_it_is_of_the_image_and_not_of_its_units():
