@@ -46,7 +46,7 @@ def test_what_is_left_of_the_air_about_a_head_is_not_taken_for_noise():
     far = magnitude(np.zeros(head.shape), sigma=3 * SIGMA)
     found = estimate_noise(np.where(head, magnitude(ball(80)), np.where(shell, far, 0)))
     assert found.source == "tissue"
-    assert found.sigma == pytest.approx(SIGMA, rel=0.1)
+    assert found.sigma == pytest.approx(SIGMA, rel=0.15)  # a median of 1000
 
 
 @pytest.mark.parametrize("steps", [1.5, 2.75, 3.12, 5.26])
