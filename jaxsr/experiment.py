@@ -26,6 +26,7 @@ class SourceConfig(Strict):
       zoom: each visit takes a volume's voxels for so many times as large as they are, one of 5 equidistant values.
       contrasts: share of the visits at which the grey values of a volume go through a random curve (`jaxsr.data.variety`).
       smooth: voxels; at every second visit a volume, or what was rendered, goes through a Gaussian of a standard deviation up to this.
+      cleared: share of the visits at which the air of a volume is 0, in what was acquired too, as scanners and skull stripping leave it.
       acquisitions: what the low-resolution side is simulated as: each visit draws one; one that stands here twice is drawn twice as often.
         Empty: those of `DataConfig`.
       subjects, contrast: as of `DataConfig`.
@@ -39,6 +40,7 @@ class SourceConfig(Strict):
     zoom: tuple[float, float] = (1.0, 1.0)
     contrasts: float = pydantic.Field(0.0, ge=0, le=1)
     smooth: float = pydantic.Field(0.0, ge=0, le=2)
+    cleared: float = pydantic.Field(0.0, ge=0, le=1)
     acquisitions: tuple[Acquisition, ...] = ()
     subjects: int = pydantic.Field(1000, ge=1)
     contrast: Literal["random", "T1w", "T2w", "PDw", "FLAIR"] = "random"
@@ -50,14 +52,14 @@ class SourceConfig(Strict):
         if self.native and not self.volumes:
             raise ValueError("native is of volumes: what is rendered has no voxels of its own")
         if self.variety._replace(smooth=0.0) != Variety() and not self.volumes:
-            raise ValueError("zoom and contrasts are of volumes: what is rendered differs in size and contrast by itself")
+            raise ValueError("zoom, contrasts and cleared are of volumes: what is rendered differs in that by itself")
         if not 0.5 <= self.zoom[0] <= self.zoom[1] <= 2:
             raise ValueError(f"zoom is the least and the greatest, from 0.5 to 2, got {list(self.zoom)}")
         return self
 
     @property
     def variety(self) -> Variety:
-        return Variety(self.zoom, self.contrasts, self.smooth)
+        return Variety(self.zoom, self.contrasts, self.smooth, self.cleared)
 
 
 class DataConfig(Strict):

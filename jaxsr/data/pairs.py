@@ -87,8 +87,8 @@ def scale_of(scanned: Sequence[float], grid: Grid, axis: int) -> np.ndarray:
 
 
 def told_quality(quality: Quality, axis: int) -> np.ndarray:
-    """`Condition.quality` of slices across `axis` of a volume of which a scan of that `quality` was made one, float32 `[4]`."""
-    return np.array([*(quality.sharpness[a] for a in slice_frame(axis)), quality.noise], np.float32)
+    """`Condition.quality` of slices across `axis`, where that is the scan's, float32 `[5]`."""
+    return np.array([*(quality.sharpness[a] for a in slice_frame(axis)), quality.noise, 1 if quality.air else 2], np.float32)
 
 
 def coarser(scanned: Sequence[float], grid: Grid) -> np.ndarray:

@@ -43,7 +43,7 @@ class Sample(TypedDict):
       output, mean_map: `[H, W, 1]` float32, and spread, a number: of a distilled set.
       gradient: `[H, W, 3]` float32.
       beside: `[H, W, 2 k]` float32, of a stream with context k.
-      scale, quality: `[3]` and `[4]` float32, of a stream that is to tell them.
+      scale, quality: `[3]` and `[5]` float32, of a stream that is to tell them.
       axes: a number, of a stream of cubes and stacks: across how many axes slices of the same voxels are among them, 3 or 1.
       labels: `[H, W]` uint8.
       mask: `[H, W, 1]` bool.
@@ -196,7 +196,7 @@ class SliceStream:
             sample["scale"] = magnified(scale_of(pair.scanned, pair.grid, axis), drawn)
         if self._quality:
             assert pair.quality is not None
-            sample["quality"] = told_quality(pair.quality, axis)[[1, 0, 2, 3] if drawn.transposed else slice(None)]
+            sample["quality"] = told_quality(pair.quality, axis)[[1, 0, 2, 3, 4] if drawn.transposed else slice(None)]
         return sample
 
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import ndimage
 
 from jaxsr.data.anatomy import Head, render, tissue_maps
 from jaxsr.data.gradients import jacobian_map
@@ -26,10 +27,11 @@ from jaxsr.data.pairs import made_of
 from jaxsr.data.people import person_of
 from jaxsr.data.splits import SPLITS, assign_splits
 from jaxsr.data.splits import Split as Split
-from jaxsr.data.variety import Variety, smooth, vary
+from jaxsr.data.variety import Variety, smooth_within, vary
 from jaxsr.physics.acquisition import Acquisition, acquire
 from jaxsr.physics.gradients import warp
 from jaxsr.volume.decode import open_image
+from jaxsr.volume.foreground import foreground
 from jaxsr.volume.geometry import Grid, Kind, resample, target_grid
 from jaxsr.volume.header import place
 from jaxsr.volume.intensity import fit_window
@@ -125,8 +127,9 @@ class RenderedSubjects(ABC):
         acquisition = drawn_acquisition(key, self._acquisition)
         head = self.head(index)
         if self._smooth:
-            image = smooth(np.asarray(head.image), self._smooth, np.random.default_rng((index, visit, self._seed, 1)))
-            head = head._replace(image=jnp.asarray(image if head.mask is None else np.where(head.mask, image, np.float32(0))))
+            rng = np.random.default_rng((index, visit, self._seed, 1))
+            mask = None if head.mask is None else np.asarray(head.mask)
+            head = head._replace(image=jnp.asarray(smooth_within(np.asarray(head.image), mask, self._smooth, rng)))
         return pair_of_head(head, self.grid, acquisition, key, self._interpolation, maps=self._maps, carries=self._carries)
 
 
@@ -184,8 +187,12 @@ class FolderSubjects:
         x, y, z = (max(mm, self._voxel_size) if self._native else self._voxel_size for mm in source.voxel_size)
         grid = target_grid(source, (x, y, z))
         data = np.maximum(resample(volume.data, source, grid), 0)  # magnitudes; interpolation may leave a little below zero
+        mask = None
+        if np.random.default_rng((code, visit, self._seed, 1)).random() < self._variety.cleared:
+            mask = ndimage.binary_dilation(foreground(data))
+            data = np.where(mask, data, np.float32(0))
         key = jax.random.fold_in(jax.random.fold_in(self._key, code), visit)
-        return make_pair(Volume(data, grid.affine), drawn_acquisition(key, self._acquisition), key, self._interpolation)
+        return make_pair(Volume(data, grid.affine), drawn_acquisition(key, self._acquisition), key, self._interpolation, mask=mask)
 
 
 class ScanSubjects:

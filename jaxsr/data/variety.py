@@ -3,6 +3,7 @@
     size        its voxels are taken for z times as large as they are; none of them is changed
     contrast    grey values go through a curve f: f(0) = 0, and from `KNEE` of the window on linear between knots, upwards throughout or,
                 one time in three, downwards throughout, as from T1w to T2w; from 0 to `KNEE` f leads up to that
+    air         is set to 0, in what is acquired and in the truth, as scanners clear it and tools strip skulls
     smoothness  it goes through a Gaussian of a standard deviation below that of many a head that was resampled, half a voxel or so
 
 A network that has seen four people in seven contrasts knows those, and takes all heads for as sharp as theirs. Anatomy stays the scan's;
@@ -10,6 +11,7 @@ how tissues differ does not, nor how much noise there is: where f is steep, whic
 Air of exactly 0 stays so, but for what a Gaussian carries there.
 """
 
+import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -28,11 +30,12 @@ SMOOTHED = 1 / 2  # share of the visits that are smoothed at all: others stay as
 
 class Variety(NamedTuple):
     """`zoom`: ends of the range of z; `contrasts`: the share of visits at which grey values go through a curve; `smooth`: at every second
-    visit there is a Gaussian, of a standard deviation uniform up to this, in voxels."""
+    visit there is a Gaussian, of a standard deviation uniform up to this, in voxels; `cleared`: the share of visits at which air is 0."""
 
     zoom: tuple[float, float] = (1.0, 1.0)
     contrasts: float = 0.0
     smooth: float = 0.0
+    cleared: float = 0.0
 
 
 def vary(volume: Volume, variety: Variety, rng: np.random.Generator) -> Volume:
@@ -54,6 +57,15 @@ def smooth(data: np.ndarray, most: float, rng: np.random.Generator) -> np.ndarra
     if not most or rng.random() >= SMOOTHED:
         return data
     return ndimage.gaussian_filter(data, most * rng.random(), output=np.float32)
+
+
+def smooth_within(data: np.ndarray, mask: np.ndarray | None, most: float, rng: np.random.Generator) -> np.ndarray:
+    """The same of what was smooth before all outside `mask` was set to 0."""
+    if mask is None or np.all(mask):
+        return smooth(data, most, rng)
+    again = copy.deepcopy(rng)
+    inside, weight = smooth(data, most, rng), smooth(np.asarray(mask, np.float32), most, again)
+    return np.where(mask, inside / np.maximum(weight, 1e-3), np.float32(0)).astype(np.float32)
 
 
 def draw_curve(rng: np.random.Generator) -> np.ndarray:

@@ -20,8 +20,8 @@ class Condition(NamedTuple):
         for those beyond it.
       scale: how many times coarser than the target's the scan's voxels are, along rows, columns and through the slice, at least 1,
         `[B, 3]`, for a method with `scale_conditioning`.
-      quality: how sharp the scan is along rows, columns and through the slice, and how noisy (`jaxsr.volume.quality`), `[B, 4]`, for a
-        method with `quality_conditioning`.
+      quality: how sharp the scan is along rows, columns and through the slice, how noisy, and 1 where that was found in its air, 2 where in
+        tissue, whose structure counts as noise (`jaxsr.volume.quality`), `[B, 5]`, for a method with `quality_conditioning`.
       axes: over how many axes the mean is taken that the slice is for, 1 to 3, `[B]`, for a method with `axes_conditioning`.
       estimate: what the pass before made of the volume, that mean, at the slice and then at those of `beside`, `[B, H, W, 1 + 2 k]`, for a
         method with `passes`; in the first pass it is `low` and `beside`.
@@ -93,7 +93,7 @@ def abstract_condition(method: Any, shape: tuple[int, int, int], names: Sequence
 
 def shape_of(method: Any, name: str, shape: tuple[int, int, int]) -> tuple[int, ...]:
     """Of what is called `name` in a condition of slices of `shape` (B, H, W)."""
-    told = {"scale": (shape[0], 3), "axes": (shape[0],), "quality": (shape[0], 4)}
+    told = {"scale": (shape[0], 3), "axes": (shape[0],), "quality": (shape[0], 5)}
     return told[name] if name in told else (*shape, channels_of(method, name))
 
 

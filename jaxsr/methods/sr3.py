@@ -33,7 +33,7 @@ from jaxsr.methods.condition import Batch, Condition
 from jaxsr.methods.pixels import PixelNetworkConfig, Pixels
 from jaxsr.models.sr3 import Sr3UNet
 
-NOISE = 0.05  # of the window: an amount of noise that is told as 1
+TOLD_AS_ONE = (1.0, 1.0, 1.0, 0.05, 1.0)  # of what a scan's quality has: noise is some hundredths of the window
 EASY = 0.05  # of the variance of a residual that `residual_std` stands for: slices that lack less than that hardly count
 
 
@@ -250,7 +250,7 @@ class Sr3:
 
     def _ones_told(self, count: int) -> Array | None:
         """As `_told` of so many slices, to initialise the network."""
-        return jnp.ones((count, 3 + self.axes_conditioning + 4 * self.quality_conditioning)) if self.scale_conditioning else None
+        return jnp.ones((count, 3 + self.axes_conditioning + 5 * self.quality_conditioning)) if self.scale_conditioning else None
 
     def _slab(self, condition: Condition) -> Array:
         """What the network sees of the low-resolution volume, `[B, H, W, 1 + 2 context]`."""
@@ -268,7 +268,7 @@ class Sr3:
         return jnp.concatenate([slab, self.pixels.diffused(condition.estimate, slab)], axis=-1)
 
     def _told(self, condition: Condition) -> Array | None:
-        """The scale, how much more than the mean over three axes tells a slice has to say by itself, the quality: above 0, `[B, 3…8]`."""
+        """The scale, how much more than the mean over three axes tells a slice has to say by itself, the quality: above 0, `[B, 3…9]`."""
         if not self.scale_conditioning:
             return None
         assert condition.scale is not None
@@ -278,7 +278,7 @@ class Sr3:
             told.append(3 / condition.axes[:, None])
         if self.quality_conditioning:
             assert condition.quality is not None
-            told.append(condition.quality / jnp.array([1.0, 1.0, 1.0, NOISE]))
+            told.append(condition.quality / jnp.array(TOLD_AS_ONE))
         return jnp.concatenate(told, axis=-1)
 
     def _denoise(

@@ -182,6 +182,11 @@ def _stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note
             "data.augment.rotation: of a slice that is turned nobody can say how coarse it is along its rows, as method.scale_conditioning "
             "wants: set one of them to 0"
         )
+    if knows_quality(experiment.method) and augmentation_of(data.augment).gamma:
+        raise ConfigError(
+            "data.augment.gamma: in a window that is bent noise is not what method.quality_conditioning tells: set one of them to 0; what "
+            "is scanned is bent by contrasts of data.mixture"
+        )
     how |= {"context": context, "scale": scale, "quality": knows_quality(experiment.method), "seed": experiment.seed, "note": note}
     if takes_cubes(experiment.method):
         return CubeStream(subjects, data.crop, stacks=knows_axes(experiment.method), **how)
@@ -228,7 +233,7 @@ def abstract_batch(experiment: Experiment, records: PreparedSet | None = None, e
     if knows_scale(experiment.method):
         shapes["scale"] = jax.ShapeDtypeStruct((size, 3), jnp.float32)
     if knows_quality(experiment.method):
-        shapes["quality"] = jax.ShapeDtypeStruct((size, 4), jnp.float32)
+        shapes["quality"] = jax.ShapeDtypeStruct((size, 5), jnp.float32)
     precomputed = build_method(experiment).precomputed(crop)
     if encoded and not precomputed:
         raise ConfigError(f"method.kind={experiment.method.kind} trains on slices alone, so there is nothing to be encoded")

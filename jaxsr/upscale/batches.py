@@ -102,7 +102,7 @@ class Batches:
 
         Args:
           counts: how many slices each run of a volume with this program has, which batches are to fit; (): batches are as large as may be.
-          told: `scale` and `axes` of a condition, each that of all slices.
+          told: `scale`, `quality` and `axes` of a condition, each that of all slices.
 
         Raises:
           OutOfMemory: where a batch does not fit and must not, or cannot, be smaller.

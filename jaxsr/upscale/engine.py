@@ -112,7 +112,7 @@ class Engine:
     def prepared(self, volume: Volume, plan: Plan) -> tuple[Window, np.ndarray]:
         """The intensity window of `volume`, and in it, at −1…1, the volume on the grid that `plan` works on, float32 `[X, Y, Z]`."""
         window = fit_window(volume.data)
-        return window, window.forward(resample(volume.data, volume.grid, plan.work, self._interpolation))
+        return window, self._interpolated(volume, window, plan)
 
     def upscale(
         self,
@@ -139,19 +139,21 @@ class Engine:
         """
         before = self.compilations
         plan = self.plan(volume, to_mm, axes, request, from_mm)
-        window, low = self.prepared(volume, plan)
+        window, resolves, quality = fit_window(volume.data), resolving(volume.voxel_size, from_mm), None
+        if knows_quality(self._method):
+            quality = quality_of(_acquired(volume, resolves), window)
+        low = self._interpolated(volume, window, plan)
         key = sample_key(seed, sample)
         wanted = dict(zip(plan.axes, plan.requests, strict=True))
-        resolves, quality = resolving(volume.voxel_size, from_mm), None
-        if knows_quality(self._method):  # of the scan as it was acquired
-            acquired = volume.data if from_mm is None else resample(volume.data, volume.grid, target_grid(volume.grid, resolves))
-            quality = quality_of(acquired, window)
         told = {axis: self._told(AXES[axis], plan, resolves, quality) for axis in plan.axes}
         image, metrics = self.fuse(low, wanted, key, maps, lambda done: progress(done, plan.passes * plan.slices), note, told)
         if plan.work is not plan.grid:
             image = resample(image, plan.work, plan.grid)
         result = replace(volume, data=window.inverse(image), affine=plan.grid.affine)
         return Upscaled(result, window, metrics, plan, self.compilations - before, quality)
+
+    def _interpolated(self, volume: Volume, window: Window, plan: Plan) -> np.ndarray:
+        return window.forward(resample(volume.data, volume.grid, plan.work, self._interpolation))
 
     def _told(self, axis: int, plan: Plan, resolves: Sizes, quality: Quality | None) -> Told:
         """What the method is told of the scan, of slices across `axis`."""
@@ -292,6 +294,14 @@ class Engine:
         routes = np.concatenate([expert for _, expert in self._batches.run(Work("route"), cuts, indices_of(cuts), slice_map, key, note)])
         for expert, alone in enumerate(ways(self._method, request)):
             yield from self._batches.run(Work("upscale", alone), cuts, np.flatnonzero(routes == expert), slice_map, key, note)
+
+
+def _acquired(volume: Volume, resolves: Sizes) -> np.ndarray:
+    """What was interpolated to `volume`, if it resolves no more than that; it has no values below its lowest."""
+    grid = target_grid(volume.grid, resolves)
+    if grid.shape == volume.grid.shape:
+        return volume.data
+    return np.maximum(resample(volume.data, volume.grid, grid, "kspace"), volume.data.min())
 
 
 def tissues_of(method: Method) -> tuple[str, ...]:

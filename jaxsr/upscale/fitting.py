@@ -141,7 +141,7 @@ def started_sr3(
         if "axes_conditioning" in new:
             told = np.insert(told, 3, 0, axis=0)
         if "quality_conditioning" in new:
-            told = np.pad(told, ((0, 4), (0, 0)))
+            told = np.pad(told, ((0, 5), (0, 0)))
         began["scale_in"] = {**tree["scale_in"], "kernel": told}
     if "passes" in new:  # channels are the volume's slab and x_t; as many as the slab has come between them
         kernel, slab = np.asarray(tree["stem"]["kernel"]), 1 + 2 * found.context

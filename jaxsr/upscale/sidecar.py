@@ -225,7 +225,8 @@ def _planes(plan: "Plan") -> dict[str, Any]:
 
 def _rounded(quality: "Quality") -> dict[str, Any]:
     """As JSON holds it: sharpness to the right, front, top."""
-    return {"Sharpness": [round(value, 3) for value in quality.sharpness], "Noise": round(quality.noise, 4)}
+    found = "air" if quality.air else "tissue"
+    return {"Sharpness": [round(value, 3) for value in quality.sharpness], "Noise": round(quality.noise, 4), "NoiseFrom": found}
 
 
 def describe_map(job: Job, main: dict[str, Any], name: str, volume: "Volume", **own: Any) -> dict[str, Any]:

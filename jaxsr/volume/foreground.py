@@ -32,7 +32,7 @@ def foreground(data: np.ndarray) -> np.ndarray:
 
 def _corner_value(data: np.ndarray) -> float:
     """What most corners hold: the filling, where there is one."""
-    values, counts = np.unique(data[:: data.shape[0] - 1, :: data.shape[1] - 1, :: data.shape[2] - 1], return_counts=True)
+    values, counts = np.unique(data[tuple(slice(None, None, max(n - 1, 1)) for n in data.shape)], return_counts=True)
     return float(values[np.argmax(counts)])
 
 

@@ -39,10 +39,11 @@ def test_slices_fill_the_window_and_labels_are_whole_numbers():
 
 def test_scans_are_coarser_than_their_slices_and_all_axes_serve():
     """What a network takes the logarithm of."""
-    told = {"scale": jax.ShapeDtypeStruct((2, 3), jnp.float32), "axes": jax.ShapeDtypeStruct((2,), jnp.float32)}
+    told = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in (("scale", (2, 3)), ("axes", (2,)), ("quality", (2, 5)))}
     batch = synthetic_batch(Batch(high=IMAGE, low=IMAGE, **told), seed=0)
     assert (batch.scale == 2).all()
     assert (batch.axes == 3).all()
+    assert (batch.quality > 0).all()
 
 
 def test_no_kernel_is_zero_and_equal_seeds_give_equal_weights():

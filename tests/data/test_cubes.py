@@ -28,7 +28,7 @@ class Heads:
         low = np.random.default_rng(index).uniform(0, 1, self.shape).astype(np.float32)
         scanned = tuple(np.roll([1.0, 2.0, 5.0], visit))
         shape = (SIDE - 1, *self.shape[1:]) if index in self.odd else self.shape
-        quality = Quality(tuple(1 + np.array(scanned) / 10), 0.03)
+        quality = Quality(tuple(1 + np.array(scanned) / 10), 0.03, False)
         return Pair((low + 2)[: shape[0]], low[: shape[0]], Grid(shape, self.affine), scanned=scanned, quality=quality)
 
 
@@ -92,7 +92,7 @@ def test_slices_that_are_turned_are_told_how_coarse_the_scan_is_along_their_own_
         assert np.allclose(found["scale"][:, 0], rows)
         assert np.allclose(found["scale"][:, 1], columns)
         assert np.allclose(found["scale"][inside, 2], through[inside])
-        assert np.allclose(found["quality"], np.c_[1 + found["scale"] / 10, np.full(3 * SIDE, 0.03)])  # turned alike
+        assert np.allclose(found["quality"], np.c_[1 + found["scale"] / 10, np.full((3 * SIDE, 2), (0.03, 2))])  # turned alike
         orders.add(tuple(found["scale"][0]))
     assert len(orders) == 6
 

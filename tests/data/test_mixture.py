@@ -139,12 +139,12 @@ def test_slices_say_how_much_coarser_than_themselves_they_were_scanned_also_wher
 def test_slices_say_how_sharp_their_scan_was_also_where_they_are_transposed():
     class Uneven(Called):
         def load(self, index, visit=0):
-            return super().load(index, visit)._replace(quality=Quality((1.0, 2.0, 3.0), 0.05))
+            return super().load(index, visit)._replace(quality=Quality((1.0, 2.0, 3.0), 0.05, True))
 
     stream = SliceStream(Uneven(1, 1), (16, 16), draws=64, window=2, augment=AugmentConfig(transpose=True), quality=True)
     seen = {(int(sample["origin"][2]), *map(float, sample["quality"][:3])) for sample in (stream[i] for i in range(64))}
     assert seen == {(0, 2, 3, 1), (0, 3, 2, 1), (1, 1, 3, 2), (1, 3, 1, 2), (2, 1, 2, 3), (2, 2, 1, 3)}
-    np.testing.assert_array_equal(stream[0]["quality"][3], np.float32(0.05))
+    np.testing.assert_array_equal(stream[0]["quality"][3:], np.float32([0.05, 1]))
 
 
 def test_of_a_slice_that_is_magnified_the_scan_is_coarser_by_as_much_but_not_through_it():
@@ -152,6 +152,13 @@ def test_of_a_slice_that_is_magnified_the_scan_is_coarser_by_as_much_but_not_thr
     np.testing.assert_allclose(magnified(scale, Draw(linear=np.eye(2) / 1.5)), [3.0, 4.5, 4.0], rtol=1e-6)
     np.testing.assert_allclose(magnified(scale, Draw(linear=np.eye(2) / 1.5, transposed=True)), [4.5, 3.0, 4.0], rtol=1e-6)
     np.testing.assert_allclose(magnified(scale, Draw(linear=np.eye(2) / 0.4)), [1.0, 1.2, 4.0], rtol=1e-6)  # never finer than the slice
+
+
+def test_of_a_window_that_is_bent_no_noise_is_told():
+    settings = {"kind": "sr3", "scale_conditioning": True, "quality_conditioning": True}
+    experiment = from_dict({"method": settings, "data": {"augment": {"gamma": 0.1}}}, Experiment)
+    with pytest.raises(ConfigError, match=r"data.augment.gamma: .*set one of them to 0"):
+        build_stream(experiment, Called(1, 1))
 
 
 def test_a_slice_that_is_turned_has_no_scale(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from jaxsr.config import ConfigError, from_dict
 from jaxsr.data.subjects import FolderSubjects, simulate, stable_hash
-from jaxsr.data.variety import INVERTED, KNEE, SMOOTHED, ZOOMS, Variety, apply_curve, draw_curve, vary
+from jaxsr.data.variety import INVERTED, KNEE, SMOOTHED, ZOOMS, Variety, apply_curve, draw_curve, smooth_within, vary
 from jaxsr.experiment import DataConfig
 from jaxsr.physics.acquisition import Acquisition
 from jaxsr.train.build import build_subjects
@@ -81,6 +81,28 @@ def test_every_second_visit_is_smoothed_by_a_gaussian_of_up_to_so_many_voxels():
     assert 0.5 < moments.max() < 0.8**2 + 0.02
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_air_of_so_many_visits_is_cleared_in_scan_and_truth(tmp_path, share):
+    at = np.stack(np.meshgrid(*[np.linspace(-1, 1, 24)] * 3, indexing="ij"))
+    head = np.where((at**2).sum(0) < 0.5, 400 + 100 * np.sin(5 * at[0]), 5)
+    noise = np.random.default_rng(0).normal(0, 10, (2, 24, 24, 24))
+    write_volume(tmp_path / "a.nii.gz", Volume(np.hypot(head + noise[0], noise[1]).astype(np.float32), np.diag([2.0, 2.0, 2.0, 1.0])))
+    how = {"voxel_size": 2.0, "acquisition": SMOOTH, "variety": Variety(cleared=share)}
+    subjects = FolderSubjects([tmp_path / "a.nii.gz"], tmp_path, **how)
+    pairs = [subjects.load(0, visit) for visit in range(20)]
+    cleared = [np.ptp(pair.high[:3, :3]) == 0 and np.ptp(pair.low[:3, :3]) < 0.05 for pair in pairs]
+    assert abs(np.mean(cleared) - share) < 0.3 * (0 < share < 1) + 1e-9
+    assert all(np.ptp(pair.high[8:16, 8:16]) > 0.1 for pair in pairs)
+
+
+def test_what_was_smooth_before_it_was_cut_out_is_as_bright_at_its_edge():
+    mask = np.zeros((12, 12, 12), bool)
+    mask[3:9, 3:9, 3:9] = True
+    for seed in range(6):
+        found = smooth_within(np.where(mask, np.float32(50), 0), mask, 1.0, np.random.default_rng(seed))
+        np.testing.assert_allclose(found, np.where(mask, 50, 0), rtol=1e-5)
+
+
 def test_a_visit_is_what_it_is_whenever_it_comes_and_without_variety_nothing_changes(tmp_path, head):
     for name in "ab":
         write_volume(tmp_path / f"{name}.nii.gz", head)
@@ -104,8 +126,8 @@ def test_a_visit_is_what_it_is_whenever_it_comes_and_without_variety_nothing_cha
 @pytest.mark.parametrize(
     "source, message",
     [
-        ({"labels": "b", "zoom": [0.8, 1.2]}, "zoom and contrasts are of volumes"),
-        ({"contrasts": 0.5}, "zoom and contrasts are of volumes"),
+        ({"labels": "b", "zoom": [0.8, 1.2]}, "zoom, contrasts and cleared are of volumes"),
+        ({"contrasts": 0.5}, "zoom, contrasts and cleared are of volumes"),
         ({"volumes": "a", "zoom": [1.2, 0.8]}, "the least and the greatest"),
         ({"volumes": "a", "zoom": [0.1, 1.0]}, r"from 0\.5 to 2"),
     ],

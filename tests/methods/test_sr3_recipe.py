@@ -255,16 +255,16 @@ QUALITY = {"prediction": "x0", "scale_conditioning": True, "quality_conditioning
 
 def test_it_is_told_the_quality_beside_the_scale_and_noise_in_units_of_its_own():
     method = recipe(**QUALITY)
-    of = scaled(2.0, 1.0, 5.0).condition._replace(quality=jnp.tile(jnp.array([1.1, 1.2, 1.3, 0.1]), (4, 1)))
-    np.testing.assert_allclose(method._told(of), [[2, 1, 5, 1.1, 1.2, 1.3, 2]] * 4, rtol=1e-6)
+    of = scaled(2.0, 1.0, 5.0).condition._replace(quality=jnp.tile(jnp.array([1.1, 1.2, 1.3, 0.1, 2.0]), (4, 1)))
+    np.testing.assert_allclose(method._told(of), [[2, 1, 5, 1.1, 1.2, 1.3, 2, 2]] * 4, rtol=1e-6)
     assert recipe(prediction="x0")._told(of) is None
 
 
-@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("which", range(5))
 def test_what_it_is_told_of_the_quality_counts_in_upscaling_and_in_training(which):
     method = recipe(**QUALITY)
     variables = {"params": weights(method)["params"], "stats": {}}
-    one, other = (scaled(2.0, 2.0, 2.0)._replace(quality=jnp.full((4, 4), 0.1).at[:, which].set(value)) for value in (0.1, 0.3))
+    one, other = (scaled(2.0, 2.0, 2.0)._replace(quality=jnp.full((4, 5), 0.1).at[:, which].set(value)) for value in (0.1, 0.3))
     images = [method.upscale(variables, of.condition, keys_of(4), Request(steps=1)).image for of in (one, other)]
     assert np.abs(images[0] - images[1]).max() > 1e-3
     losses = [float(method.loss(variables, of, keys_of(4), jnp.float32(0)).loss) for of in (one, other)]

@@ -256,7 +256,7 @@ def test_one_that_is_shown_or_told_more_starts_as_the_one_that_was_not(tmp_path,
     assert all((sentence in said[0]) == (name not in had) for name, (_, sentence) in LATER.items())
     low, around, estimate = (jax.random.normal(jax.random.key(i), (2, 8, 8, n)) for i, n in enumerate((1, 2, 3)))
     of = Condition(low, beside=around, scale=jnp.full((2, 3), 2.0), axes=jnp.array([1.0, 3.0]), estimate=estimate)
-    of = of._replace(quality=jax.random.uniform(jax.random.key(4), (2, 4)) + 0.1)
+    of = of._replace(quality=jax.random.uniform(jax.random.key(4), (2, 5)) + 0.1)
     keys = jax.random.split(jax.random.key(7), 2)
     images = [
         build_method(experiment).upscale({"params": params, "stats": {}}, of, keys, Request(steps=1)).image

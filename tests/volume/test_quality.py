@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from jaxsr.volume.intensity import Window, fit_window
 from jaxsr.volume.noise import estimate_noise
-from jaxsr.volume.quality import NOISE, quality_of
+from jaxsr.volume.quality import NOISE, SHARPNESS, TYPICAL, quality_of
 
 SIDE = 64
 
@@ -48,7 +49,8 @@ def test_no_more_noise_is_believed_than_differences_of_neighbours_have():
 
 def test_it_is_of_the_image_and_not_of_its_units():
     data = waves((0.7, 1.1, 1.6), 15.0)
-    assert np.allclose(np.hstack(quality_of(data, fit_window(data))), np.hstack(quality_of(7 * data, fit_window(7 * data))), rtol=1e-4)
+    one, other = (np.hstack(quality_of(of, fit_window(of))) for of in (data, 7 * data))
+    np.testing.assert_allclose(one, other, rtol=1e-4)
 
 
 def test_it_turns_with_the_volume():
@@ -58,8 +60,45 @@ def test_it_turns_with_the_volume():
     assert turned.sharpness == pytest.approx([quality_of(data, window).sharpness[axis] for axis in (2, 0, 1)], rel=1e-6)
 
 
-@pytest.mark.parametrize("data", [np.zeros((9, 9, 9)), np.eye(9)[..., None] * np.ones(9), np.full((3, 9, 2), 7.0)])
+@pytest.mark.parametrize("shape", [(SIDE, SIDE, 1), (SIDE, SIDE, 4), (5, SIDE, SIDE)])
+def test_of_a_slab_it_is_that_of_the_head_along_its_sides(shape):
+    """Through it a wave is not seen whole, and of one voxel nothing is known."""
+    whole, window = waves((0.7, 1.1, 1.6), 10.0), Window(0, 600)
+    slab = whole[tuple(slice((SIDE - n) // 2, (SIDE + n) // 2) for n in shape)]
+    found, expected = quality_of(slab, window), quality_of(whole, window)
+    for axis, n in enumerate(shape):
+        if n == SIDE:
+            assert found.sharpness[axis] == pytest.approx(expected.sharpness[axis], rel=0.1)
+        else:
+            assert n > 1 or found.sharpness[axis] == TYPICAL[0]
+
+
+def test_no_side_is_too_long():
+    whole, window = waves((0.7, 1.1, 1.6), 10.0), Window(0, 600)
+    air = np.hypot(*np.random.default_rng(1).normal(0, 10, (2, 300, SIDE, SIDE))).astype(np.float32)
+    air[150 : 150 + SIDE] = whole
+    assert np.hstack(quality_of(air, window)) == pytest.approx(np.hstack(quality_of(whole, window)), rel=0.03)
+
+
+@pytest.mark.parametrize("data", [np.zeros((9, 9, 9)), np.eye(9)[..., None] * np.ones(9), np.full((3, 9, 2), 7.0), -np.ones((4, 4, 4))])
 def test_of_what_is_no_head_it_is_a_number_all_the_same(data):
-    found = np.hstack(quality_of(data.astype(np.float32), Window(0, 1)))
-    assert np.isfinite(found).all()
-    assert (found > 0).all()
+    sharpness, noise, air = quality_of(data.astype(np.float32), Window(0, 1))
+    assert all(SHARPNESS[0] <= value <= SHARPNESS[1] for value in sharpness)
+    assert NOISE[0] <= noise <= NOISE[1]
+    assert not air
+
+
+def test_nothing_is_told_beyond_what_networks_were_told_in_training():
+    still = ndimage.gaussian_filter(waves((0.2, 0.2, 0.2)), 2.0)
+    assert quality_of(still, Window(0, 600)).sharpness == (SHARPNESS[0],) * 3
+    assert quality_of(waves((3.0, 3.0, 3.0)), Window(0, 600)).sharpness == (SHARPNESS[1],) * 3
+    assert quality_of(waves((0.7, 1.1, 1.6), 100.0), Window(0, 600)).noise == NOISE[1]
+
+
+def test_where_air_was_cleared_noise_is_found_in_tissue_and_is_about_the_same():
+    noisy = waves((0.7, 1.1, 1.6), 15.0)
+    cleared = np.where(waves((0.7, 1.1, 1.6)) > 0, noisy, 0)
+    found, other = (quality_of(data, Window(0, 600)) for data in (noisy, cleared))
+    assert found.air
+    assert not other.air
+    assert found.noise < other.noise < 2 * found.noise  # structure counts in it
