@@ -14,7 +14,7 @@ from typing import Any
 
 import jaxsr
 from jaxsr.config import ConfigError
-from jaxsr.methods.condition import knows_scale, passes_of
+from jaxsr.methods.condition import passes_of, told_to
 
 _LAUNCH = Path(jaxsr.__file__).parents[1] / "launch"
 NETWORKS, LAYERS = _LAUNCH / "peer_diffusers.py", _LAUNCH / "peer_layers.py"
@@ -35,7 +35,7 @@ def why_no_peer(method: Any) -> str:
         return ""
     odd = {
         "is shown slices on either side": getattr(method, "context", 0),
-        "is told how coarse a scan is": knows_scale(method),
+        "is told of the scan in numbers": bool(told_to(method)),
         "is shown what it made of a volume before": passes_of(method) > 1,
         "has a network without norms": method.network.groups is None,
         "has a network without skips": not method.network.skips,

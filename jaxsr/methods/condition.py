@@ -42,6 +42,9 @@ class Condition(NamedTuple):
 # Of the maps of a condition, and of a batch.
 MAP_CHANNELS: Mapping[str, int] = {"low": 1, "reference": 1, "bias": 1, "gradient": 3, "jacobian": 1}
 
+# What a condition says of a slice in numbers, so many each; () is one.
+TOLD: Mapping[str, tuple[int, ...]] = {"scale": (3,), "quality": (5,), "axes": ()}
+
 # What makes the usual values of those of the target's scanner about one: a bias field is some tenths in its logarithm, a displacement some
 # millimetres, and the stretching that goes with it some hundredths.
 UNIT: Mapping[str, float] = {"bias": 0.2, "gradient": 2.0, "jacobian": 0.05}
@@ -58,19 +61,9 @@ def context_of(method: Any) -> int:
     return getattr(method, "context", 0)
 
 
-def knows_scale(method: Any) -> bool:
-    """Whether the method, or its config, is told how much finer than the scan its slices are."""
-    return bool(getattr(method, "scale_conditioning", False))
-
-
-def knows_quality(method: Any) -> bool:
-    """Whether the method, or its config, is told how sharp and how noisy the scan is."""
-    return bool(getattr(method, "quality_conditioning", False))
-
-
-def knows_axes(method: Any) -> bool:
-    """Whether the method, or its config, is told over how many axes the mean of its slices is taken."""
-    return bool(getattr(method, "axes_conditioning", False))
+def told_to(method: Any) -> tuple[str, ...]:
+    """What the method, or its config, is told of a scan in numbers: names of a condition, those of `TOLD` that it takes."""
+    return tuple(name for name in TOLD if getattr(method, f"{name}_conditioning", False))
 
 
 def passes_of(method: Any) -> int:
@@ -85,16 +78,14 @@ def takes_cubes(method: Any) -> bool:
 
 def abstract_condition(method: Any, shape: tuple[int, int, int], names: Sequence[str] = ("low",)) -> Condition:
     """Of slices of `shape` (B, H, W): those maps, and of what else a condition has what `method` takes."""
-    told = {"scale": knows_scale(method), "axes": knows_axes(method), "quality": knows_quality(method)}
     seen = {"beside": context_of(method), "estimate": passes_of(method) > 1}
-    taken = {*names, *(name for name, takes in (told | seen).items() if takes)}
+    taken = {*names, *told_to(method), *(name for name, takes in seen.items() if takes)}
     return Condition(**{name: ShapeDtypeStruct(shape_of(method, name, shape), jnp.float32) for name in sorted(taken)})  # type: ignore[arg-type]
 
 
 def shape_of(method: Any, name: str, shape: tuple[int, int, int]) -> tuple[int, ...]:
     """Of what is called `name` in a condition of slices of `shape` (B, H, W)."""
-    told = {"scale": (shape[0], 3), "axes": (shape[0],), "quality": (shape[0], 5)}
-    return told[name] if name in told else (*shape, channels_of(method, name))
+    return (shape[0], *TOLD[name]) if name in TOLD else (*shape, channels_of(method, name))
 
 
 class Batch(NamedTuple):

@@ -4,9 +4,9 @@
 
 Per level: residual blocks (with self-attention where the resolution says so), then half the resolution and the next multiple of the width;
 two blocks with attention between in the middle; then up again, one block more a level, each fed the features of its twin on the way down.
-The noise level enters every block, and what is added to its embedding with it. With `scale_conditioning` so does how much coarser the scan
-was than the target: it scales and shifts what is between a block's convolutions, starting as if it was not told. Published sizes, one
-channel in and one out:
+The noise level enters every block, and what is added to its embedding with it. With `scale_conditioning` so does what is told of the scan,
+how much coarser than the target it was, how sharp, how noisy: it scales and shifts what is between a block's convolutions, starting as if
+nothing was told. Published sizes, one channel in and one out:
 
     width 64, multipliers 1 2 4 8 8,          2 blocks, attention at 8          97,804,033     SR3
     width 64, multipliers 1 2 2 4 4 8 8 16,   2 blocks, attention at 16        271,420,673     student (the text)
@@ -44,7 +44,7 @@ class Sr3UNet(nn.Module):
         residual blocks, as that of Lim et al. 2017 where it has no norms either.
       patch: the network sees blocks of `patch` × `patch` pixels as channels (and answers in them); 1 is published. At 2 a network of the
         same width has a quarter of the work, which suits a CPU, where narrow layers at full resolution are slow for what they do.
-      scale_conditioning: it is told the scale of each slice.
+      scale_conditioning: it is told the scale of each slice, and what else a method tells beside it.
       remat: activations within residual blocks and attention are computed again for the gradient, not kept.
       dtype: of the computation; parameters are float32.
     """

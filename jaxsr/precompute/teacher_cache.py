@@ -29,7 +29,7 @@ from jaxsr.data.records import Distillation
 from jaxsr.diffusion.sampling import Observer
 from jaxsr.files import shown
 from jaxsr.methods.base import Method, Request, Sampler
-from jaxsr.methods.condition import MAP_CHANNELS, Condition, context_of, knows_scale, passes_of
+from jaxsr.methods.condition import MAP_CHANNELS, Condition, context_of, passes_of, told_to
 from jaxsr.precompute.plan import MakerSettings, Plan, make_plan, source_set
 from jaxsr.upscale.model import Model
 
@@ -112,7 +112,7 @@ def check_teacher(method: Method, name: str, steps: int) -> None:
     if not hasattr(method, "sampler"):
         why = "goes to its image in stages" if hasattr(method, "pixel") else "does not sample"
         raise ConfigError(f"{name} {why}, and a student learns from images on the way of one sampling: name a teacher or an sr3")
-    if context_of(method) or knows_scale(method) or passes_of(method) > 1:
+    if context_of(method) or told_to(method) or passes_of(method) > 1:
         raise ConfigError(f"{name} is told more of a scan than slices of a prepared set say: name a teacher or an sr3 without that")
     if not 2 <= steps <= method.most_steps:
         raise ConfigError(f"{name} cannot sample in {steps} steps: choose --steps in 2…{method.most_steps}, those of its schedule")

@@ -32,7 +32,7 @@ from jaxsr.data.unpaired import HalfPaired, split_paired
 from jaxsr.data.variety import Variety
 from jaxsr.experiment import DataConfig, Experiment, SourceConfig
 from jaxsr.methods.base import Method, Variables
-from jaxsr.methods.condition import MAP_CHANNELS, Batch, context_of, knows_axes, knows_quality, knows_scale, takes_cubes
+from jaxsr.methods.condition import MAP_CHANNELS, TOLD, Batch, context_of, shape_of, takes_cubes, told_to
 from jaxsr.train.precomputed import check_precomputed, no_set
 from jaxsr.train.state import abstract_variables
 from jaxsr.volume.geometry import Kind
@@ -92,7 +92,8 @@ def fitted(experiment: Experiment, records: PreparedSet | None) -> Experiment:
         if precomputed and precomputed.required:
             raise no_set(experiment)
         return experiment
-    if alone := [f"method.{key}" for key in ("context", "scale_conditioning", "fused") if getattr(experiment.method, key, None)]:
+    of_volumes = ("context", *(f"{name}_conditioning" for name in TOLD), "fused")
+    if alone := [f"method.{key}" for key in of_volumes if getattr(experiment.method, key, None)]:
         raise ConfigError(f"{' and '.join(alone)}: slices of a prepared set lie alone, and do not say it: name data.volumes or data.labels")
     data, manifest = experiment.data, records.manifest
     settings = json.loads(manifest.settings)
@@ -176,20 +177,20 @@ def _stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note
             return EncodedStream(subjects, names, chosen=records, seed=experiment.seed, note=note)
         return RecordStream(subjects, crop, names, augment=data.augment, chosen=records, seed=experiment.seed, note=note)
     how: dict[str, Any] = {"draws": data.draws, "window": data.window, "augment": data.augment, "maps": data.maps, "chosen": chosen}
-    context, scale = context_of(experiment.method), knows_scale(experiment.method)
-    if scale and augmentation_of(data.augment).rotation:
+    context, told = context_of(experiment.method), told_to(experiment.method)
+    if "scale" in told and augmentation_of(data.augment).rotation:
         raise ConfigError(
             "data.augment.rotation: of a slice that is turned nobody can say how coarse it is along its rows, as method.scale_conditioning "
             "wants: set one of them to 0"
         )
-    if knows_quality(experiment.method) and augmentation_of(data.augment).gamma:
+    if "quality" in told and augmentation_of(data.augment).gamma:
         raise ConfigError(
             "data.augment.gamma: in a window that is bent noise is not what method.quality_conditioning tells: set one of them to 0; what "
             "is scanned is bent by contrasts of data.mixture"
         )
-    how |= {"context": context, "scale": scale, "quality": knows_quality(experiment.method), "seed": experiment.seed, "note": note}
+    how |= {"context": context, "scale": "scale" in told, "quality": "quality" in told, "seed": experiment.seed, "note": note}
     if takes_cubes(experiment.method):
-        return CubeStream(subjects, data.crop, stacks=knows_axes(experiment.method), **how)
+        return CubeStream(subjects, data.crop, stacks="axes" in told, **how)
     return SliceStream(subjects, crop, **how)
 
 
@@ -228,12 +229,8 @@ def abstract_batch(experiment: Experiment, records: PreparedSet | None = None, e
     shapes: dict[str, Any] = {"high": image, "low": image}
     if context := context_of(experiment.method):
         shapes["beside"] = jax.ShapeDtypeStruct((*plane, 2 * context), jnp.float32)
-    if knows_axes(experiment.method):
-        shapes["axes"] = jax.ShapeDtypeStruct((size,), jnp.float32)
-    if knows_scale(experiment.method):
-        shapes["scale"] = jax.ShapeDtypeStruct((size, 3), jnp.float32)
-    if knows_quality(experiment.method):
-        shapes["quality"] = jax.ShapeDtypeStruct((size, 5), jnp.float32)
+    for name in told_to(experiment.method):
+        shapes[name] = jax.ShapeDtypeStruct(shape_of(experiment.method, name, plane), jnp.float32)
     precomputed = build_method(experiment).precomputed(crop)
     if encoded and not precomputed:
         raise ConfigError(f"method.kind={experiment.method.kind} trains on slices alone, so there is nothing to be encoded")

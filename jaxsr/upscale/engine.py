@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from jaxsr.data.pairs import scale_of, told_quality
 from jaxsr.methods.base import Explanation, Method, Mixture, Request, Segmenter, Variables
-from jaxsr.methods.condition import context_of, knows_axes, knows_quality, knows_scale, passes_of
+from jaxsr.methods.condition import context_of, passes_of, told_to
 from jaxsr.upscale.batches import Batches, BatchSize, Note, ProgramKey, Work
 from jaxsr.upscale.cuts import Cuts, Maps, Told, beside_across, check_shapes, cut_across, indices_of
 from jaxsr.upscale.inputs import Sizes, resolving
@@ -140,7 +140,7 @@ class Engine:
         before = self.compilations
         plan = self.plan(volume, to_mm, axes, request, from_mm)
         window, resolves, quality = fit_window(volume.data), resolving(volume.voxel_size, from_mm), None
-        if knows_quality(self._method):
+        if "quality" in told_to(self._method):
             quality = quality_of(_acquired(volume, resolves), window)
         low = self._interpolated(volume, window, plan)
         key = sample_key(seed, sample)
@@ -157,7 +157,7 @@ class Engine:
 
     def _told(self, axis: int, plan: Plan, resolves: Sizes, quality: Quality | None) -> Told:
         """What the method is told of the scan, of slices across `axis`."""
-        told = {"scale": scale_of(resolves, plan.work, axis)} if knows_scale(self._method) else {}
+        told = {"scale": scale_of(resolves, plan.work, axis)} if "scale" in told_to(self._method) else {}
         return told if quality is None else told | {"quality": told_quality(quality, axis)}
 
     def fuse(
@@ -183,8 +183,8 @@ class Engine:
           ValueError: for a map of another name or shape, or without what the method is to be told.
         """
         check_shapes(maps, low.shape)
-        for name, knows in (("scale", knows_scale), ("quality", knows_quality)):
-            if knows(self._method) and not all(name in told.get(axis, {}) for axis in requests):
+        for name in told_to(self._method):
+            if name != "axes" and not all(name in told.get(axis, {}) for axis in requests):
                 raise ValueError(f"the method is told more of the scan: give the {name} of every axis")
         passes, estimate = passes_of(self._method), low
         slices = sum(low.shape[AXES[axis]] for axis, request in requests.items() if request)
@@ -225,7 +225,7 @@ class Engine:
             if passes_of(self._method) > 1:
                 cuts["estimate"] = [take_slices(estimate, axis), *beside_across(estimate, axis, context)]
             known = dict(told.get(axis, {}))
-            if knows_axes(self._method):
+            if "axes" in told_to(self._method):
                 known["axes"] = np.asarray(len(requests), np.float32)
             of = (slice_map, jax.random.fold_in(key, AXES[axis]), request)
             for indices, output in self._upscaled(cuts, *of, note, counts, known):

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxsr.data.pairs import planes
 from jaxsr.methods.base import Method, Request
-from jaxsr.methods.condition import knows_scale, passes_of
+from jaxsr.methods.condition import passes_of, told_to
 from jaxsr.upscale.inputs import Sizes, resolving, serving_axes
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid, target_grid
@@ -132,7 +132,7 @@ def in_pass(request: Request, number: int, passes: int) -> Request:
 
 def is_told(method: Method) -> bool:
     """Whether what is done depends on what a scan resolves."""
-    return knows_scale(method) or any(getattr(method, name, None) is not None for name in ("pixel", "pixel_range"))
+    return bool(told_to(method)) or any(getattr(method, name, None) is not None for name in ("pixel", "pixel_range"))
 
 
 def default_size(method: Method, trained: float, resolves: Sizes) -> float:

@@ -94,7 +94,7 @@ PASSES += ["train.batch_size=48"]
 
 
 @pytest.mark.parametrize("settings, said", [
-    ([], ""), (["method.context=1"], "shown slices"), (["method.scale_conditioning=true"], "told how coarse"),
+    ([], ""), (["method.context=1"], "shown slices"), (["method.scale_conditioning=true"], "told of the scan"),
     (PASSES, "made of a volume before"),
     (["method.network={width: 8, multipliers: [1], attention_at: [], groups: null, middle_attention: false}"], "without norms"),
     (["method.network={width: 8, multipliers: [1], attention_at: [], groups: 4, skips: false}"], "without skips"),
