@@ -15,7 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from jaxsr.data.subjects import AnatomySubjects, simulate
+from jaxsr.data.acquired import simulate
+from jaxsr.data.subjects import AnatomySubjects
 from jaxsr.physics.acquisition import Acquisition, describe_draw, named_acquisition
 from jaxsr.volume.io import Volume
 

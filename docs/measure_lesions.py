@@ -24,10 +24,11 @@ import jax
 import numpy as np
 from scipy import ndimage
 
+from jaxsr.data.acquired import simulate
 from jaxsr.data.anatomy import Head
 from jaxsr.data.anatomy.contrasts import STRUCTURES
 from jaxsr.data.anatomy.label_heads import VARIATION
-from jaxsr.data.subjects import simulate, split_by_subject
+from jaxsr.data.subjects import split_by_subject
 from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.physics.acquisition import Acquisition, named_acquisition
 from jaxsr.runtime.cpu import choose_convolutions

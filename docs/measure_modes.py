@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from measure_lesions import held_out_maps
 
+from jaxsr.data.acquired import simulate
 from jaxsr.data.anatomy import template_t1
-from jaxsr.data.subjects import simulate
 from jaxsr.data.synthetic import LabelSubjects
 from jaxsr.evaluate.metrics.edges import gmsd, hfen
 from jaxsr.evaluate.metrics.pixel import psnr

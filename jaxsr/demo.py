@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 import jax
 
+from jaxsr.data.acquired import simulate
 from jaxsr.data.anatomy import template_t1
-from jaxsr.data.subjects import AnatomySubjects, simulate
+from jaxsr.data.subjects import AnatomySubjects
 from jaxsr.evaluate.compare import compare_files
 from jaxsr.evaluate.tables import Comparison
 from jaxsr.experiment import load_experiment

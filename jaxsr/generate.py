@@ -23,9 +23,10 @@ import nibabel as nib
 import numpy as np
 
 import jaxsr
+from jaxsr.data.acquired import carrying
 from jaxsr.data.anatomy import Head
 from jaxsr.data.people import person_of
-from jaxsr.data.subjects import AnatomySubjects, carrying, stable_hash
+from jaxsr.data.subjects import AnatomySubjects, stable_hash
 from jaxsr.data.synthetic import LabelSubjects, find_label_maps
 from jaxsr.files import write_text, write_whole
 from jaxsr.physics.protocol import named_acquisition

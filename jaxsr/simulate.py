@@ -124,7 +124,7 @@ def simulate_file(
     """
     import jax
 
-    from jaxsr.data.subjects import simulate
+    from jaxsr.data.acquired import simulate
     from jaxsr.volume.geometry import resample
 
     check_sidecar(job.output)

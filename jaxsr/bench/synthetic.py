@@ -36,8 +36,7 @@ def synthetic_variables(method: Method, batch: Batch, seed: int) -> Variables:
 
 
 def synthetic_batch(batch: Batch, seed: int) -> Batch:
-    """Noise in -1…1 on the host, of the shapes of `batch`; integers (labels) are zero, scans twice as coarse and
-    of one quality, and all three axes serve."""
+    """Noise in -1…1 on the host, of the shapes of `batch`; integers (labels) are zero, scans twice as coarse, and all three axes serve."""
     rng = np.random.default_rng(seed)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:

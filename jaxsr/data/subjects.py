@@ -20,16 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
+from jaxsr.data.acquired import Acquisitions, drawn_acquisition, make_pair, pair_of_head
 from jaxsr.data.anatomy import Head, render, tissue_maps
-from jaxsr.data.gradients import jacobian_map
 from jaxsr.data.pairs import Pair as Pair
 from jaxsr.data.pairs import made_of
 from jaxsr.data.people import person_of
 from jaxsr.data.splits import SPLITS, assign_splits
 from jaxsr.data.splits import Split as Split
-from jaxsr.data.variety import Variety, smooth_within, vary
-from jaxsr.physics.acquisition import Acquisition, acquire
-from jaxsr.physics.gradients import warp
+from jaxsr.data.variety import Variety, draw_sigma, smooth, vary
 from jaxsr.volume.decode import open_image
 from jaxsr.volume.foreground import foreground
 from jaxsr.volume.geometry import Grid, Kind, resample, target_grid
@@ -38,8 +36,6 @@ from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import SUFFIXES, Volume, VolumeError, read_volume, straighten
 from jaxsr.volume.quality import quality_of
 
-Acquisitions = Acquisition | tuple[Acquisition, ...]
-WHICH = 2**20  # the purpose of the key by which one is drawn
 COARSER = 1.25  # a volume whose voxels are larger than this times the target's is no truth for it
 
 
@@ -129,7 +125,7 @@ class RenderedSubjects(ABC):
         if self._smooth:
             rng = np.random.default_rng((index, visit, self._seed, 1))
             mask = None if head.mask is None else np.asarray(head.mask)
-            head = head._replace(image=jnp.asarray(smooth_within(np.asarray(head.image), mask, self._smooth, rng)))
+            head = head._replace(image=jnp.asarray(smooth(np.asarray(head.image), draw_sigma(self._smooth, rng), mask)))
         return pair_of_head(head, self.grid, acquisition, key, self._interpolation, maps=self._maps, carries=self._carries)
 
 
@@ -217,90 +213,6 @@ def template_grid() -> Grid:
     affine = np.diag([maps.spacing, maps.spacing, maps.spacing, 1.0])
     affine[:3, 3] = maps.origin
     return Grid((maps.logits.shape[1], maps.logits.shape[2], maps.logits.shape[3]), affine)
-
-
-def drawn_acquisition(key: jax.Array, acquisition: Acquisitions) -> Acquisition:
-    """One of several, all alike likely; of one, that one."""
-    if isinstance(acquisition, Acquisition):
-        return acquisition
-    return acquisition[int(jax.random.randint(jax.random.fold_in(key, WHICH), (), 0, len(acquisition)))]
-
-
-def simulate(truth: Volume, acquisition: Acquisition, key: jax.Array) -> Volume:
-    """`truth` as `acquisition` would have measured it, on the acquired grid, in the same units."""
-    source = truth.grid
-    voxel_size = tuple(round(v, 4) for v in source.voxel_size)  # static: one program a shape, not one for each rounding of an affine
-    low = np.asarray(acquire(key, jnp.asarray(truth.data), voxel_size, acquisition))  # type: ignore[arg-type]
-    stretched = tuple(n * v / m for n, v, m in zip(source.shape, source.voxel_size, low.shape, strict=True))
-    return Volume(low, target_grid(source, stretched).affine)
-
-
-def make_pair(
-    truth: Volume,
-    acquisition: Acquisition,
-    key: jax.Array,
-    interpolation: Kind = "cubic",
-    *,
-    target: np.ndarray | None = None,
-    mask: np.ndarray | None = None,
-) -> Pair:
-    """`truth` and its simulated acquisition on one grid, in one window.
-
-    Args:
-      target: what is to be learned in place of the truth that was acquired, on its grid.
-      mask: outside it the acquired volume was set to exactly 0, as stripping a skull does.
-    """
-    acquired = simulate(truth, acquisition, key)
-    data = acquired.data
-    if mask is not None and not mask.all():
-        data = np.where(resample(mask.astype(np.float32), truth.grid, acquired.grid, "linear") > 0.5, data, 0)
-    window = fit_window(data)
-    low = window.forward(resample(data, acquired.grid, truth.grid, interpolation))
-    high = window.forward(truth.data if target is None else target)
-    return Pair(high, low, truth.grid, scanned=acquired.voxel_size, quality=quality_of(data, window))
-
-
-def pair_of_head(
-    head: Head,
-    grid: Grid,
-    acquisition: Acquisition,
-    key: jax.Array,
-    interpolation: Kind = "cubic",
-    *,
-    maps: tuple[str, ...] = (),
-    carries: tuple[str, ...] = (),
-) -> Pair:
-    """A synthetic head, its simulated acquisition, and those of the pair's `maps` that are wanted.
-
-    Bias field and displacement are the target scanner's. Where the target `carries` one, it shows, and what is acquired does not have it:
-    then an image of the target is known in full only with the map. `reference` is as rendered, in a window of its own; labels and mask lie
-    where the head is, not where gradients show it.
-    """
-    image = np.asarray(head.image)
-    target = carrying(head, grid.voxel_size, carries) if carries else None
-    mask = None if head.mask is None else np.asarray(head.mask)
-    pair = make_pair(Volume(image, grid.affine), acquisition, key, interpolation, target=target, mask=mask)
-    if not maps:
-        return pair
-    found = {name: np.asarray(getattr(head, name)) for name in maps if name != "jacobian"}
-    if "jacobian" in maps:
-        assert head.gradient is not None
-        found["jacobian"] = jacobian_map(grid, head.gradient)
-    if "reference" in found:
-        found["reference"] = fit_window(found["reference"]).forward(found["reference"])
-    return pair._replace(**found)  # type: ignore[arg-type]
-
-
-def carrying(head: Head, voxel_size: tuple[float, float, float], carries: tuple[str, ...]) -> np.ndarray:
-    """The head as its target scanner shows it, with those of its bias field and its displacement that are named: float32 `[X, Y, Z]`."""
-    image = jnp.asarray(head.image)
-    if "gradient" in carries:
-        assert head.gradient is not None
-        image = jnp.maximum(warp(image, head.gradient, voxel_size), 0)
-    if "bias" in carries:
-        assert head.bias is not None
-        image = image * jnp.exp(head.bias)
-    return np.asarray(image)
 
 
 def find_volumes(folder: Path, voxel_size: float, key: str = "data.volumes") -> tuple[list[Path], list[str]]:

@@ -11,7 +11,6 @@ how tissues differ does not, nor how much noise there is: where f is steep, whic
 Air of exactly 0 stays so, but for what a Gaussian carries there.
 """
 
-import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +38,7 @@ class Variety(NamedTuple):
 
 
 def vary(volume: Volume, variety: Variety, rng: np.random.Generator) -> Volume:
-    """A draw of `variety` of a `volume` of magnitudes, in its units; its corner stays where it is.
+    """A draw of `variety` of a `volume` of magnitudes, in its units, but for air, which pairs are cleared of; its corner stays where it is.
 
     Raises:
       VolumeError: where it has no contrast.
@@ -47,25 +46,25 @@ def vary(volume: Volume, variety: Variety, rng: np.random.Generator) -> Volume:
     low, high = variety.zoom
     zoom = low + (high - low) * int(rng.integers(ZOOMS)) / (ZOOMS - 1)
     data = apply_curve(volume.data, draw_curve(rng)) if rng.random() < variety.contrasts else volume.data
-    data = smooth(data, variety.smooth, rng)
+    data = smooth(data, draw_sigma(variety.smooth, rng))
     affine = volume.affine @ np.diag([zoom, zoom, zoom, 1.0])
     return Volume(data, affine)
 
 
-def smooth(data: np.ndarray, most: float, rng: np.random.Generator) -> np.ndarray:
-    """`data`, or, at every second visit, through a Gaussian of a standard deviation uniform up to `most` voxels, float32."""
-    if not most or rng.random() >= SMOOTHED:
+def draw_sigma(most: float, rng: np.random.Generator) -> float:
+    """Of the Gaussian of a visit, voxels: uniform up to `most` at every second, else 0."""
+    return most * rng.random() if most and rng.random() < SMOOTHED else 0.0
+
+
+def smooth(data: np.ndarray, sigma: float, mask: np.ndarray | None = None) -> np.ndarray:
+    """`data` `[X, Y, Z]` through a Gaussian of `sigma` voxels, float32; of what was set to 0 outside `mask`, as if it had been smooth before."""
+    if not sigma:
         return data
-    return ndimage.gaussian_filter(data, most * rng.random(), output=np.float32)
-
-
-def smooth_within(data: np.ndarray, mask: np.ndarray | None, most: float, rng: np.random.Generator) -> np.ndarray:
-    """The same of what was smooth before all outside `mask` was set to 0."""
-    if mask is None or np.all(mask):
-        return smooth(data, most, rng)
-    again = copy.deepcopy(rng)
-    inside, weight = smooth(data, most, rng), smooth(np.asarray(mask, np.float32), most, again)
-    return np.where(mask, inside / np.maximum(weight, 1e-3), np.float32(0)).astype(np.float32)
+    made = ndimage.gaussian_filter(data, sigma, output=np.float32)
+    if mask is None or mask.all():
+        return made
+    share = ndimage.gaussian_filter(mask.astype(np.float32), sigma)
+    return np.where(mask, made / np.maximum(share, np.float32(1e-3)), np.float32(0))
 
 
 def draw_curve(rng: np.random.Generator) -> np.ndarray:

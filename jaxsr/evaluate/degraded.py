@@ -25,7 +25,7 @@ def degrade(path: Path, acquired_of: Path, reference: Path, low: Path, protocol:
     """Writes the head as `reference`, and as `low` what is acquired of the file `acquired_of`, which is the head's or lies on its grid."""
     if made_so(reference, made) and made_so(low, made):
         return
-    from jaxsr.data.subjects import simulate
+    from jaxsr.data.acquired import simulate
 
     for output in (reference, low):
         check_place(output)

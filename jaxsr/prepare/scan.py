@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxsr.data.acquired import simulate
 from jaxsr.data.bias import n4
 from jaxsr.data.gradients import gradient_map, jacobian_map
 from jaxsr.data.layouts import read_bias, read_scan
 from jaxsr.data.layouts.base import Scan
 from jaxsr.data.pairs import Pair, made_of
 from jaxsr.data.registration import register, registered
-from jaxsr.data.subjects import COARSER, simulate, stable_hash
+from jaxsr.data.subjects import COARSER, stable_hash
 from jaxsr.prepare.settings import PrepareSettings
 from jaxsr.volume.errors import VolumeError
 from jaxsr.volume.geometry import Grid, resample, resample_oblique, source_step, target_grid

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxsr.config import ConfigError
+from jaxsr.data.acquired import Acquisitions
 from jaxsr.data.cubes import CubeStream
 from jaxsr.data.people import person_of
 from jaxsr.data.pipeline import SliceStream, Stream, augmentation_of, check_maps
 from jaxsr.data.prepared import PreparedSet
 from jaxsr.data.record_stream import EncodedStream, RecordStream
 from jaxsr.data.subjects import (
-    Acquisitions,
     AnatomySubjects,
     FolderSubjects,
     MixedSubjects,

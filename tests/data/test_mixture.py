@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from jaxsr.config import ConfigError, from_dict
+from jaxsr.data.acquired import drawn_acquisition
 from jaxsr.data.augmentation import AugmentConfig, Draw
 from jaxsr.data.pairs import beside, planes
 from jaxsr.data.pipeline import SliceStream, magnified, make_sample
-from jaxsr.data.subjects import FolderSubjects, MixedSubjects, Pair, drawn_acquisition
+from jaxsr.data.subjects import FolderSubjects, MixedSubjects, Pair
 from jaxsr.experiment import DataConfig, Experiment
 from jaxsr.physics.protocol import Acquisition, named_acquisition
 from jaxsr.train.build import build_stream, build_subjects

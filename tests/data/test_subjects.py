@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from jaxsr.data import subjects as module
+from jaxsr.data.acquired import make_pair, simulate
 from jaxsr.data.anatomy import Head
 from jaxsr.data.people import person_of
-from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, find_volumes, make_pair, simulate, split_by_subject
+from jaxsr.data.subjects import AnatomySubjects, FolderSubjects, find_volumes, split_by_subject
 from jaxsr.physics.acquisition import Acquisition, named_acquisition
 from jaxsr.volume.geometry import resample, target_grid
 from jaxsr.volume.intensity import fit_window

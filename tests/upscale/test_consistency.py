@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from jaxsr.data.subjects import simulate
+from jaxsr.data.acquired import simulate
 from jaxsr.physics.protocol import Acquisition, load_acquisition
 from jaxsr.upscale.consistency import FAR, Consistency, as_scanned, consistency_map
 from jaxsr.volume.foreground import foreground

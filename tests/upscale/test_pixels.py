@@ -10,8 +10,8 @@ from scipy import ndimage
 
 from jaxsr.cli.targets import resolved_sizes, target_of
 from jaxsr.config import from_dict
+from jaxsr.data.acquired import make_pair, simulate
 from jaxsr.data.pairs import beside, told_quality
-from jaxsr.data.subjects import make_pair, simulate
 from jaxsr.experiment import Experiment
 from jaxsr.methods.base import Request, UpscaleOutput
 from jaxsr.physics.protocol import Acquisition

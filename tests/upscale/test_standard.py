@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxsr.data.acquired import simulate
 from jaxsr.data.anatomy import template_t1
-from jaxsr.data.subjects import simulate
 from jaxsr.evaluate.metrics.pixel import psnr
 from jaxsr.experiment import load_experiment
 from jaxsr.physics.acquisition import named_acquisition
