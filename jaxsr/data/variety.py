@@ -57,7 +57,7 @@ def draw_sigma(most: float, rng: np.random.Generator) -> float:
 
 
 def smooth(data: np.ndarray, sigma: float, mask: np.ndarray | None = None) -> np.ndarray:
-    """`data` `[X, Y, Z]` through a Gaussian of `sigma` voxels, float32; of what was set to 0 outside `mask`, as if it had been smooth before."""
+    """`data` `[X, Y, Z]` through a Gaussian of `sigma` voxels, float32; what is 0 outside `mask` as if it had been smooth before that."""
     if not sigma:
         return data
     made = ndimage.gaussian_filter(data, sigma, output=np.float32)

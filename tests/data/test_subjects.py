@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from jaxsr.data import acquired
 from jaxsr.data import subjects as module
 from jaxsr.data.acquired import make_pair, simulate
 from jaxsr.data.anatomy import Head
@@ -258,7 +259,7 @@ def drawn(monkeypatch):
         keys["acquisitions"].append(bytes(jax.random.key_data(key)))
 
     monkeypatch.setattr(module, "render", render)
-    monkeypatch.setattr(module, "make_pair", make_pair)
+    monkeypatch.setattr(acquired, "make_pair", make_pair)
     return keys
 
 
