@@ -11,10 +11,11 @@
 #   fine       OUT/evaluation/0.7mm: heads of 0.7 mm, rendered from label maps that are in no training, degraded to 2 mm
 #   lesions    OUT/lesions.json: what becomes of lesions, docs/measure_lesions.py
 #   modes      OUT/modes.json: how many sampling steps, docs/measure_modes.py
+#   smooth     OUT/smooth.json: heads that are smoother than their voxels, docs/measure_smooth.py
 # Settings: PYTHON=python3.
 set -euo pipefail
-known="split train export evaluate fine lesions modes"
-usage() { sed -n '2,14s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+known="split train export evaluate fine lesions modes smooth"
+usage() { sed -n '2,15s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 [[ $# -ge 2 && $1 != -* ]] || usage
 heads=$1 out=$2
 shift 2
@@ -112,6 +113,7 @@ run() {
       ;;
     lesions) python "$root/docs/measure_lesions.py" standard.safetensors labels lesions.json ;;
     modes) python "$root/docs/measure_modes.py" standard.safetensors labels modes.json ;;
+    smooth) python "$root/docs/measure_smooth.py" standard.safetensors heads/isotropic labels smooth.json ;;
   esac
 }
 for part in "${parts[@]}"; do run "$part"; done

@@ -12,7 +12,7 @@ from jaxsr.physics.gradients import warp
 from jaxsr.volume.geometry import Grid, Kind, resample, target_grid
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import Volume
-from jaxsr.volume.quality import quality_of
+from jaxsr.volume.quality import once_asked
 
 Acquisitions = Acquisition | tuple[Acquisition, ...]
 WHICH = 2**20  # the purpose of the key by which one is drawn
@@ -56,7 +56,7 @@ def make_pair(
     window = fit_window(data)
     low = window.forward(resample(data, acquired.grid, truth.grid, interpolation))
     high = window.forward(truth.data if target is None else target)
-    return Pair(high, low, truth.grid, scanned=acquired.voxel_size, quality=quality_of(data, window))
+    return Pair(high, low, truth.grid, scanned=acquired.voxel_size, quality=once_asked(data, window))
 
 
 def pair_of_head(

@@ -97,8 +97,9 @@ class CubeStream(SliceStream):
             told["scale"] = coarser(pair.scanned, pair.grid)[order][slice_frame(axis)]
         if self._quality:
             assert pair.quality is not None
-            x, y, z = (pair.quality.sharpness[a] for a in order)
-            told["quality"] = told_quality(pair.quality._replace(sharpness=(x, y, z)), axis)
+            quality = pair.quality()
+            x, y, z = (quality.sharpness[a] for a in order)
+            told["quality"] = told_quality(quality._replace(sharpness=(x, y, z)), axis)
         if self._stacks:
             told["axes"] = np.float32(axes)
         samples = []

@@ -13,7 +13,7 @@ In a volume the components of `gradient` lie along the grid's axes; in a slice t
 whatever axis it is cut across, so that a network sees one convention [teacher, §II-A].
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -29,7 +29,8 @@ OPTIONAL: tuple[MapName, ...] = get_args(MapName)  # maps that a pair may lack
 class Pair(NamedTuple):
     """Maps `[X, Y, Z]` on `grid` (`gradient` `[X, Y, Z, 3]`); see the head of this file. What is not known is None.
 
-    `scanned`: mm of the voxels that `low` was acquired with, along the grid's axes; `quality`: of what was acquired, along those.
+    `scanned`: mm of the voxels that `low` was acquired with, along the grid's axes; `quality`: of what was acquired, along those,
+    measured when it is asked for.
     """
 
     high: np.ndarray
@@ -42,7 +43,7 @@ class Pair(NamedTuple):
     labels: np.ndarray | None = None
     mask: np.ndarray | None = None
     scanned: tuple[float, float, float] | None = None
-    quality: Quality | None = None
+    quality: Callable[[], Quality] | None = None
 
     def maps(self, wanted: Sequence[str] = OPTIONAL) -> dict[str, np.ndarray]:
         """`high`, `low`, and those of `wanted` that there are."""

@@ -196,7 +196,7 @@ class SliceStream:
             sample["scale"] = magnified(scale_of(pair.scanned, pair.grid, axis), drawn)
         if self._quality:
             assert pair.quality is not None
-            sample["quality"] = told_quality(pair.quality, axis)[[1, 0, 2, 3, 4] if drawn.transposed else slice(None)]
+            sample["quality"] = told_quality(pair.quality(), axis)[[1, 0, 2, 3, 4] if drawn.transposed else slice(None)]
         return sample
 
 

@@ -34,7 +34,7 @@ from jaxsr.volume.geometry import Grid, Kind, resample, target_grid
 from jaxsr.volume.header import place
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import SUFFIXES, Volume, VolumeError, read_volume, straighten
-from jaxsr.volume.quality import quality_of
+from jaxsr.volume.quality import once_asked
 
 COARSER = 1.25  # a volume whose voxels are larger than this times the target's is no truth for it
 
@@ -204,7 +204,7 @@ class ScanSubjects:
         volume = straighten(read_volume(self.paths[index]))
         grid, window = target_grid(volume.grid, self._voxel_size), fit_window(volume.data)
         low = window.forward(resample(volume.data, volume.grid, grid, self._interpolation))
-        return Pair(low, low, grid, scanned=volume.voxel_size, quality=quality_of(volume.data, window))
+        return Pair(low, low, grid, scanned=volume.voxel_size, quality=once_asked(volume.data, window))
 
 
 def template_grid() -> Grid:

@@ -117,8 +117,9 @@ def started_sr3(
 ) -> tuple[Any, Any]:
     """An sr3's parameters `tree`, of a model `found`, for a network of the shapes `wanted`, of `method`; and those that it has to have.
 
-    One that was not told or shown something of `_LEARNT_LATER` may start one that is: it begins as it was, with zeros for what is new, of
-    which `note` is told.
+    One that was not told or shown something of `_LEARNT_LATER` may start one that is, of which `note` is told. What it is newly shown
+    counts for nothing at first. What it is newly told counts as in a network that is trained from nothing: the layer that hears it changes
+    little in training, and would not listen if it began at zero. A typical scan along three axes tells it zeros, and it is what it was.
 
     Raises:
       ConfigError: where it is told or shown what this network is not.
@@ -138,10 +139,12 @@ def started_sr3(
         wanted = {name: of for name, of in wanted.items() if name in tree or not name.startswith("scale_")}
     elif found.scale_conditioning:  # what it is told, one after the other: the scale, the axes, the quality
         told = np.asarray(tree["scale_in"]["kernel"])
+        count, features = wanted["scale_in"]["kernel"].shape
+        first = np.random.default_rng(0).normal(0, count**-0.5, (6, features)).astype(told.dtype)
         if "axes_conditioning" in new:
-            told = np.insert(told, 3, 0, axis=0)
+            told = np.insert(told, 3, first[0], axis=0)
         if "quality_conditioning" in new:
-            told = np.pad(told, ((0, 5), (0, 0)))
+            told = np.concatenate([told, first[1:]])
         began["scale_in"] = {**tree["scale_in"], "kernel": told}
     if "passes" in new:  # channels are the volume's slab and x_t; as many as the slab has come between them
         kernel, slab = np.asarray(tree["stem"]["kernel"]), 1 + 2 * found.context

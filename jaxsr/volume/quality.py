@@ -8,6 +8,8 @@ adds 6 σ² and σ²/2 to the two mean squares, so what is left is the head's, o
 σ² is believed above E d₂² / 6 of any axis. A wave of ω a voxel has sharpness 2 tan(ω / 2): smooth heads have less, sharp ones more.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +50,11 @@ def quality_of(data: np.ndarray, window: Window) -> Quality:
     sigma = min([sigma, *(float(np.sqrt(second / 6)) for first, second in squares if first > 0)])
     x, y, z = (_sharpness(first, second, sigma) for first, second in squares)
     return Quality((x, y, z), float(np.clip(2 * sigma / (window.high - window.low), *NOISE)), source == "air")
+
+
+def once_asked(data: np.ndarray, window: Window) -> Callable[[], Quality]:
+    """`quality_of`, measured when somebody asks, and once: it takes a tenth of a second or two, and most methods are not told."""
+    return functools.cache(functools.partial(quality_of, data, window))
 
 
 def _mean_squares(x: np.ndarray, inner: np.ndarray) -> tuple[float, float]:

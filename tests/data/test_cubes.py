@@ -29,7 +29,7 @@ class Heads:
         scanned = tuple(np.roll([1.0, 2.0, 5.0], visit))
         shape = (SIDE - 1, *self.shape[1:]) if index in self.odd else self.shape
         quality = Quality(tuple(1 + np.array(scanned) / 10), 0.03, False)
-        return Pair((low + 2)[: shape[0]], low[: shape[0]], Grid(shape, self.affine), scanned=scanned, quality=quality)
+        return Pair((low + 2)[: shape[0]], low[: shape[0]], Grid(shape, self.affine), scanned=scanned, quality=lambda: quality)
 
 
 def stream(subjects=None, side=SIDE, **settings):
@@ -66,7 +66,7 @@ def test_a_cube_is_cut_as_its_volume_is():
             assert np.array_equal(found["low"][i, ..., 0], of_volume["low"][rows, columns])
             assert np.array_equal(found["beside"][i], beside(pair.low, axis, index, CONTEXT)[rows, columns])
             assert np.array_equal(found["scale"][i], scale_of(pair.scanned, pair.grid, axis))
-            assert np.array_equal(found["quality"][i], told_quality(pair.quality, axis))
+            assert np.array_equal(found["quality"][i], told_quality(pair.quality(), axis))
 
 
 def test_slices_that_are_turned_are_told_how_coarse_the_scan_is_along_their_own_rows():

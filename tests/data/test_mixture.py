@@ -140,7 +140,7 @@ def test_slices_say_how_much_coarser_than_themselves_they_were_scanned_also_wher
 def test_slices_say_how_sharp_their_scan_was_also_where_they_are_transposed():
     class Uneven(Called):
         def load(self, index, visit=0):
-            return super().load(index, visit)._replace(quality=Quality((1.0, 2.0, 3.0), 0.05, True))
+            return super().load(index, visit)._replace(quality=lambda: Quality((1.0, 2.0, 3.0), 0.05, True))
 
     stream = SliceStream(Uneven(1, 1), (16, 16), draws=64, window=2, augment=AugmentConfig(transpose=True), quality=True)
     seen = {(int(sample["origin"][2]), *map(float, sample["quality"][:3])) for sample in (stream[i] for i in range(64))}

@@ -13,6 +13,7 @@ from jaxsr.config import ConfigError, differences, from_dict, to_dict
 from jaxsr.experiment import FREE_ON_RESUME, Experiment
 from jaxsr.methods.base import Request
 from jaxsr.methods.condition import Condition
+from jaxsr.methods.sr3 import TOLD_AS_ONE
 from jaxsr.train.build import abstract_batch, build_method
 from jaxsr.train.loop import _settled
 from jaxsr.train.state import abstract_variables
@@ -242,7 +243,8 @@ LATER = {
 @pytest.mark.parametrize("patch", [1, 2])
 @pytest.mark.parametrize("had", [(), ("axes_conditioning",), ("quality_conditioning",), ("passes", "axes_conditioning")], ids="+".join)
 def test_one_that_is_shown_or_told_more_starts_as_the_one_that_was_not(tmp_path, patch, had):
-    """Whatever the estimate, the number of axes and the quality are, it upscales as that does."""
+    """Whatever the estimate is, and of a typical scan along three axes whatever it was told of before, it upscales as that does; of another
+    it need not, as it listens."""
     path, settings = tmp_path / "sr3.safetensors", {"network": {**SR3, "patch": patch}, "context": 1, "residual_std": 0.1}
     settings |= {"scale_conditioning": True, "terminal": 0.5, "prediction": "x0"}
     sized = {"data": {"crop": 8, "draws": 96}, "train": {"batch_size": 24}}
@@ -255,14 +257,22 @@ def test_one_that_is_shown_or_told_more_starts_as_the_one_that_was_not(tmp_path,
     assert len(said) == 1
     assert all((sentence in said[0]) == (name not in had) for name, (_, sentence) in LATER.items())
     low, around, estimate = (jax.random.normal(jax.random.key(i), (2, 8, 8, n)) for i, n in enumerate((1, 2, 3)))
-    of = Condition(low, beside=around, scale=jnp.full((2, 3), 2.0), axes=jnp.array([1.0, 3.0]), estimate=estimate)
-    of = of._replace(quality=jax.random.uniform(jax.random.key(4), (2, 5)) + 0.1)
+    axes = jnp.array([1.0 if "axes_conditioning" in had else 3.0, 3.0])
+    quality = (
+        jax.random.uniform(jax.random.key(4), (2, 5)) + 0.1 if "quality_conditioning" in had else jnp.tile(jnp.array(TOLD_AS_ONE), (2, 1))
+    )
+    of = Condition(low, beside=around, scale=jnp.full((2, 3), 2.0), axes=axes, estimate=estimate, quality=quality)
     keys = jax.random.split(jax.random.key(7), 2)
     images = [
         build_method(experiment).upscale({"params": params, "stats": {}}, of, keys, Request(steps=1)).image
         for experiment, params in ((before, params), (now, started))
     ]
     np.testing.assert_allclose(*images, atol=1e-5)
+    first = np.asarray(started["scale_in"]["kernel"])  # the scale, the axes, the quality
+    assert first.shape[0] == 9
+    told = {"axes_conditioning": [3], "quality_conditioning": [4, 5, 6, 7, 8]}
+    for row in (row for name, rows in told.items() if name not in had for row in first[rows]):
+        assert 0.5 < 3 * np.std(row) < 1.6  # as a layer of nine inputs begins
 
 
 @pytest.mark.parametrize(

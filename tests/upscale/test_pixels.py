@@ -132,8 +132,8 @@ def test_in_upscaling_a_method_is_told_what_it_was_in_training():
         scan = simulate(truth, acquisition, key)
         if mask is not None:
             scan = Volume(np.where(resample(mask.astype(np.float32), truth.grid, scan.grid, "linear") > 0.5, scan.data, 0), scan.affine)
-        assert engine.upscale(scan, ONE_STEP, to_mm=truth.grid, axes=("axial",)).quality == pair.quality
-        assert pair.quality.air == (mask is None)
+        assert engine.upscale(scan, ONE_STEP, to_mm=truth.grid, axes=("axial",)).quality == pair.quality()
+        assert pair.quality().air == (mask is None)
 
 
 def test_what_a_method_is_to_be_told_has_to_be_said():
