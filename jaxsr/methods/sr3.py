@@ -32,8 +32,9 @@ from jaxsr.methods.base import LossOutput, Part, Request, Sampler, ScheduleConfi
 from jaxsr.methods.condition import Batch, Condition
 from jaxsr.methods.pixels import PixelNetworkConfig, Pixels
 from jaxsr.models.sr3 import Sr3UNet
+from jaxsr.volume.quality import TYPICAL
 
-TOLD_AS_ONE = (1.0, 1.0, 1.0, 0.05, 1.0)  # of what a scan's quality has: noise is some hundredths of the window
+TOLD_AS_ONE = (*3 * (TYPICAL[0],), TYPICAL[1], 1.0)  # of what a scan's quality has: its logarithm is 0 of a typical scan
 EASY = 0.05  # of the variance of a residual that `residual_std` stands for: slices that lack less than that hardly count
 
 
