@@ -45,7 +45,7 @@ def synthetic_batch(batch: Batch, seed: int) -> Batch:
         return rng.uniform(-1, 1, leaf.shape).astype(leaf.dtype)
 
     drawn: Batch = jax.tree.map(draw, batch)
-    told = {"scale": 2.0, "axes": 3.0, "quality": 1.0}
+    told = {"scale": 2.0, "axes": 3.0, "quality": 1.0, "lacks": 0.1}
     return drawn._replace(**{name: np.full_like(of, told[name]) for name in told if (of := getattr(drawn, name)) is not None})
 
 

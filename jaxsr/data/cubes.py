@@ -100,6 +100,8 @@ class CubeStream(SliceStream):
             quality = pair.quality()
             x, y, z = (quality.sharpness[a] for a in order)
             told["quality"] = told_quality(quality._replace(sharpness=(x, y, z)), axis)
+        if self._lacks:
+            told["lacks"] = np.float32(pair.lacks)
         if self._stacks:
             told["axes"] = np.float32(axes)
         samples = []

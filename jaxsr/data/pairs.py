@@ -30,7 +30,7 @@ class Pair(NamedTuple):
     """Maps `[X, Y, Z]` on `grid` (`gradient` `[X, Y, Z, 3]`); see the head of this file. What is not known is None.
 
     `scanned`: mm of the voxels that `low` was acquired with, along the grid's axes; `quality`: of what was acquired, along those,
-    measured when it is asked for.
+    measured when it is asked for; `lacks`: root mean square of what `low` lacks of `high` in the head, of a stream that tells it.
     """
 
     high: np.ndarray
@@ -44,6 +44,7 @@ class Pair(NamedTuple):
     mask: np.ndarray | None = None
     scanned: tuple[float, float, float] | None = None
     quality: Callable[[], Quality] | None = None
+    lacks: float | None = None
 
     def maps(self, wanted: Sequence[str] = OPTIONAL) -> dict[str, np.ndarray]:
         """`high`, `low`, and those of `wanted` that there are."""

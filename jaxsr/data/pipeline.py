@@ -43,7 +43,7 @@ class Sample(TypedDict):
       output, mean_map: `[H, W, 1]` float32, and spread, a number: of a distilled set.
       gradient: `[H, W, 3]` float32.
       beside: `[H, W, 2 k]` float32, of a stream with context k.
-      scale, quality: `[3]` and `[5]` float32, of a stream that is to tell them.
+      scale, quality: `[3]` and `[5]` float32, and lacks, a number, of a stream that is to tell them.
       axes: a number, of a stream of cubes and stacks: across how many axes slices of the same voxels are among them, 3 or 1.
       labels: `[H, W]` uint8.
       mask: `[H, W, 1]` bool.
@@ -67,6 +67,7 @@ class Sample(TypedDict):
     beside: NotRequired[np.ndarray]
     scale: NotRequired[np.ndarray]
     quality: NotRequired[np.ndarray]
+    lacks: NotRequired[np.float32]
     axes: NotRequired[np.float32]
     labels: NotRequired[np.ndarray]
     mask: NotRequired[np.ndarray]
@@ -92,7 +93,7 @@ class SliceStream:
       augment: how slices are varied; True: flipped at random.
       maps: names of the optional maps that samples have.
       context: slices of `low` on either side that samples have.
-      scale, quality: whether samples have those of a condition.
+      scale, quality, lacks: whether samples have those of a batch.
       chosen: which of the subjects; None: all.
       note: told of the first subject, and of those that cannot be loaded, from another thread.
 
@@ -111,6 +112,7 @@ class SliceStream:
         context: int = 0,
         scale: bool = False,
         quality: bool = False,
+        lacks: bool = False,
         chosen: Sequence[int] | None = None,
         seed: int = 0,
         note: Callable[[str], None] = lambda text: None,
@@ -119,7 +121,7 @@ class SliceStream:
             raise ValueError(f"draws must be a multiple of window, got {draws} and {window}")
         self._subjects, self._crop, self._draws, self._window = subjects, crop, draws, window
         self._augment, self._maps, self._context, self._seed = augmentation_of(augment), maps, context, seed
-        self._scale, self._quality = scale, quality
+        self._scale, self._quality, self._lacks = scale, quality, lacks
         self._chosen = range(len(subjects.ids)) if chosen is None else chosen
         self._cache = Cache(self._load, window + 2)
         self._note, self._told, self._began = note, set[int](), False
@@ -165,7 +167,7 @@ class SliceStream:
             try:
                 pair = self._subjects.load(subject, visit)
                 self._check(pair, self._subjects.ids[subject])
-                return subject, pair
+                return subject, pair._replace(lacks=_lacking(pair)) if self._lacks else pair
             except (VolumeError, OSError) as error:
                 reason = str(error)
                 if subject not in self._told:
@@ -197,7 +199,16 @@ class SliceStream:
         if self._quality:
             assert pair.quality is not None
             sample["quality"] = told_quality(pair.quality(), axis)[[1, 0, 2, 3, 4] if drawn.transposed else slice(None)]
+        if self._lacks:
+            sample["lacks"] = np.float32(pair.lacks)
         return sample
+
+
+def _lacking(pair: Pair) -> float:
+    """`Pair.lacks`; of a pair without tissue that of all of it."""
+    head = pair.low > FOREGROUND
+    missing = (pair.high - pair.low)[head if head.any() else ...]
+    return float(np.sqrt(np.mean(np.square(missing), dtype=np.float64)))
 
 
 def batches(stream: Stream, batch_size: int, *, start: int = 0, rows: np.ndarray | None = None, threads: int = 2) -> grain.DatasetIterator:

@@ -76,6 +76,11 @@ def takes_cubes(method: Any) -> bool:
     return bool(getattr(method, "fused", False))
 
 
+def weighs_heads(method: Any) -> bool:
+    """Whether the method, or its config, is trained on slices that tell how much their heads lack."""
+    return getattr(method, "relative_to", None) == "head"
+
+
 def abstract_condition(method: Any, shape: tuple[int, int, int], names: Sequence[str] = ("low",)) -> Condition:
     """Of slices of `shape` (B, H, W): those maps, and of what else a condition has what `method` takes."""
     seen = {"beside": context_of(method), "estimate": passes_of(method) > 1}
@@ -106,6 +111,7 @@ class Batch(NamedTuple):
       axes: across how many axes there are slices of the same voxels in the batch, 3 or 1, `[B]`, for a method with `axes_conditioning`.
       labels: tissue of each pixel, `[B, H, W]` uint8.
       mask: pixels that count, `[B, H, W, 1]` bool.
+      lacks: the root of the mean square of what `low` lacks of `high` in the head that the slice is of, `[B]`, for those that weigh by it.
       paired: what each slice counts in losses that compare it with its pair, `[B]`, of mean one: 0 for those without. None: all are pairs.
     """
 
@@ -125,6 +131,7 @@ class Batch(NamedTuple):
     output: Array | None = None
     mean_map: Array | None = None
     spread: Array | None = None
+    lacks: Array | None = None
     paired: Array | None = None
     scale: Array | None = None
     axes: Array | None = None

@@ -58,6 +58,8 @@ class Sr3Config(Strict):
       loss: 'l1' (published) or 'l2', averaged over pixels, on what `prediction` names.
       relative: a slice's loss is divided by the mean square of its x_0, plus `EASY`: what counts is the share of a residual that is left,
         as decibels count it, so that slices that lack little count as much as those that lack more. Of a residual only.
+      relative_to: 'slice', or 'head': it is by the mean square of what the slice's head lacks, as decibels of a whole head count it:
+        within a head, slices that lack more count more.
       context: slices of the low-resolution volume on either side that the network is shown beside the one that it upscales; 0: published.
       scale_conditioning: the network is told how much coarser than the target's the scan's voxels are, along rows, columns and through the
         slice: one network for many scans need not find out from each what k-space it lacks.
@@ -87,6 +89,7 @@ class Sr3Config(Strict):
     prediction: Prediction = "eps"
     loss: Literal["l1", "l2"] = "l1"
     relative: bool = False
+    relative_to: Literal["slice", "head"] = "slice"
     residual_std: float | None = Field(None, gt=0)
     context: int = Field(0, ge=0, le=8)
     scale_conditioning: bool = False
@@ -109,6 +112,8 @@ class Sr3Config(Strict):
         check_sampling(self.schedule, self.prediction, sampling_steps=self.sampling_steps)
         if self.relative and not (self.residual_std and self.loss == "l2"):
             raise ValueError("relative is of the squares of a residual: give residual_std and loss l2, or leave it out")
+        if self.relative_to == "head" and not self.relative:
+            raise ValueError("relative_to says of what the loss is a share: set relative=true, or leave it out")
         if self.fused and not self.terminal:
             raise ValueError("fused is of what is seen at t = T: give a share of that, terminal, above 0")
         if (self.passes > 1 or self.axes_conditioning) and not self.fused:
@@ -191,8 +196,16 @@ class Sr3:
             misses = jnp.where(last[:, None, None, None], over_axes(misses, axes), misses)
         errors = ERRORS[self.config.loss](misses, jnp.zeros_like(misses))
         if self.config.relative:
-            errors = errors / (jnp.mean(jnp.square(x0), axis=(1, 2, 3)) + EASY)
+            errors = errors / (self._lacking(batch, x0) + EASY)
         return LossOutput(errors.mean(), {}, variables["stats"])
+
+    def _lacking(self, batch: Batch, x0: Array) -> Array:
+        """The mean square of x_0, `[B]`, over the slice or its head."""
+        if self.config.relative_to == "slice":
+            return jnp.mean(jnp.square(x0), axis=(1, 2, 3))
+        assert batch.lacks is not None
+        assert self.config.residual_std
+        return jnp.square(batch.lacks / self.config.residual_std)
 
     def upscale(self, variables: Variables, condition: Condition, keys: Array, request: Request) -> UpscaleOutput:
         samples, image = self.sampler(variables, condition).draw(keys, request)

@@ -32,7 +32,7 @@ from jaxsr.data.unpaired import HalfPaired, split_paired
 from jaxsr.data.variety import Variety
 from jaxsr.experiment import DataConfig, Experiment, SourceConfig
 from jaxsr.methods.base import Method, Variables
-from jaxsr.methods.condition import MAP_CHANNELS, TOLD, Batch, context_of, shape_of, takes_cubes, told_to
+from jaxsr.methods.condition import MAP_CHANNELS, TOLD, Batch, context_of, shape_of, takes_cubes, told_to, weighs_heads
 from jaxsr.train.precomputed import check_precomputed, no_set
 from jaxsr.train.state import abstract_variables
 from jaxsr.volume.geometry import Kind
@@ -93,7 +93,9 @@ def fitted(experiment: Experiment, records: PreparedSet | None) -> Experiment:
             raise no_set(experiment)
         return experiment
     of_volumes = ("context", *(f"{name}_conditioning" for name in TOLD), "fused")
-    if alone := [f"method.{key}" for key in of_volumes if getattr(experiment.method, key, None)]:
+    alone = [f"method.{key}" for key in of_volumes if getattr(experiment.method, key, None)]
+    alone += ["method.relative_to=head"] if weighs_heads(experiment.method) else []
+    if alone:
         raise ConfigError(f"{' and '.join(alone)}: slices of a prepared set lie alone, and do not say it: name data.volumes or data.labels")
     data, manifest = experiment.data, records.manifest
     settings = json.loads(manifest.settings)
@@ -189,6 +191,7 @@ def _stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note
             "is scanned is bent by contrasts of data.mixture"
         )
     how |= {"context": context, "scale": "scale" in told, "quality": "quality" in told, "seed": experiment.seed, "note": note}
+    how["lacks"] = weighs_heads(experiment.method)
     if takes_cubes(experiment.method):
         return CubeStream(subjects, data.crop, stacks="axes" in told, **how)
     return SliceStream(subjects, crop, **how)
@@ -231,6 +234,8 @@ def abstract_batch(experiment: Experiment, records: PreparedSet | None = None, e
         shapes["beside"] = jax.ShapeDtypeStruct((*plane, 2 * context), jnp.float32)
     for name in told_to(experiment.method):
         shapes[name] = jax.ShapeDtypeStruct(shape_of(experiment.method, name, plane), jnp.float32)
+    if weighs_heads(experiment.method):
+        shapes["lacks"] = jax.ShapeDtypeStruct((size,), jnp.float32)
     precomputed = build_method(experiment).precomputed(crop)
     if encoded and not precomputed:
         raise ConfigError(f"method.kind={experiment.method.kind} trains on slices alone, so there is nothing to be encoded")

@@ -7,6 +7,7 @@ import pytest
 from jaxsr.config import ConfigError, from_dict
 from jaxsr.data.acquired import drawn_acquisition
 from jaxsr.data.augmentation import AugmentConfig, Draw
+from jaxsr.data.cubes import CubeStream
 from jaxsr.data.pairs import beside, planes
 from jaxsr.data.pipeline import SliceStream, magnified, make_sample
 from jaxsr.data.subjects import FolderSubjects, MixedSubjects, Pair
@@ -146,6 +147,22 @@ def test_slices_say_how_sharp_their_scan_was_also_where_they_are_transposed():
     seen = {(int(sample["origin"][2]), *map(float, sample["quality"][:3])) for sample in (stream[i] for i in range(64))}
     assert seen == {(0, 2, 3, 1), (0, 3, 2, 1), (1, 1, 3, 2), (1, 3, 1, 2), (2, 1, 2, 3), (2, 2, 1, 3)}
     np.testing.assert_array_equal(stream[0]["quality"][3:], np.float32([0.05, 1]))
+
+
+@pytest.mark.parametrize("kind", [SliceStream, CubeStream], ids=["slices", "cubes"])
+@pytest.mark.parametrize("tissue", [True, False])
+def test_slices_say_how_much_their_head_lacks(kind, tissue):
+    """0.3 where there is tissue, which is what counts if there is any; 1 in the air."""
+
+    class Known(Called):
+        def load(self, index, visit=0):
+            low = np.full((20, 20, 20), -1.0, np.float32)
+            low[:10] = 0.5 if tissue else -1
+            return Pair(low + np.where(low > 0, np.float32(0.3), np.float32(1.0)), low, Grid(low.shape, np.eye(4)))
+
+    stream = kind(Known(1, 1), 8 if kind is CubeStream else (8, 8), draws=48, window=2, lacks=True)
+    assert [stream[i]["lacks"] for i in (0, 30)] == [pytest.approx(0.3 if tissue else 1.0)] * 2
+    assert stream[0]["lacks"].dtype == np.float32
 
 
 def test_of_a_slice_that_is_magnified_the_scan_is_coarser_by_as_much_but_not_through_it():

@@ -324,10 +324,24 @@ def test_relative_errors_are_shares_of_what_a_slice_lacks():
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
+def test_relative_to_the_head_the_squares_of_its_slices_count_as_they_are():
+    method = recipe(prediction="x0", residual_std=0.1, loss="l2", relative=True, relative_to="head")
+    method.network = type("Nothing", (), {"apply": staticmethod(lambda variables, x_t, low, signal, **_: jnp.zeros_like(x_t))})()
+    of, lacks = batch(), 0.02 * jnp.arange(1.0, 1 + batch().size)
+    loss = method.loss({"params": {}, "stats": {}}, of._replace(lacks=lacks), keys_of(of.size), jnp.int32(0)).loss
+    powers = np.square((of.high - of.low) / 0.1).mean((1, 2, 3))
+    assert float(loss) == pytest.approx(float((powers / (np.square(lacks / 0.1) + EASY)).mean()), rel=1e-5)
+
+
 @pytest.mark.parametrize("settings", [{"loss": "l2"}, {"residual_std": 0.1}])
 def test_relative_is_of_squares_of_a_residual_alone(settings):
     with pytest.raises(ConfigError, match="relative is of the squares of a residual"):
         from_dict({"kind": "sr3", "relative": True, **settings}, Sr3Config)
+
+
+def test_nothing_is_relative_to_a_head_where_nothing_is_relative():
+    with pytest.raises(ConfigError, match="relative_to says of what the loss is a share: set relative=true"):
+        from_dict({"kind": "sr3", "relative_to": "head"}, Sr3Config)
 
 
 def test_attention_without_norms_is_refused():

@@ -308,6 +308,13 @@ def test_of_a_prepared_set_there_are_no_cubes(prepared):
         fitted(experiment, PreparedSet(prepared, "train"))
 
 
+def test_slices_of_a_prepared_set_do_not_say_how_much_their_heads_lack(prepared):
+    method = {**TEACHER["method"], "loss": "l2", "residual_std": 0.1, "relative": True, "relative_to": "head"}
+    experiment = from_dict({**TEACHER, "method": method, "data": {"crop": 8, "manifest": str(prepared)}}, Experiment)
+    with pytest.raises(ConfigError, match=r"method\.relative_to=head: slices of a prepared set lie alone"):
+        fitted(experiment, PreparedSet(prepared, "train"))
+
+
 def test_images_are_no_cache_and_a_cache_no_images(made):
     with pytest.raises(ConfigError, match=r"holds a teacher's outputs, and method.kind=sr3 learns from images"):
         fitted(from_dict({**TEACHER, "data": {"crop": 8, "manifest": str(made)}}, Experiment), PreparedSet(made, "train"))
