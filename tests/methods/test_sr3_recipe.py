@@ -253,10 +253,10 @@ def test_what_it_is_told_counts_along_each_axis_in_upscaling_and_in_training(axi
 QUALITY = {"prediction": "x0", "scale_conditioning": True, "quality_conditioning": True}
 
 
-def test_it_is_told_the_quality_beside_the_scale_and_noise_in_units_of_its_own():
+def test_it_is_told_the_quality_beside_the_scale_in_units_of_a_typical_one():
     method = recipe(**QUALITY)
-    of = scaled(2.0, 1.0, 5.0).condition._replace(quality=jnp.tile(jnp.array([1.1, 1.2, 1.3, 0.1, 2.0]), (4, 1)))
-    np.testing.assert_allclose(method._told(of), [[2, 1, 5, 1.1, 1.2, 1.3, 2, 2]] * 4, rtol=1e-6)
+    of = scaled(2.0, 1.0, 5.0).condition._replace(quality=jnp.tile(jnp.array([0.8, 1.6, 2.4, 0.07, 2.0]), (4, 1)))
+    np.testing.assert_allclose(method._told(of), [[2, 1, 5, 0.5, 1, 1.5, 2, 2]] * 4, rtol=1e-6)
     assert recipe(prediction="x0")._told(of) is None
 
 
