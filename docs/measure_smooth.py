@@ -1,6 +1,7 @@
 """Heads that are smoother than their voxels, and how right in size is what a model changes of a scan (jaxsr/weights/standard.md).
 
-    python docs/measure_smooth.py MODEL HEADS LABELS OUT.json        an exported model, or a run; folders of heads and of label maps
+    python docs/measure_smooth.py MODEL HEADS LABELS OUT.json        an exported model, or a run; folders of heads of about isotropic
+                                                                     voxels, 0.7 mm and more are kept, and of label maps
 
 Heads are those in HEADS, two rendered from label maps of the splits `validation` and `test`, and the T1 template that comes with nilearn,
 each as it is and after a Gaussian of 0.6 voxels. Of a cube of 80³ voxels in the middle of each, acquired at 1.5T, 3T, thick-slice:
@@ -33,13 +34,14 @@ from jaxsr.runtime.cpu import choose_convolutions
 from jaxsr.upscale.engine import Engine
 from jaxsr.upscale.files import make_engine
 from jaxsr.upscale.model import Model, load_model
-from jaxsr.volume.geometry import resample
+from jaxsr.volume.geometry import resample, target_grid
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import Volume, read_volume
 from jaxsr.volume.quality import quality_of
 from jaxsr.volume.slices import AXES
 
 SIDE, MARGIN, SIGMA = 80, 6, 0.6
+FINEST = 0.7  # mm
 TISSUE = -0.8  # of the window: brighter counts
 BANDS = (0.0, 0.7, 1.0, 1.2, 1.5, np.inf)
 ACQUISITIONS = ("1.5T", "3T", "thick-slice")
@@ -47,8 +49,15 @@ ACQUISITIONS = ("1.5T", "3T", "thick-slice")
 
 def heads(folder: Path, labels: Path) -> dict[str, Volume]:
     rendered = LabelSubjects(held_out_maps(labels), labels, 2, "test", voxel_size=1.0, acquisition=named_acquisition("1.5T"), seed=5)
-    found = {path.name.partition(".")[0]: read_volume(path) for path in sorted(folder.iterdir())}
+    found = {path.name.partition(".")[0]: not_finer(read_volume(path)) for path in sorted(folder.iterdir())}
     return found | {"template": template_t1()} | {f"rendered {i + 1}": rendered.truth(i) for i in range(2)}
+
+
+def not_finer(volume: Volume) -> Volume:
+    """`volume`, brought to voxels of `FINEST` along axes that are finer, as training does."""
+    x, y, z = (max(mm, FINEST) for mm in volume.voxel_size)
+    grid = target_grid(volume.grid, (x, y, z))
+    return volume if grid.shape == volume.grid.shape else Volume(resample(volume.data, volume.grid, grid), grid.affine)
 
 
 def middle(data: np.ndarray) -> np.ndarray:
@@ -63,15 +72,16 @@ def upscaled(engine: Engine, model: Model, scan: Volume, low: np.ndarray, ratio:
     return engine.fuse(low, dict.fromkeys(AXES, model.method.default_request), jax.random.key(0), told=told)[0]
 
 
-def factors(low: np.ndarray, made: np.ndarray, truth: np.ndarray, ratio: np.ndarray) -> list[float]:
-    """Of each band that there is."""
+def factors(low: np.ndarray, made: np.ndarray, truth: np.ndarray, ratio: np.ndarray) -> list[float | None]:
+    """Of each band; None of one that there is not."""
     window = np.hanning(SIDE)
     weights = window[:, None, None] * window[None, :, None] * window
     changed, lacking = (np.fft.fftn((of - low) * weights) for of in (made, truth))
     at = np.stack(np.meshgrid(*[np.abs(np.fft.fftfreq(SIDE))] * 3, indexing="ij"))
     beyond = np.max(2 * at * ratio[:, None, None, None], axis=0)
     inside = [(beyond >= least) & (beyond < most) for least, most in itertools.pairwise(BANDS)]
-    return [round(float(np.vdot(changed[of], lacking[of]).real / np.vdot(changed[of], changed[of]).real), 2) for of in inside if of.any()]
+    parts = [(changed[of], lacking[of]) for of in inside]
+    return [round(float(np.vdot(d, t).real / np.vdot(d, d).real), 2) if d.size else None for d, t in parts]
 
 
 def measured(engine: Engine, model: Model, truth: Volume, acquisition: str) -> dict[str, Any]:

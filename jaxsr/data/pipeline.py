@@ -167,6 +167,8 @@ class SliceStream:
             try:
                 pair = self._subjects.load(subject, visit)
                 self._check(pair, self._subjects.ids[subject])
+                if self._quality and pair.quality:
+                    pair.quality()  # here, not where slices are waited for
                 return subject, pair._replace(lacks=_lacking(pair)) if self._lacks else pair
             except (VolumeError, OSError) as error:
                 reason = str(error)

@@ -77,7 +77,7 @@ def takes_cubes(method: Any) -> bool:
 
 
 def weighs_heads(method: Any) -> bool:
-    """Whether the method, or its config, is trained on slices that tell how much their heads lack."""
+    """Whether a method of this config is trained on slices that tell how much their heads lack."""
     return getattr(method, "relative_to", None) == "head"
 
 

@@ -32,9 +32,9 @@ from jaxsr.methods.base import LossOutput, Part, Request, Sampler, ScheduleConfi
 from jaxsr.methods.condition import Batch, Condition
 from jaxsr.methods.pixels import PixelNetworkConfig, Pixels
 from jaxsr.models.sr3 import Sr3UNet
-from jaxsr.volume.quality import TYPICAL
 
-TOLD_AS_ONE = (*3 * (TYPICAL[0],), TYPICAL[1], 1.0)  # of what a scan's quality has: its logarithm is 0 of a typical scan
+# Of what a scan's quality has: the logarithm is 0 of a typical scan. Trained weights go by these numbers, whatever `TYPICAL` becomes.
+TOLD_AS_ONE = (1.6, 1.6, 1.6, 0.035, 1.0)
 EASY = 0.05  # of the variance of a residual that `residual_std` stands for: slices that lack less than that hardly count
 
 
@@ -58,8 +58,8 @@ class Sr3Config(Strict):
       loss: 'l1' (published) or 'l2', averaged over pixels, on what `prediction` names.
       relative: a slice's loss is divided by the mean square of its x_0, plus `EASY`: what counts is the share of a residual that is left,
         as decibels count it, so that slices that lack little count as much as those that lack more. Of a residual only.
-      relative_to: 'slice', or 'head': it is by the mean square of what the slice's head lacks, as decibels of a whole head count it:
-        within a head, slices that lack more count more.
+      relative_to: 'slice', or 'head': it is by the mean square of what the slice's head lacks where there is tissue, as decibels of a
+        whole head count it: within a head, slices that lack more count more, and those with much air less.
       context: slices of the low-resolution volume on either side that the network is shown beside the one that it upscales; 0: published.
       scale_conditioning: the network is told how much coarser than the target's the scan's voxels are, along rows, columns and through the
         slice: one network for many scans need not find out from each what k-space it lacks.
@@ -200,7 +200,7 @@ class Sr3:
         return LossOutput(errors.mean(), {}, variables["stats"])
 
     def _lacking(self, batch: Batch, x0: Array) -> Array:
-        """The mean square of x_0, `[B]`, over the slice or its head."""
+        """The mean square of x_0, `[B]`: over the slice, air and all, or over the tissue of its head."""
         if self.config.relative_to == "slice":
             return jnp.mean(jnp.square(x0), axis=(1, 2, 3))
         assert batch.lacks is not None

@@ -190,6 +190,11 @@ def _stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note
             "data.augment.gamma: in a window that is bent noise is not what method.quality_conditioning tells: set one of them to 0; what "
             "is scanned is bent by contrasts of data.mixture"
         )
+    if weighs_heads(experiment.method) and augmentation_of(data.augment).gamma:
+        raise ConfigError(
+            "data.augment.gamma: in a window that is bent a slice lacks other than its head does, by which method.relative_to=head weighs: "
+            "set data.augment.gamma=0, or method.relative_to=slice"
+        )
     how |= {"context": context, "scale": "scale" in told, "quality": "quality" in told, "seed": experiment.seed, "note": note}
     how["lacks"] = weighs_heads(experiment.method)
     if takes_cubes(experiment.method):

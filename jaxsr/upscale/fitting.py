@@ -118,8 +118,9 @@ def started_sr3(
     """An sr3's parameters `tree`, of a model `found`, for a network of the shapes `wanted`, of `method`; and those that it has to have.
 
     One that was not told or shown something of `_LEARNT_LATER` may start one that is, of which `note` is told. What it is newly shown
-    counts for nothing at first. What it is newly told counts as in a network that is trained from nothing: the layer that hears it changes
-    little in training, and would not listen if it began at zero. A typical scan along three axes tells it zeros, and it is what it was.
+    counts for nothing at first. The axes and the quality, newly told, count as in a network that is trained from nothing: the layer that
+    hears them changes little in training, and would not listen if it began at zero. A typical scan along three axes (`TOLD_AS_ONE` of
+    jaxsr.methods.sr3) tells it zeros, and it is what it was. Of the scale layers of their own hear, which begin as if nothing was told.
 
     Raises:
       ConfigError: where it is told or shown what this network is not.
@@ -133,7 +134,8 @@ def started_sr3(
             new.append(key)
     if not new:
         return tree, wanted
-    note(f"{source} was not {', nor '.join(_LEARNT_LATER[key] for key in new)}: it starts as it is, and learns that")
+    lacked = ", nor ".join(_LEARNT_LATER[key] for key in new)
+    note(f"{source} was not {lacked}: it starts as it is, for a typical scan along three axes, and learns that")
     began = dict(tree)
     if "scale_conditioning" in new:
         wanted = {name: of for name, of in wanted.items() if name in tree or not name.startswith("scale_")}

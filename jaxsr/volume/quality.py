@@ -53,7 +53,7 @@ def quality_of(data: np.ndarray, window: Window) -> Quality:
 
 
 def once_asked(data: np.ndarray, window: Window) -> Callable[[], Quality]:
-    """`quality_of`, measured when somebody asks, and once: it takes a tenth of a second or two, and most methods are not told."""
+    """`quality_of`, measured when somebody asks, and kept: it takes a tenth of a second or two, and most methods are not told."""
     return functools.cache(functools.partial(quality_of, data, window))
 
 

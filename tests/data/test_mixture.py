@@ -14,6 +14,7 @@ from jaxsr.data.subjects import FolderSubjects, MixedSubjects, Pair
 from jaxsr.experiment import DataConfig, Experiment
 from jaxsr.physics.protocol import Acquisition, named_acquisition
 from jaxsr.train.build import build_stream, build_subjects
+from jaxsr.volume import quality
 from jaxsr.volume.geometry import Grid
 from jaxsr.volume.io import Volume, write_volume
 from jaxsr.volume.quality import Quality
@@ -165,6 +166,17 @@ def test_slices_say_how_much_their_head_lacks(kind, tissue):
     assert stream[0]["lacks"].dtype == np.float32
 
 
+def test_quality_is_measured_where_somebody_is_told_and_once_a_visit(monkeypatch, tmp_path):
+    measured, wanted = [], quality.quality_of
+    monkeypatch.setattr(quality, "quality_of", lambda data, window: measured.append(1) or wanted(data, window))
+    path = save(tmp_path / "a.nii.gz", (1.0, 1.0, 1.0), shape=(20, 20, 20))
+    subjects = FolderSubjects([path], tmp_path, voxel_size=1.0, native=True, acquisition=from_dict(SMOOTH, Acquisition))
+    for told, count in ((False, 0), (True, 1)):
+        with SliceStream(subjects, (8, 8), draws=16, window=1, quality=told) as stream:
+            assert all(("quality" in stream[i]) == told for i in range(16))
+        assert len(measured) in (count, 2 * count)  # the next visit may have been prepared
+
+
 def test_of_a_slice_that_is_magnified_the_scan_is_coarser_by_as_much_but_not_through_it():
     scale = np.array([2.0, 3.0, 4.0], np.float32)
     np.testing.assert_allclose(magnified(scale, Draw(linear=np.eye(2) / 1.5)), [3.0, 4.5, 4.0], rtol=1e-6)
@@ -176,6 +188,13 @@ def test_of_a_window_that_is_bent_no_noise_is_told():
     settings = {"kind": "sr3", "scale_conditioning": True, "quality_conditioning": True}
     experiment = from_dict({"method": settings, "data": {"augment": {"gamma": 0.1}}}, Experiment)
     with pytest.raises(ConfigError, match=r"data.augment.gamma: .*set one of them to 0"):
+        build_stream(experiment, Called(1, 1))
+
+
+def test_in_a_window_that_is_bent_a_slice_does_not_lack_what_its_head_does():
+    settings = {"kind": "sr3", "loss": "l2", "residual_std": 0.1, "relative": True, "relative_to": "head"}
+    experiment = from_dict({"method": settings, "data": {"augment": {"gamma": 0.1}}}, Experiment)
+    with pytest.raises(ConfigError, match=r"data.augment.gamma: .*set data.augment.gamma=0, or method.relative_to=slice"):
         build_stream(experiment, Called(1, 1))
 
 
