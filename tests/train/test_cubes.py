@@ -21,6 +21,8 @@ METHOD = {
     "network": {"width": 8, "multipliers": [1], "blocks": 1, "attention_at": [], "groups": None, "dropout": 0.0, "middle_attention": False},
     "prediction": "x0",
     "loss": "l2",
+    "relative": True,
+    "relative_to": "head",
     "residual_std": 0.1,
     "context": 1,
     "terminal": 0.8,
