@@ -37,7 +37,7 @@ from jaxsr.upscale.model import Model, load_model
 from jaxsr.volume.geometry import resample, target_grid
 from jaxsr.volume.intensity import fit_window
 from jaxsr.volume.io import Volume, read_volume
-from jaxsr.volume.quality import quality_of
+from jaxsr.volume.quality import Quality, quality_of
 from jaxsr.volume.slices import AXES
 
 SIDE, MARGIN, SIGMA = 80, 6, 0.6
@@ -61,12 +61,13 @@ def not_finer(volume: Volume) -> Volume:
 
 
 def middle(data: np.ndarray) -> np.ndarray:
+    if min(data.shape) < SIDE:
+        raise SystemExit(f"a head of {data.shape} voxels holds no cube of {SIDE}: leave it out of HEADS")
     return np.ascontiguousarray(data[tuple(slice((n - SIDE) // 2, (n + SIDE) // 2) for n in data.shape)], np.float32)
 
 
-def upscaled(engine: Engine, model: Model, scan: Volume, low: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-    """`low`, a cube of `scan` on the grid of the truth, whose voxels are `ratio` times finer; the model is told of the whole scan."""
-    quality = quality_of(scan.data, fit_window(scan.data))
+def upscaled(engine: Engine, model: Model, quality: Quality, low: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    """`low`, a cube of a scan of `quality` on the grid of the truth, whose voxels are `ratio` times finer."""
     facts = {axis: {"scale": ratio[slice_frame(i)], "quality": told_quality(quality, i)} for axis, i in AXES.items()}
     told = {axis: {name: of for name, of in known.items() if name in told_to(model.method)} for axis, known in facts.items()}
     return engine.fuse(low, dict.fromkeys(AXES, model.method.default_request), jax.random.key(0), told=told)[0]
@@ -89,7 +90,7 @@ def measured(engine: Engine, model: Model, truth: Volume, acquisition: str) -> d
     window, ratio = fit_window(scan.data), coarser(scan.voxel_size, truth.grid)
     low = middle(window.forward(resample(scan.data, scan.grid, truth.grid, model.experiment.data.interpolation)))
     wanted = middle(window.forward(truth.data))
-    made = upscaled(engine, model, scan, low.copy(), ratio)
+    made = upscaled(engine, model, quality_of(scan.data, window), low.copy(), ratio)
     inner = (slice(MARGIN, -MARGIN),) * 3
     tissue = wanted[inner] > TISSUE
     before, after = (float(np.mean((of - wanted)[inner][tissue] ** 2)) for of in (low, made))

@@ -195,8 +195,8 @@ def _stream(experiment: Experiment, subjects: Subjects | PreparedSet, note: Note
             "data.augment.gamma: in a window that is bent a slice lacks other than its head does, by which method.relative_to=head weighs: "
             "set data.augment.gamma=0, or method.relative_to=slice"
         )
-    how |= {"context": context, "scale": "scale" in told, "quality": "quality" in told, "seed": experiment.seed, "note": note}
-    how["lacks"] = weighs_heads(experiment.method)
+    how |= {"context": context, "scale": "scale" in told, "quality": "quality" in told, "lacks": weighs_heads(experiment.method)}
+    how |= {"seed": experiment.seed, "note": note}
     if takes_cubes(experiment.method):
         return CubeStream(subjects, data.crop, stacks="axes" in told, **how)
     return SliceStream(subjects, crop, **how)
